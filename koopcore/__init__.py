@@ -1,0 +1,58 @@
+"""Koopman operators of training trajectories, thousands at once: ``x[n+T] = U^T x[n]``.
+
+Importing koopcore imports neither torch, CuPy nor Numba: each public name is imported from its
+module when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from koopcore.backends import backends as backends
+    from koopcore.layout import Layout as Layout
+    from koopcore.operators import KoopmanOperators as KoopmanOperators
+    from koopcore.operators import fit as fit
+    from koopcore.partition import Partition as Partition
+    from koopcore.training import attach as attach
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "KoopmanOperators": "koopcore.operators",
+    "Layout": "koopcore.layout",
+    "Partition": "koopcore.partition",
+    "attach": "koopcore.training",
+    "backends": "koopcore.backends",
+    "fit": "koopcore.operators",
+}
+
+__all__ = [
+    "KoopmanOperators",
+    "Layout",
+    "Partition",
+    "__version__",
+    "attach",
+    "backends",
+    "fit",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'koopcore' has no attribute {name!r}")
+    try:
+        value = getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(
+            f'koopcore.{name} needs torch, which is not installed: pip install "koopcore[torch]"'
+        ) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
