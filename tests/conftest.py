@@ -1,0 +1,79 @@
+"""What every test run needs: one unambiguous koopcore under test, and the rule for GPU tests."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import koopcore
+
+UNDER_TEST = Path(koopcore.__file__).resolve().parent
+
+
+def _installed_packages() -> list[Path]:
+    """Where the installed koopcore's package directory is; empty for an editable or no install."""
+    try:
+        files = metadata.files("koopcore") or []
+    except metadata.PackageNotFoundError:
+        return []
+    return [
+        Path(str(file.locate())).resolve().parent
+        for file in files
+        if file.as_posix() == "koopcore/__init__.py"
+    ]
+
+
+def _cpu_module() -> str:
+    try:
+        from koopcore._native import _cpu
+    except ImportError:
+        from koopcore._native import build_record
+
+        return f"no native CPU module: {build_record()['cpu']['reason']}"
+    return f"native CPU module, {_cpu.isa()}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    # A quiet run prints no header, and which koopcore was tested must not depend on verbosity.
+    terminalreporter.write_line(f"tested: koopcore {koopcore.__version__} at {UNDER_TEST}")
+    terminalreporter.write_line(f"        {_cpu_module()}")
+
+
+def pytest_configure() -> None:
+    # A source tree has no compiled module unless it was built in place. Testing it while a built
+    # package is installed would quietly test less than what users run.
+    for installed in _installed_packages():
+        if installed != UNDER_TEST:
+            raise pytest.UsageError(
+                f"koopcore is imported from {UNDER_TEST}, but {installed} is installed; "
+                "run pytest (not python -m pytest) without PYTHONPATH, or install with -e"
+            )
+
+
+def cuda_device_count() -> int:
+    """CUDA devices that the driver reports: 0 without a driver, whatever was built or installed."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_items or cuda_device_count() > 0:
+        return
+    if os.environ.get("KOOPCORE_REQUIRE_GPU") == "1":
+        raise pytest.UsageError(
+            f"KOOPCORE_REQUIRE_GPU=1, but the CUDA driver reports no device; "
+            f"{len(gpu_items)} selected tests need one"
+        )
+    for item in gpu_items:
+        item.add_marker(pytest.mark.skip(reason="needs a CUDA device; the driver reports none"))

@@ -1,0 +1,232 @@
+"""The three ways to install koopcore, really done, and the ways in which a build must fail."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from pathlib import Path
+
+import pytest
+from installation import NO_COMPILERS, ROOT, Environment, build_sdist, copy_source, install, run
+
+from koopcore import _native
+
+pytestmark = pytest.mark.slow
+
+HAS_COMPILER = shutil.which("g++") is not None or shutil.which("clang++") is not None
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="needs g++ or clang++ on PATH")
+
+# Fits and predicts an exactly linear trajectory, x_{k+1} = 0.9 x_k, through the public API.
+FIT = (
+    "import numpy, koopcore\n"
+    "x = 0.9 ** numpy.arange(8.0)[:, None] * numpy.arange(1.0, 23.0)\n"
+    "layout = koopcore.Layout.from_shapes([(2, 10, True)])\n"
+    "ops = koopcore.fit(x, koopcore.Partition.nodes(layout), model='linear')\n"
+    "error = abs(ops.predict(5) - 0.9 ** 12 * numpy.arange(1.0, 23.0)).max()\n"
+    # 22 * 0.9**12 is about 6; 1e-8 leaves seven digits for the rank-one fit in double precision.
+    "assert error < 1e-8, error\n"
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_source(tmp_path_factory.mktemp("source") / "koopcore")
+
+
+@pytest.fixture(scope="module")
+def native(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return install(source, tmp_path_factory.mktemp("native"))
+
+
+@pytest.fixture(scope="module")
+def pure(
+    native: Environment, source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Environment:
+    # Built after `native` in the same tree, whose build directory still holds the CPU module.
+    return install(source, tmp_path_factory.mktemp("pure"), NO_COMPILERS)
+
+
+@pytest.fixture(scope="module")
+def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_sdist(source, tmp_path_factory.mktemp("dist"))
+
+
+def package_files(directory: Path) -> set[str]:
+    return {
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+@needs_compiler
+def test_with_a_compiler_the_cpu_module_is_built_and_used(native: Environment) -> None:
+    where, cpu, record = native.facts()
+    assert Path(where).parent == native.package
+    assert cpu is not None, record
+    assert Path(cpu[0]).parent == native.package / "_native"
+    assert record["cpu"]["built"] is True
+    assert record["cpu"]["reason"] == ""
+    assert record["cpu"]["compiler"].split()[0] in {"GNU", "Clang", "AppleClang", "IntelLLVM"}
+    assert cpu[1] in record["cpu"]["instruction_sets"]
+
+
+def test_without_a_compiler_the_install_is_quiet_and_pure(pure: Environment) -> None:
+    _, cpu, record = pure.facts()
+    assert cpu is None
+    assert record["cpu"]["built"] is False
+    assert "no C++ compiler found" in record["cpu"]["reason"]
+    assert "CMake Error" not in pure.output
+    assert "CMake Warning" not in pure.output
+
+
+def test_a_pure_install_holds_no_module_of_an_earlier_build(pure: Environment) -> None:
+    compiled = [name for name in package_files(pure.package) if name.endswith((".so", ".pyd"))]
+    assert compiled == []
+
+
+@needs_compiler
+def test_the_sdist_installs_with_the_cpu_module(sdist: Path, tmp_path: Path) -> None:
+    environment = install(sdist, tmp_path / "env")
+    _, cpu, record = environment.facts()
+    assert cpu is not None, record
+    done = environment.python(FIT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("how", ["native", "pure"])
+def test_every_install_fits_and_predicts(how: str, request: pytest.FixtureRequest) -> None:
+    environment: Environment = request.getfixturevalue(how)
+    done = environment.python(FIT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("how", ["native", "pure"])
+def test_the_package_is_complete(how: str, request: pytest.FixtureRequest) -> None:
+    environment: Environment = request.getfixturevalue(how)
+    installed = package_files(environment.package)
+    built = {name for name in installed if name.startswith("_native/_cpu.")}
+    expected = package_files(environment.source / "koopcore")
+    assert installed - built == expected | {"_native/build.json"}
+
+
+@pytest.mark.parametrize("how", ["native", "pure"])
+def test_nothing_but_the_package_is_installed(how: str, request: pytest.FixtureRequest) -> None:
+    environment: Environment = request.getfixturevalue(how)
+    names = {path.name for path in environment.site_packages.iterdir()}
+    assert names == {"borrowed.pth", "koopcore", "koopcore-0.1.0.dist-info"}
+
+
+@needs_compiler
+def test_the_wheel_is_tagged_for_this_python_and_platform(native: Environment) -> None:
+    [wheel] = native.site_packages.glob("koopcore-*.dist-info/WHEEL")
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert f"Tag: {python}-{python}-{platform}\n" in wheel.read_text(encoding="utf-8")
+    assert "Root-Is-Purelib: false\n" in wheel.read_text(encoding="utf-8")
+
+
+def test_the_sdist_holds_the_whole_source_tree(sdist: Path, source: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        members = {
+            Path(m.name).relative_to(sdist.name[: -len(".tar.gz")]).as_posix()
+            for m in archive.getmembers()
+            if m.isfile()
+        }
+    produced = {"build", "koopcore.egg-info"}
+    tree = {n for n in package_files(source) if n.partition("/")[0] not in produced}
+    # Only of use with the repository's history or in an editor.
+    assert tree - members <= {".gitignore"}
+
+
+def test_the_command_is_installed(native: Environment) -> None:
+    done = run([str(native.scripts / "koopcore"), "info"], native.directory)
+    assert done.returncode == 0, done.stderr
+    assert "native_cpu" in done.stdout
+    assert "numba_cpu" in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_the_command_says_how_to_get_a_missing_package(pure: Environment, missing: str) -> None:
+    done = pure.python(
+        f"import sys; sys.modules[{missing!r}] = None\nfrom koopcore.__main__ import main; main()"
+    )
+    assert done.returncode == 1
+    assert 'pip install "koopcore[demo]"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_koopcore_under_test_has_the_cpu_module_that_was_built() -> None:
+    # In the running environment: what every other test file imports.
+    cpu = _native.build_record()["cpu"]
+    if cpu["built"]:
+        from koopcore._native import _cpu
+
+        assert Path(_cpu.__file__).parent == Path(_native.__file__).parent
+        assert set(_cpu.supported_isas()) <= set(cpu["instruction_sets"])
+    else:
+        assert cpu["reason"]
+        assert list(Path(_native.__file__).parent.glob("_cpu.*")) == []
+
+
+def configure(
+    source: Path, build: Path, *options: str, **env: str
+) -> subprocess.CompletedProcess[str]:
+    command = ["cmake", "-S", str(source), "-B", str(build), "-G", "Ninja", *options]
+    return run([*command, f"-DPython_EXECUTABLE={sys.executable}"], source, env)
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "message"),
+    [
+        (["-DKOOPCORE_CPU=ON"], NO_COMPILERS, "KOOPCORE_CPU=ON, but no C++ compiler found"),
+        (["-DKOOPCORE_CPU=YES"], {}, "KOOPCORE_CPU is 'YES'; accepted are AUTO, ON and OFF"),
+    ],
+)
+def test_a_build_that_cannot_do_what_was_asked_says_so(
+    options: list[str], env: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    done = configure(ROOT, tmp_path, *options, **env)
+    assert done.returncode != 0
+    assert message in " ".join(done.stderr.split())
+
+
+def test_switched_off_needs_no_compiler_and_builds_nothing(tmp_path: Path) -> None:
+    done = configure(ROOT, tmp_path, "-DKOOPCORE_CPU=OFF", **NO_COMPILERS)
+    assert done.returncode == 0, done.stderr
+    assert "switched off (KOOPCORE_CPU=OFF)" in (tmp_path / "build.json").read_text()
+
+
+@needs_compiler
+def test_broken_code_fails_the_build_even_under_auto(source: Path, tmp_path: Path) -> None:
+    broken = copy_source(tmp_path / "koopcore")
+    with (broken / "csrc/cpu/isa.cpp").open("a", encoding="utf-8") as file:
+        file.write("#error deliberately broken\n")
+    assert configure(broken, tmp_path / "build").returncode == 0
+    done = run(["cmake", "--build", str(tmp_path / "build"), "--target", "_cpu"], tmp_path)
+    assert done.returncode != 0
+    assert "deliberately broken" in done.stdout + done.stderr
+
+
+@needs_compiler
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm (binutils)")
+def test_no_wide_code_can_leak_into_the_portable_path(tmp_path: Path) -> None:
+    # The linker keeps one copy of each weak symbol (inline functions, templates). A copy compiled
+    # for AVX-512 would then also serve processors without it, so weak symbols that are not in the
+    # namespace of their instruction set must not leave the objects compiled with wide flags.
+    assert configure(ROOT, tmp_path).returncode == 0
+    for isa in ("avx2", "avx512"):
+        done = run(["cmake", "--build", str(tmp_path), "--target", f"cpu_{isa}"], tmp_path)
+        assert done.returncode == 0, done.stdout
+        objects = sorted((tmp_path / f"CMakeFiles/cpu_{isa}.dir").rglob("*.o"))
+        assert objects
+        symbols = run(["nm", "--defined-only", "--demangle", *map(str, objects)], tmp_path).stdout
+        shared = [
+            line
+            for line in symbols.splitlines()
+            if line[17:18] in {"W", "V", "u"} and f"::{isa}::" not in line
+        ]
+        assert shared == []
