@@ -44,6 +44,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_configure() -> None:
+    # Child processes of tests shall import that same koopcore, not one from the working directory
+    # (Python 3.10 does not know this variable; tests there rely on their own working directory).
+    os.environ["PYTHONSAFEPATH"] = "1"
     # A source tree has no compiled module unless it was built in place. Testing it while a built
     # package is installed would quietly test less than what users run.
     for installed in _installed_packages():
