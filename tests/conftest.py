@@ -14,17 +14,17 @@ import koopcore
 UNDER_TEST = Path(koopcore.__file__).resolve().parent
 
 
-def _installed_packages() -> list[Path]:
-    """Where the installed koopcore's package directory is; empty for an editable or no install."""
-    try:
-        files = metadata.files("koopcore") or []
-    except metadata.PackageNotFoundError:
-        return []
-    return [
-        Path(str(file.locate())).resolve().parent
-        for file in files
-        if file.as_posix() == "koopcore/__init__.py"
-    ]
+def _installed_package() -> Path | None:
+    """Where the installed koopcore's package directory is; None for an editable or no install."""
+    for distribution in metadata.distributions(name="koopcore"):
+        # A source tree can hold an egg-info, which is not an installation.
+        if distribution.read_text("WHEEL") is None:
+            continue
+        for file in distribution.files or []:
+            if file.as_posix() == "koopcore/__init__.py":
+                return Path(str(file.locate())).resolve().parent
+        return None
+    return None
 
 
 def _cpu_module() -> str:
@@ -49,12 +49,12 @@ def pytest_configure() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
     # A source tree has no compiled module unless it was built in place. Testing it while a built
     # package is installed would quietly test less than what users run.
-    for installed in _installed_packages():
-        if installed != UNDER_TEST:
-            raise pytest.UsageError(
-                f"koopcore is imported from {UNDER_TEST}, but {installed} is installed; "
-                "run pytest (not python -m pytest) without PYTHONPATH, or install with -e"
-            )
+    installed = _installed_package()
+    if installed not in {None, UNDER_TEST}:
+        raise pytest.UsageError(
+            f"koopcore is imported from {UNDER_TEST}, but {installed} is installed; "
+            "run pytest (not python -m pytest) without PYTHONPATH, or install with -e"
+        )
 
 
 def cuda_device_count() -> int:

@@ -36,8 +36,8 @@ def run(
     inherited = {
         key: value
         for key, value in os.environ.items()
-        if key not in {"CXX", "CXXFLAGS", "CUDACXX", "CMAKE_ARGS", "KOOPCORE_ISA", "PYTHONPATH"}
-        and not key.startswith("SKBUILD")
+        if key not in {"CXX", "CXXFLAGS", "CUDACXX", "CMAKE_ARGS", "KOOPCORE_ISA"}
+        and not key.startswith(("SKBUILD", "PYTHON"))
     }
     return subprocess.run(
         command, cwd=cwd, env={**inherited, **(env or {})}, capture_output=True, text=True

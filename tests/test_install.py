@@ -172,6 +172,27 @@ def test_the_koopcore_under_test_has_the_cpu_module_that_was_built() -> None:
         assert list(Path(_native.__file__).parent.glob("_cpu.*")) == []
 
 
+@pytest.mark.parametrize(
+    ("search_path", "exit_code"),
+    [("sys.path.pop(0)", pytest.ExitCode.OK), ("pass", pytest.ExitCode.USAGE_ERROR)],
+    ids=["installed", "shadowed"],
+)
+def test_the_test_run_refuses_a_source_tree_that_shadows_the_installed_package(
+    pure: Environment, search_path: str, exit_code: pytest.ExitCode
+) -> None:
+    # With `python -m pytest`, as with -c here, the working directory heads the search path.
+    code = (
+        f"import sys; {search_path}; import pytest\n"
+        "sys.exit(pytest.main(['tests/test_architecture.py', '-k', 'unknown_name']))"
+    )
+    done = run([str(pure.scripts / "python"), "-c", code], pure.source)
+    assert done.returncode == exit_code, done.stdout + done.stderr
+    if exit_code == pytest.ExitCode.OK:
+        assert f"at {pure.package.resolve()}" in done.stdout
+    else:
+        assert f"koopcore is imported from {pure.source.resolve()}" in done.stderr
+
+
 def configure(
     source: Path, build: Path, *options: str, **env: str
 ) -> subprocess.CompletedProcess[str]:
