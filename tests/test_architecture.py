@@ -18,7 +18,7 @@ LEVELS: list[set[str]] = [
     {"_native"},
     {"arrays", "layout", "layout_torch", "partition", "own_groups", "unit_groups", "segments"},
     {"backends"},
-    {"operators", "selection", "spectrum"},
+    {"operators", "fitted", "selection", "spectrum"},
     {"training", "learning"},
     {"problems"},
     {"cli"},
