@@ -24,7 +24,7 @@ _HOME = {
     "Layout": "koopcore.layout",
     "Partition": "koopcore.partition",
     "attach": "koopcore.training",
-    "backends": "koopcore.backends",
+    "backends": "koopcore",
     "fit": "koopcore.operators",
 }
 
@@ -42,6 +42,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'koopcore' has no attribute {name!r}")
+    if name == "backends":
+        # The package of that name, which can be called: any import of it binds the name anyway.
+        return import_module("koopcore.backends")
     try:
         value = getattr(import_module(_HOME[name]), name)
     except ModuleNotFoundError as error:

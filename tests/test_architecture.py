@@ -18,15 +18,15 @@ LEVELS: list[set[str]] = [
     {"_native"},
     {"arrays", "layout", "layout_torch", "partition", "own_groups", "unit_groups", "segments"},
     {"backends"},
-    {"operators", "fitted", "selection", "spectrum"},
+    {"operators", "checks", "fitting", "fitted", "selection", "spectrum"},
     {"training", "learning"},
     {"problems"},
-    {"cli"},
+    {"cli", "info"},
     {"__main__"},
 ]
-# The leaves describe one thing, a grouping of parameters, between them; fit() selects and
-# reports spectra. training and learning know nothing of each other.
-PEERS = [LEVELS[1], LEVELS[3]]
+# The leaves describe one thing, a grouping of parameters, between them; fit() selects models and
+# reports spectra; the command line prints info's report. training and learning stay strangers.
+PEERS = [LEVELS[1], LEVELS[3], LEVELS[6]]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 USES_TORCH = {"training", "learning", "problems"}
@@ -87,11 +87,11 @@ def top_level(module: str) -> str:
 
 
 def run_python(code: str, directory: Path) -> str:
-    command = [sys.executable, "-c", code]
     # Not in the source tree: a child process would prefer it over the installed package.
-    return subprocess.run(
-        command, cwd=directory, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 @pytest.mark.parametrize(
