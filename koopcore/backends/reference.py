@@ -7,9 +7,9 @@ Notation of the whole engine, for one group of m parameters and its n snapshots 
     G   = BᵀB                                              the Gram matrix, packed lower by rows
 
     linear  F = [x_1 … x_{n-1}]   F' = [x_2 … x_n]         U = F'F⁺     (Dogra & Redman, eq. 4)
-    affine  F = [d_1 … d_{n-2}]   F' = [d_2 … d_{n-1}]     A = F'F⁺,    x_{n+T} = x_n + Σ_j Aʲ d_{n-1}
+    affine  F = [d_1 … d_{n-2}]   F' = [d_2 … d_{n-1}]     A = F'F⁺,  x_{n+T} = x_n + Σ Aʲ d_{n-1}
 
-A prediction in snapshot space is a weight vector w on B: x_{n+T} = B w. All arithmetic is float64.
+A prediction in snapshot space is a weight vector w on B: x_{n+T} = B w. All is float64.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from koopcore.backends.stages import (
     breakdown_tolerance,
     packed_size,
     rank_tolerance,
+    unpack,
 )
 from koopcore.partition import Partition
 
@@ -71,9 +72,10 @@ def feature_gram(
 
 
 def reflect(rows: npt.NDArray[Any], last: npt.NDArray[Any]) -> FloatArray:
-    """Rows (…, k, m) in coordinates whose first axis is ``last`` (…, m): H x = H(x - last) + H last.
+    """Rows (…, k, m) in coordinates whose first axis is ``last`` (…, m), by a reflection H.
 
-    H = I - 2vvᵀ/vᵀv with v = last + sign(last_1) ‖last‖ e_1, so that H last = -sign(last_1) ‖last‖ e_1.
+    H = I - 2vvᵀ/vᵀv, v = last + sign(last_1) ‖last‖ e_1, so H last = -sign(last_1) ‖last‖ e_1;
+    taken as H(x - last) + H last, which rounds relative to the motion, not to the position.
     """
     last = np.asarray(last, dtype=np.float64)
     norm = np.copysign(np.linalg.norm(last, axis=-1), last[..., 0])
@@ -83,7 +85,7 @@ def reflect(rows: npt.NDArray[Any], last: npt.NDArray[Any]) -> FloatArray:
 
 
 def unreflect(rows: npt.NDArray[Any], last: npt.NDArray[Any]) -> FloatArray:
-    """H applied to rows (…, k, m); H is its own inverse, and the identity where ``last`` is zero."""
+    """H applied to rows (…, k, m); its own inverse, and the identity where ``last`` is zero."""
     v = np.array(last, dtype=np.float64)
     v[..., 0] += np.copysign(np.linalg.norm(v, axis=-1), v[..., 0])
     square = np.sum(v * v, axis=-1)[..., None]
@@ -212,7 +214,7 @@ def truncate(lower: FloatArray, rank: int, raw: bool) -> FloatArray:
 
 
 def pivoted_cholesky(a: FloatArray) -> tuple[FloatArray, IntArray]:
-    """Diagonally pivoted a[p, p] = L Lᵀ with L (N, rank) lower trapezoidal, stopped at the noise."""
+    """Diagonally pivoted a[p, p] = L Lᵀ, L (N, rank) lower trapezoidal, stopped at the noise."""
     n = len(a)
     factor, order = np.zeros((n, n)), np.arange(n)
     rest = np.diag(a).copy()
@@ -260,7 +262,7 @@ def rollout(
 def rollout_dense(
     operator: FloatArray, start: FloatArray, affine: bool, horizons: Sequence[int]
 ) -> tuple[FloatArray, FloatArray]:
-    """K^{T-1} z, or for the affine model Σ_{j<T} Kʲ z: (n_horizons, n_groups, r), and the growth."""
+    """K^{T-1} z, or Σ_{j<T} Kʲ z where affine: (n_horizons, n_groups, r), and the growth."""
     groups, r = start.shape
     states = np.zeros((len(horizons), groups, r))
     growth = np.ones((len(horizons), groups))
@@ -297,7 +299,7 @@ def hindcast_error(full: FloatArray, weights: FloatArray, holdout: int) -> float
     error = weights - 1.0
     movement = np.zeros_like(error)
     movement[-holdout:] = 1.0
-    square, scale = error @ full @ error, movement @ full @ movement
+    square, scale = float(error @ full @ error), float(movement @ full @ movement)
     return float(np.sqrt(max(square, 0.0) / scale)) if scale > 0.0 else 0.0
 
 
@@ -309,17 +311,8 @@ def combine(
     for group in range(part.n_groups):
         x = _window(snapshots, part, group)
         basis = np.concatenate([x[:1], np.diff(x, axis=0)])
-        values = x[-1] + (weights[:, group] - 1.0) @ basis
+        values: FloatArray = x[-1] + (weights[:, group] - 1.0) @ basis
         out[:, part.indices(group)] = np.clip(values, -limit, limit)
-
-
-def unpack(packed: FloatArray, n: int) -> FloatArray:
-    """The symmetric (n, n) matrices of packed lower triangles (…, n(n+1)/2)."""
-    full = np.zeros((*packed.shape[:-1], n, n))
-    rows, columns = np.tril_indices(n)
-    full[..., rows, columns] = packed
-    full[..., columns, rows] = packed
-    return full
 
 
 def _window(snapshots: Snapshots, part: Partition, group: int) -> FloatArray:

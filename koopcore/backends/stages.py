@@ -58,3 +58,12 @@ def rank_tolerance(n: int) -> float:
 def packed_size(n: int) -> int:
     """Numbers in the packed lower triangle of an (n, n) Gram matrix."""
     return n * (n + 1) // 2
+
+
+def unpack(packed: FloatArray, n: int) -> FloatArray:
+    """The symmetric (n, n) matrices of packed lower triangles (…, n(n+1)/2)."""
+    full = np.zeros((*packed.shape[:-1], n, n))
+    rows, columns = np.tril_indices(n)
+    full[..., rows, columns] = packed
+    full[..., columns, rows] = packed
+    return full

@@ -1,0 +1,102 @@
+"""Which backend runs which stage: a tuple of names per device, import, and getattr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple
+
+ORDER = {
+    "cpu": ("native_cpu", "numba_cpu", "reference"),
+    "cuda": ("native_cuda", "cupy_cuda"),
+}
+FORCE = "KOOPCORE_BACKEND"
+
+
+class BackendInfo(NamedTuple):
+    """One line of `backends()`."""
+
+    device: str
+    name: str
+    available: bool
+    reason: str  # why not; empty where available
+    stages: tuple[str, ...]
+
+
+def backends() -> list[BackendInfo]:
+    """What runs here, in the order in which it is tried, and why the rest does not.
+
+    Returns one `BackendInfo` (device, name, available, reason, stages) per backend and device.
+    The environment variable KOOPCORE_BACKEND, or ``fit(..., backend=name)``, forces one.
+    """
+    found = []
+    for device, names in ORDER.items():
+        for name in names:
+            module, reason = _load(name)
+            stages = tuple(module.STAGES) if module is not None else ()
+            found.append(BackendInfo(device, name, module is not None, reason, stages))
+    return found
+
+
+def find(stage: str, device: str = "cpu", backend: str | None = None) -> Callable[..., Any] | None:
+    """The first available backend's function for ``stage``, or None if no backend has it.
+
+    Raises ValueError for an unknown or unsuitable backend name, RuntimeError where the forced
+    backend, or every backend of the device, is unavailable.
+    """
+    return _find(stage, device, backend or os.environ.get(FORCE) or None)
+
+
+def stage(name: str, device: str = "cpu", backend: str | None = None) -> Callable[..., Any]:
+    """`find`, for the stages that every backend has."""
+    function = find(name, device, backend)
+    if function is None:
+        raise RuntimeError(f"no backend for {device} has the stage {name!r}; see koopcore info")
+    return function
+
+
+@cache
+def _find(stage: str, device: str, forced: str | None) -> Callable[..., Any] | None:
+    if device not in ORDER:
+        raise ValueError(f"arrays on {device!r} are not supported; {' and '.join(ORDER)} are")
+    names = ORDER[device]
+    if forced is not None:
+        if forced not in names:
+            raise ValueError(f"backend {forced!r} does not run on {device}; {names} do")
+        names = (forced,)
+    reasons = []
+    for name in names:
+        module, reason = _load(name)
+        if module is None:
+            reasons.append(f"{name}: {reason}")
+        elif hasattr(module, stage):
+            function: Callable[..., Any] = getattr(module, stage)
+            return function
+    if len(reasons) == len(names):
+        raise RuntimeError(f"no backend runs on {device} here. {'; '.join(reasons)}")
+    return None
+
+
+@cache
+def _load(name: str) -> tuple[ModuleType | None, str]:
+    """The backend's module, or None and its own reason."""
+    try:
+        module = import_module(f"koopcore.backends.{name}")
+    except ImportError as error:
+        return None, str(error) or type(error).__name__
+    reason = module.unavailable() if hasattr(module, "unavailable") else None
+    return (None, reason) if reason else (module, "")
+
+
+class _CallableModule(ModuleType):
+    """``koopcore.backends()`` is the function, although importing this package binds that name."""
+
+    def __call__(self) -> list[BackendInfo]:
+        return backends()
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -1,0 +1,111 @@
+"""What every kind of fitted operators shares: its groups, its diagnostics, its window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from koopcore.backends.stages import FloatArray, IntArray, Snapshots
+from koopcore.partition import Partition
+
+FitT = TypeVar("FitT", bound="GroupFit")
+
+
+@dataclass
+class GroupFit:
+    """Groups ``groups`` of the user's partition, as the partition ``part`` of their own."""
+
+    part: Partition
+    groups: IntArray  # (n_groups,) positions in the user's partition
+    affine: bool
+    rank: IntArray
+    residual: FloatArray
+    condition: FloatArray
+    hindcast: FloatArray
+
+    @property
+    def model(self) -> str:
+        """The model of `koopcore.fit` that these operators are of."""
+        return "affine" if self.affine else "linear"
+
+    def select(self: FitT, keep: IntArray) -> FitT:
+        """The same fits of the groups at positions ``keep`` only."""
+        if len(keep) == self.part.n_groups:
+            return self
+
+        def taken(value: Any) -> Any:
+            if isinstance(value, Partition):
+                return value.subset(keep)
+            if isinstance(value, np.ndarray):
+                return value[keep]
+            if isinstance(value, tuple):
+                return type(value)(*map(taken, value))
+            return value
+
+        return type(self)(
+            **{field.name: taken(getattr(self, field.name)) for field in fields(self)}
+        )
+
+
+def window(snapshots: Snapshots, part: Partition, group: int) -> FloatArray:
+    """Snapshots (n, m) of one group in float64."""
+    columns: npt.NDArray[Any] = snapshots.array[:, part.indices(group)]
+    return columns[snapshots.order].astype(np.float64)
+
+
+def fit_matrices(snapshots: Snapshots, part: Partition, group: int, affine: bool) -> FloatArray:
+    """Rows [F; f'_last] of one group, (N + 1, m): snapshots, or differences where affine."""
+    x = window(snapshots, part, group)
+    return np.diff(x, axis=0) if affine else x
+
+
+def holdout_of(n: int) -> int:
+    """Snapshots held out by the hindcast: a quarter of the window's steps, at least one."""
+    return max(1, (n - 1) // 4)
+
+
+def sorted_eigenvalues(operators: npt.NDArray[Any], rank: IntArray) -> npt.NDArray[np.complex128]:
+    """Eigenvalues (n_groups, r) of (n_groups, r, r), largest first, NaN past each group's rank."""
+    values = np.linalg.eigvals(operators).astype(np.complex128)
+    values = np.take_along_axis(values, np.argsort(-np.abs(values), axis=1, kind="stable"), axis=1)
+    values[np.arange(values.shape[1]) >= rank[:, None]] = np.nan
+    return values
+
+
+def unit_modes(values: npt.NDArray[Any], vectors: npt.NDArray[Any], r: int) -> npt.NDArray[Any]:
+    """The leading r columns of ``vectors`` in the order of `sorted_eigenvalues`, to unit norm."""
+    order = np.argsort(-np.abs(values), kind="stable")[:r]
+    columns = vectors[:, order].astype(np.complex128)
+    norms = np.linalg.norm(columns, axis=0)
+    return columns / np.where(norms > 0.0, norms, 1.0)
+
+
+def group_values(snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
+    """Snapshots ``rows`` of groups of equal m: (len(rows), n_groups, m) in float64."""
+    columns = part.index_matrix(range(part.n_groups))
+    ring = snapshots.array
+    return np.stack([ring[snapshots.order[k]][columns] for k in rows]).astype(np.float64)
+
+
+def relative_error(full: FloatArray, error: FloatArray, holdout: int) -> FloatArray:
+    """‖B e‖ / ‖x_n - x_{n-holdout}‖ (n_groups,) of error weights e (n_groups, n)."""
+    movement = np.zeros((1, full.shape[-1]))
+    movement[:, -holdout:] = 1.0
+    return relative(norms(full, error), norms(full, movement))
+
+
+def relative(error: FloatArray, movement: FloatArray) -> FloatArray:
+    """error / movement; 0 for a group that stood still, where the ratio says nothing."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio: FloatArray = error / movement
+    return np.where(movement > 0.0, ratio, 0.0)
+
+
+def norms(full: FloatArray, weights: FloatArray) -> FloatArray:
+    """‖B w‖ (n_groups,) of weights (n_groups, n), or (1, n) for all groups, from G = BᵀB."""
+    square = ((full @ weights[:, :, None])[:, :, 0] * weights).sum(axis=-1)
+    return np.sqrt(np.maximum(square, 0.0))

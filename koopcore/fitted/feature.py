@@ -1,0 +1,198 @@
+"""Operators of groups with fewer parameters than snapshots: small dense matrices, m < n - 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from koopcore.backends import stage
+from koopcore.backends.reference import reflect, unreflect
+from koopcore.backends.stages import WEIGHT_LIMIT, FloatArray, IntArray, Projection, Snapshots
+from koopcore.fitted.base import (
+    GroupFit,
+    fit_matrices,
+    group_values,
+    relative,
+    sorted_eigenvalues,
+    unit_modes,
+)
+from koopcore.partition import Partition
+
+
+@dataclass
+class FeatureFit(GroupFit):
+    """U = E C⁺ with C = FFᵀ, E = F'Fᵀ, C⁺ = V Vᵀ, rolled as U^T f = (E V) K^{T-1} (Vᵀf).
+
+    The linear model stands in the coordinates of `reflect`, the affine one in the parameters' own.
+    Memory is independent of the number of snapshots: 2 m² + m numbers per group.
+    """
+
+    projection: Projection
+    readout: FloatArray  # (n_groups, m, r) E V
+
+    @classmethod
+    def of(
+        cls,
+        snapshots: Snapshots,
+        part: Partition,
+        groups: IntArray,
+        affine: bool,
+        moments: FloatArray,
+        rank: int | None,
+        ridge: float,
+        holdout: int,
+        on: str | None,
+    ) -> FeatureFit:
+        """Fit groups of one size m from their moments at `feature_stops`."""
+        kept = len(snapshots.order) - holdout
+        last, before, held, held_before = group_values(
+            snapshots, part, [-1, -2, kept - 1, kept - 2]
+        )
+        if affine:
+            starts = (last - before, held - held_before)
+        else:
+            starts = (reflect(last[:, None], last)[:, 0], reflect(held[:, None], last)[:, 0])
+        projection, readout = _projected(moments[0], starts[0], rank, ridge, on)
+        if snapshots.array.dtype == np.float64 and rank is None and ridge == 0.0:
+            projection, readout = refined(snapshots, part, affine, projection, starts[0], on)
+        fit = cls(
+            part,
+            groups,
+            affine,
+            projection.rank,
+            _residual(snapshots, part, affine, projection, readout),
+            projection.condition,
+            np.full(part.n_groups, np.nan),
+            projection,
+            readout,
+        )
+        if len(moments) == 2:
+            shorter = _projected(moments[1], starts[1], rank, ridge, on)
+            states = stage("rollout_dense", backend=on)(
+                shorter[0].operator, shorter[0].start, affine, [holdout]
+            )[0][0]
+            predicted = (shorter[1] @ states[:, :, None])[:, :, 0]
+            target = last - held if affine else starts[0]
+            fit.hindcast = relative(
+                np.linalg.norm(predicted - target, axis=1), np.linalg.norm(last - held, axis=1)
+            )
+        return fit
+
+    def write(
+        self, snapshots: Snapshots, horizons: Sequence[int], out: npt.NDArray[Any], on: str | None
+    ) -> None:
+        """Predictions at every horizon into the groups' columns of ``out`` (n_horizons, size)."""
+        last = group_values(snapshots, self.part, [-1])[0]
+        states, _ = self._states(horizons, on)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = states @ self.readout.transpose(0, 2, 1)  # (n_groups, n_horizons, m)
+            values = values + last[:, None] if self.affine else unreflect(values, last)
+            diverged = ~(np.abs(values).max(axis=2) <= WEIGHT_LIMIT)
+        values = np.where(diverged[:, :, None], last[:, None], values)
+        limit = np.finfo(out.dtype).max
+        out[:, self.part.index_matrix(range(self.part.n_groups))] = np.clip(
+            values, -limit, limit
+        ).transpose(1, 0, 2)
+
+    def growth(self, horizons: Sequence[int], on: str | None) -> FloatArray:
+        """Growth of the whitened state (n_horizons, n_groups); infinite where it diverged."""
+        return self._states(horizons, on)[1]
+
+    def eigenvalues(self) -> npt.NDArray[np.complex128]:
+        """Eigenvalues of K, which are the nonzero eigenvalues of U = F'F⁺: (n_groups, r)."""
+        return sorted_eigenvalues(self.projection.operator, self.rank)
+
+    def modes(self, group: int, snapshots: Snapshots) -> npt.NDArray[Any]:
+        """Eigenvectors of U: E V v for every eigenvector v of K, to unit norm, (m, r)."""
+        r = int(self.rank[group])
+        values, vectors = np.linalg.eig(self.projection.operator[group, :r, :r])
+        columns = self.readout[group, :, :r] @ vectors
+        if not self.affine:
+            last = group_values(snapshots, self.part, [-1])[0][group]
+            columns = unreflect(columns.real.T, last).T + 1j * unreflect(columns.imag.T, last).T
+        return unit_modes(values, columns, r)
+
+    def operator(self, group: int, snapshots: Snapshots) -> FloatArray:
+        """U = E V Vᵀ as an (m, m) matrix in the parameters' own coordinates."""
+        matrix: FloatArray = self.readout[group] @ self.projection.whitener[group].T
+        if self.affine:
+            return matrix
+        last = group_values(snapshots, self.part, [-1])[0][group]
+        return unreflect(unreflect(matrix, last).T, last).T
+
+    def _states(self, horizons: Sequence[int], on: str | None) -> tuple[FloatArray, FloatArray]:
+        """Whitened states (n_groups, n_horizons, r), and their growth (n_horizons, n_groups)."""
+        states, growth = stage("rollout_dense", backend=on)(
+            self.projection.operator, self.projection.start, self.affine, horizons
+        )
+        finite = np.isfinite(states).all(axis=-1)
+        return states.transpose(1, 0, 2), np.where(finite, growth, np.inf)
+
+
+def feature_stops(n: int, affine: bool, holdout: int) -> list[int]:
+    """Where the moments are taken: the whole window, and the one that the hindcast sees."""
+    kept = n - holdout
+    return [n, kept] if kept - 1 - affine >= 1 else [n]
+
+
+def refined(
+    snapshots: Snapshots,
+    part: Partition,
+    affine: bool,
+    projection: Projection,
+    start: FloatArray,
+    on: str | None,
+) -> tuple[Projection, FloatArray]:
+    """A second pass in whitened coordinates, as CholeskyQR2: accurate for cond(F) up to 1e8.
+
+    A Gram matrix squares cond(F). Snapshots stored in float32 carry more noise than that costs;
+    float64 ones do not, and groups of this side are small enough to be read twice.
+    """
+    moments, ahead_moments = [], []
+    for group in range(part.n_groups):
+        rows = fit_matrices(snapshots, part, group, affine)
+        if not affine:
+            rows = reflect(rows, rows[-1])
+        whitened = rows[:-1] @ projection.whitener[group]
+        moments.append(whitened.T @ whitened)
+        ahead_moments.append(rows[1:].T @ whitened)
+    transposed = projection.whitener.transpose(0, 2, 1)
+    cross = np.stack(ahead_moments)  # (n_groups, m, r) F'FᵀV
+    second: Projection = stage("project", backend=on)(
+        np.stack(moments),
+        transposed @ cross,
+        (transposed @ start[:, :, None])[:, :, 0],
+        None,
+        0.0,
+        False,
+    )
+    whitener = projection.whitener @ second.whitener
+    refined = second._replace(whitener=whitener, condition=projection.condition)
+    return refined, cross @ second.whitener
+
+
+def _projected(
+    moments: FloatArray, start: FloatArray, rank: int | None, ridge: float, on: str | None
+) -> tuple[Projection, FloatArray]:
+    c, e = np.ascontiguousarray(moments[:, 0]), np.ascontiguousarray(moments[:, 1])
+    limit = None if rank is None else min(rank, c.shape[1])
+    projection: Projection = stage("project", backend=on)(c, e, start, limit, ridge, False)
+    return projection, e @ projection.whitener
+
+
+def _residual(
+    snapshots: Snapshots, part: Partition, affine: bool, projection: Projection, readout: FloatArray
+) -> FloatArray:
+    """‖U f_last-1 - f_last‖ (n_groups,): F has full row rank here, so ‖F a - f‖ says nothing."""
+    last, *earlier = group_values(snapshots, part, [-1, -2, -3] if affine else [-1, -2])
+    if affine:
+        f, ahead = earlier[0] - earlier[1], last - earlier[0]
+    else:
+        f = reflect(earlier[0][:, None], last)[:, 0]
+        ahead = reflect(last[:, None], last)[:, 0]
+    states = projection.whitener.transpose(0, 2, 1) @ f[:, :, None]
+    return np.linalg.norm((readout @ states)[:, :, 0] - ahead, axis=1)

@@ -1,0 +1,159 @@
+"""Rank-deficient, truncated or regularized operators on the snapshot side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from koopcore.backends import stage
+from koopcore.backends.stages import (
+    WEIGHT_LIMIT,
+    FloatArray,
+    IntArray,
+    Projection,
+    Snapshots,
+    unpack,
+)
+from koopcore.fitted.base import (
+    GroupFit,
+    fit_matrices,
+    norms,
+    relative_error,
+    sorted_eigenvalues,
+    unit_modes,
+)
+from koopcore.partition import Partition
+
+
+@dataclass
+class ProjectedFit(GroupFit):
+    """F⁺ = V VᵀFᵀ and the operator K = VᵀFᵀF'V on the r whitened coordinates.
+
+    F stands in the basis [x_1, d_1 … d_{n-2}] (linear) or [d_1 … d_{n-2}] (affine), and F' one
+    snapshot later: [x_2, d_2 … d_{n-1}] or [d_2 … d_{n-1}].
+    """
+
+    projection: Projection
+
+    @classmethod
+    def of(
+        cls,
+        part: Partition,
+        groups: IntArray,
+        gram: FloatArray,
+        n: int,
+        affine: bool,
+        rank: int | None,
+        ridge: float,
+        holdout: int,
+        on: str | None,
+    ) -> ProjectedFit:
+        """Fit from packed Gram matrices (n_groups, n(n+1)/2)."""
+        full = unpack(gram, n)
+        projection = project_window(full, affine, rank, ridge, on)
+        residual = norms(full, _residual_weights(projection, n, affine))
+        hindcast = np.full(part.n_groups, np.nan)
+        kept = n - holdout
+        if kept - 1 - affine >= 1:
+            shorter = project_window(full[:, :kept, :kept], affine, rank, ridge, on)
+            states = stage("rollout_dense", backend=on)(
+                shorter.operator, shorter.start, affine, [holdout]
+            )[0][0]
+            error = np.full((part.n_groups, n), -1.0)
+            error[:, :kept] += _weights(shorter, states, affine)
+            hindcast = relative_error(full, error, holdout)
+        return cls(
+            part,
+            groups,
+            affine,
+            projection.rank,
+            residual,
+            projection.condition,
+            hindcast,
+            projection,
+        )
+
+    def write(
+        self, snapshots: Snapshots, horizons: Sequence[int], out: npt.NDArray[Any], on: str | None
+    ) -> None:
+        """Predictions at every horizon into the groups' columns of ``out`` (n_horizons, size)."""
+        weights, _ = self._rollout(horizons, on)
+        stage("combine", backend=on)(snapshots, self.part, weights, out)
+
+    def growth(self, horizons: Sequence[int], on: str | None) -> FloatArray:
+        """Growth of the whitened state (n_horizons, n_groups); infinite where it diverged."""
+        return self._rollout(horizons, on)[1]
+
+    def eigenvalues(self) -> npt.NDArray[np.complex128]:
+        """Eigenvalues of K, which are the nonzero eigenvalues of U = F'F⁺: (n_groups, r)."""
+        return sorted_eigenvalues(self.projection.operator, self.rank)
+
+    def modes(self, group: int, snapshots: Snapshots) -> npt.NDArray[Any]:
+        """Eigenvectors of U: F'V v for every eigenvector v of K, to unit norm, (m, r)."""
+        r = int(self.rank[group])
+        values, vectors = np.linalg.eig(self.projection.operator[group, :r, :r])
+        _, ahead = self._bases(group, snapshots)
+        return unit_modes(values, ahead.T @ self.projection.whitener[group, :, :r] @ vectors, r)
+
+    def operator(self, group: int, snapshots: Snapshots) -> FloatArray:
+        """U = F'V VᵀFᵀ as an (m, m) matrix."""
+        f, ahead = self._bases(group, snapshots)
+        whitener = self.projection.whitener[group]
+        return (ahead.T @ whitener) @ (f.T @ whitener).T
+
+    def _bases(self, group: int, snapshots: Snapshots) -> tuple[FloatArray, FloatArray]:
+        rows = fit_matrices(snapshots, self.part, group, self.affine)
+        if self.affine:
+            return rows[:-1], rows[1:]
+        steps = np.diff(rows, axis=0)
+        return np.vstack([rows[:1], steps[:-1]]), np.vstack([rows[1:2], steps[1:]])
+
+    def _rollout(self, horizons: Sequence[int], on: str | None) -> tuple[FloatArray, FloatArray]:
+        states, growth = stage("rollout_dense", backend=on)(
+            self.projection.operator, self.projection.start, self.affine, horizons
+        )
+        with np.errstate(over="ignore", invalid="ignore"):
+            weights = _weights(self.projection, states, self.affine)
+            diverged = ~(np.abs(weights).max(axis=-1) <= WEIGHT_LIMIT)
+        weights[diverged] = 1.0
+        return weights, np.where(diverged, np.inf, growth)
+
+
+def project_window(
+    full: FloatArray, affine: bool, rank: int | None, ridge: float, on: str | None
+) -> Projection:
+    """`project` of the window whose Gram matrices (n_groups, n, n) are given."""
+    n = full.shape[-1]
+    if affine:
+        a, h, g = full[:, 1:-1, 1:-1], full[:, 1:-1, 2:], full[:, 1:-1, -1]
+    else:
+        a, h, g = full[:, :-1, :-1], full[:, :-1, 1:].copy(), full[:, :-1].sum(axis=2)
+        h[:, :, 0] += full[:, :-1, 0]
+    if rank is not None:
+        rank = min(rank, n - 1 - affine)
+    projection: Projection = stage("project", backend=on)(
+        *(np.ascontiguousarray(matrix) for matrix in (a, h, g)), rank, ridge, not affine
+    )
+    return projection
+
+
+def _weights(projection: Projection, states: FloatArray, affine: bool) -> FloatArray:
+    """Weights on B (…, n_groups, n) of whitened states (…, n_groups, r)."""
+    c = (projection.whitener @ states[..., None])[..., 0]
+    if affine:
+        ones = np.ones((*c.shape[:-1], 2))
+        return np.concatenate([ones, 1.0 + c], axis=-1)
+    return np.concatenate([c[..., :1], c], axis=-1)
+
+
+def _residual_weights(projection: Projection, n: int, affine: bool) -> FloatArray:
+    """Weights on B of F F⁺f'_last - f'_last (n_groups, n): one step predicted, not yet taken."""
+    c = (projection.whitener @ projection.start[:, :, None])[:, :, 0]
+    weights = np.zeros((len(c), n))
+    weights[:, int(affine) : n - 1] = c
+    weights[:, n - 1 if affine else 0 :] -= 1.0
+    return weights
