@@ -1,51 +1,126 @@
-// Python bindings of _cpu.
+// Python bindings of _cpu: arrays in, checked and turned into pointers; the GIL is released for
+// work.
+#include "cpu/arguments.h"
+#include "cpu/engine.h"
 #include "cpu/isa.h"
+#include "cpu/threads.h"
 
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-namespace koopcore::cpu {
-namespace portable {
-int lanes();
-}
-#ifdef KOOPCORE_HAVE_AVX2
-namespace avx2 {
-int lanes();
-}
-#endif
-#ifdef KOOPCORE_HAVE_AVX512
-namespace avx512 {
-int lanes();
-}
-#endif
+#include <algorithm>
+#include <numeric>
 
+namespace koopcore::cpu {
 namespace {
 
-int lanes(Isa isa) {
-  switch (isa) {
-#ifdef KOOPCORE_HAVE_AVX512
-  case Isa::avx512:
-    return avx512::lanes();
-#endif
-#ifdef KOOPCORE_HAVE_AVX2
-  case Isa::avx2:
-    return avx2::lanes();
-#endif
-  default:
-    return portable::lanes();
+namespace py = pybind11;
+
+py::array_t<double> gram_of(const py::array &array, const Index &order, const py::tuple &segments) {
+  const SnapshotArgument snapshots(array, order);
+  const GroupsArgument groups(segments);
+  py::array_t<double> out({groups.view.count, std::int64_t(packed_size(snapshots.view.n))});
+  double *to = out.mutable_data();
+  const Kernels &kernels = chosen_kernels();
+  py::gil_scoped_release release;
+  gram(kernels, snapshots.view, groups.view, to);
+  return out;
+}
+
+void check_model(int n, bool affine, int holdout) {
+  if (n - 1 - int(affine) < 1)
+    throw std::invalid_argument(
+        "a window of " + std::to_string(n) + " snapshots leaves no column " +
+        "for the companion fit; give at least " + std::to_string(2 + int(affine)));
+  if (holdout < 0)
+    throw std::invalid_argument("holdout is " + std::to_string(holdout) + "; give 0 or more");
+}
+
+py::tuple solve_of(const Doubles &gram, int n, bool affine, int holdout) {
+  check_model(n, affine, holdout);
+  if (gram.ndim() != 2 || gram.shape(1) != packed_size(n))
+    throw std::invalid_argument("gram must have the shape (n_groups, " +
+                                std::to_string(packed_size(n)) + ") for n = " + std::to_string(n));
+  const std::int64_t count = gram.shape(0);
+  CompanionResult result(count, n - 1 - int(affine));
+  const double *from = gram.data();
+  const Kernels &kernels = chosen_kernels();
+  {
+    py::gil_scoped_release release;
+    solve(kernels, from, count, n, affine, holdout, result.view);
   }
+  return result.tuple;
+}
+
+py::tuple gram_solve_of(const py::array &array, const Index &order, const py::tuple &segments,
+                        bool affine, int holdout) {
+  const SnapshotArgument snapshots(array, order);
+  const GroupsArgument groups(segments);
+  check_model(snapshots.view.n, affine, holdout);
+  CompanionResult result(groups.view.count, snapshots.view.n - 1 - int(affine));
+  const Kernels &kernels = chosen_kernels();
+  {
+    py::gil_scoped_release release;
+    gram_solve(kernels, snapshots.view, groups.view, affine, holdout, result.view);
+  }
+  return result.tuple;
+}
+
+py::tuple rollout_of(const Doubles &coefficients, bool affine,
+                     const std::vector<std::int64_t> &horizons) {
+  if (coefficients.ndim() != 2 || coefficients.shape(1) < 1)
+    throw std::invalid_argument("coefficients must have the shape (n_groups, N) with N >= 1");
+  const SortedHorizons sorted(horizons);
+  const std::int64_t count = coefficients.shape(0), columns = coefficients.shape(1);
+  const std::int64_t n = columns + 1 + int(affine), steps = std::int64_t(horizons.size());
+  py::array_t<double> weights({steps, count, n});
+  py::array_t<double> growth({steps, count});
+  const RolloutJob job{coefficients.data(),
+                       count,
+                       int(columns),
+                       affine,
+                       sorted.horizons.data(),
+                       sorted.slots.data(),
+                       int(steps),
+                       weights.mutable_data(),
+                       growth.mutable_data()};
+  const Kernels &kernels = chosen_kernels();
+  {
+    py::gil_scoped_release release;
+    rollout(kernels, job);
+  }
+  return py::make_tuple(std::move(weights), std::move(growth));
+}
+
+void combine_of(const py::array &array, const Index &order, const py::tuple &segments,
+                const Doubles &weights, const py::array &out) {
+  const SnapshotArgument snapshots(array, order);
+  const GroupsArgument groups(segments);
+  if (weights.ndim() != 3 || weights.shape(1) != groups.view.count ||
+      weights.shape(2) != snapshots.view.n)
+    throw std::invalid_argument("weights must have the shape (n_horizons, n_groups, n) = (…, " +
+                                std::to_string(groups.view.count) + ", " +
+                                std::to_string(snapshots.view.n) + ")");
+  const OutputArgument to(out, weights.shape(0), snapshots.view.size);
+  const CombineJob job{snapshots.view, groups.view, weights.data(), int(weights.shape(0)),
+                       to.data,        to.row,      to.step,        to.is_double};
+  const Kernels &kernels = chosen_kernels();
+  py::gil_scoped_release release;
+  combine(kernels, job);
 }
 
 } // namespace
 } // namespace koopcore::cpu
 
 PYBIND11_MODULE(_cpu, m) {
+  namespace py = pybind11;
   using namespace koopcore::cpu;
   m.doc() = "koopcore kernels for CPUs";
   m.def(
       "isa", [] { return isa_name(chosen_isa()); },
       "Instruction set in use: avx512, avx2 or portable. Set KOOPCORE_ISA to force one.");
-  m.def("lanes", [] { return lanes(chosen_isa()); }, "Doubles per vector register of isa().");
+  m.def(
+      "lanes", [] { return chosen_kernels().lanes; },
+      "Groups that are solved at once: doubles per vector register of isa().");
   m.def(
       "supported_isas",
       [] {
@@ -55,4 +130,14 @@ PYBIND11_MODULE(_cpu, m) {
         return names;
       },
       "Instruction sets that were compiled in and that this processor runs, slowest first.");
+  m.def("force_isa", &force_isa, py::arg("name"),
+        "Use this instruction set from now on; '' returns to the environment's choice.");
+  m.def("num_threads", &thread_count, "Threads that a large call uses.");
+  m.def("set_num_threads", &set_thread_count, py::arg("count"),
+        "Use at most `count` threads; 0 returns to KOOPCORE_NUM_THREADS or the CPU affinity.");
+  m.def("gram", &gram_of);
+  m.def("solve", &solve_of);
+  m.def("gram_solve", &gram_solve_of);
+  m.def("rollout", &rollout_of);
+  m.def("combine", &combine_of);
 }

@@ -1,15 +1,12 @@
-// Kernels of _cpu, compiled once per instruction set into the namespace KOOPCORE_ISA.
+// The table of kernels of one instruction set; compiled once per instruction set.
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+
 namespace koopcore::cpu::KOOPCORE_ISA {
 
-// Doubles per vector register: what the kernels are tiled for.
-int lanes() {
-#if defined(__AVX512F__)
-  return 8;
-#elif defined(__AVX2__)
-  return 4;
-#else
-  return 2;
-#endif
-}
+const Kernels kernels = {
+    kLanes,      gram_entries,    gram_map,      gram_scratch,    gram_piece,    solve_scratch,
+    solve_batch, rollout_scratch, rollout_batch, combine_scratch, combine_piece,
+};
 
 } // namespace koopcore::cpu::KOOPCORE_ISA

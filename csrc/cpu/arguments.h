@@ -1,0 +1,141 @@
+// What Python passes to _cpu, checked once and turned into the views that the stages work on.
+#pragma once
+
+#include "cpu/problem.h"
+#include "koopcore/lanes.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace koopcore::cpu {
+
+using Index =
+    pybind11::array_t<std::int64_t, pybind11::array::c_style | pybind11::array::forcecast>;
+using Doubles = pybind11::array_t<double, pybind11::array::c_style | pybind11::array::forcecast>;
+
+// float64 (true) or float32 (false), in the byte order of this machine.
+inline bool is_float64(const pybind11::array &array, const char *name) {
+  if (pybind11::isinstance<pybind11::array_t<float>>(array))
+    return false;
+  if (pybind11::isinstance<pybind11::array_t<double>>(array))
+    return true;
+  throw std::invalid_argument(std::string(name) + " has dtype " +
+                              std::string(pybind11::str(array.dtype())) +
+                              "; accepted are float32 and float64");
+}
+
+// (array, order): row order[k] of the two-dimensional array is snapshot k, oldest first.
+class SnapshotArgument {
+public:
+  SnapshotArgument(const pybind11::array &array, const Index &order) {
+    if (array.ndim() != 2 || order.ndim() != 1)
+      throw std::invalid_argument(
+          "snapshots must be two-dimensional and their order a vector; got " +
+          std::to_string(array.ndim()) + " and " + std::to_string(order.ndim()) + " dimensions");
+    if (order.shape(0) < 2)
+      throw std::invalid_argument("the window has " + std::to_string(order.shape(0)) +
+                                  " snapshots; an operator needs at least 2");
+    view.is_double = is_float64(array, "snapshots");
+    view.n = int(order.shape(0));
+    view.size = array.shape(1);
+    view.step = array.strides(1);
+    rows_.reserve(view.n);
+    const std::int64_t *slot = order.data();
+    for (int k = 0; k < view.n; ++k) {
+      if (slot[k] < 0 || slot[k] >= array.shape(0))
+        throw std::invalid_argument("order[" + std::to_string(k) + "] is " +
+                                    std::to_string(slot[k]) + "; the array has rows 0 to " +
+                                    std::to_string(array.shape(0) - 1));
+      rows_.push_back(static_cast<const char *>(array.data()) + slot[k] * array.strides(0));
+    }
+    view.rows = rows_.data();
+  }
+  SnapshotArgument(const SnapshotArgument &) = delete;
+  SnapshotArgument &operator=(const SnapshotArgument &) = delete;
+
+  Window view;
+
+private:
+  std::vector<const char *> rows_;
+};
+
+// (group_ptr, start, length, stride) of a partition; their contents are checked by the stages.
+class GroupsArgument {
+public:
+  explicit GroupsArgument(const pybind11::tuple &segments) {
+    if (segments.size() != 4)
+      throw std::invalid_argument("segments must be (group_ptr, start, length, stride)");
+    for (int i = 0; i < 4; ++i)
+      arrays_[i] = Index::ensure(segments[i]);
+    for (const Index &array : arrays_)
+      if (!array || array.ndim() != 1)
+        throw std::invalid_argument("group_ptr, start, length and stride must be int64 vectors");
+    const std::int64_t count = arrays_[1].shape(0), groups = arrays_[0].shape(0) - 1;
+    if (arrays_[2].shape(0) != count || arrays_[3].shape(0) != count || groups < 0 ||
+        arrays_[0].at(0) != 0 || arrays_[0].at(groups) != count)
+      throw std::invalid_argument("group_ptr must run from 0 to the number of segments, and start, "
+                                  "length and stride have one entry per segment");
+    view = {arrays_[0].data(), arrays_[1].data(), arrays_[2].data(), arrays_[3].data(), groups};
+  }
+
+  Groups view;
+
+private:
+  Index arrays_[4];
+};
+
+// The fields of a Companion, as NumPy arrays.
+struct CompanionResult {
+  CompanionResult(std::int64_t groups, std::int64_t columns) {
+    pybind11::array_t<double> coefficients({groups, columns});
+    pybind11::array_t<std::int64_t> rank(groups);
+    pybind11::array_t<double> residual(groups), condition(groups), hindcast(groups);
+    view = {coefficients.mutable_data(), rank.mutable_data(), residual.mutable_data(),
+            condition.mutable_data(), hindcast.mutable_data()};
+    tuple = pybind11::make_tuple(std::move(coefficients), std::move(rank), std::move(residual),
+                                 std::move(condition), std::move(hindcast));
+  }
+  CompanionArrays view;
+  pybind11::tuple tuple;
+};
+
+// Horizons in ascending order, and where each stood.
+struct SortedHorizons {
+  explicit SortedHorizons(const std::vector<std::int64_t> &given) : slots(given.size()) {
+    std::iota(slots.begin(), slots.end(), 0);
+    std::stable_sort(slots.begin(), slots.end(), [&](int a, int b) { return given[a] < given[b]; });
+    for (int slot : slots)
+      horizons.push_back(given[slot]);
+    if (!horizons.empty() && horizons[0] < 1)
+      throw std::invalid_argument("a horizon is " + std::to_string(horizons[0]) +
+                                  "; horizons are at least 1 snapshot");
+  }
+  std::vector<std::int64_t> horizons;
+  std::vector<int> slots;
+};
+
+// A writeable (rows, size) array of float32 or float64, any strides.
+struct OutputArgument {
+  OutputArgument(const pybind11::array &out, std::int64_t rows, std::int64_t size)
+      : is_double(is_float64(out, "out")) {
+    if (out.ndim() != 2 || out.shape(0) != rows || out.shape(1) != size)
+      throw std::invalid_argument("out must have the shape (" + std::to_string(rows) + ", " +
+                                  std::to_string(size) + ")");
+    if (!out.writeable())
+      throw std::invalid_argument("out is read-only; give a writeable array");
+    data = static_cast<char *>(const_cast<void *>(out.data()));
+    row = out.strides(0);
+    step = out.strides(1);
+  }
+  char *data;
+  std::ptrdiff_t row, step;
+  bool is_double;
+};
+
+} // namespace koopcore::cpu

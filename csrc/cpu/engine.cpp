@@ -1,0 +1,171 @@
+// The stages of _cpu over raw pointers: checks, tasks, threads; the kernels do the arithmetic.
+#include "cpu/engine.h"
+
+#include "cpu/plan.h"
+#include "cpu/threads.h"
+#include "koopcore/lanes.h"
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+namespace koopcore::cpu {
+
+namespace {
+
+constexpr std::size_t round_up(std::size_t doubles) { return (doubles + 7) / 8 * 8; }
+
+// Estimates of the work, in nanoseconds of one core; they only decide about threads.
+double gram_work(double parameters, double n) { return parameters * n * (0.06 + 0.008 * n); }
+double solve_work(double groups, double n) { return groups * n * n * (0.5 + 0.05 * n); }
+
+Piece whole_group(const Groups &groups, std::int64_t group) {
+  return {groups.ptr[group], 0, group_size(groups, group)};
+}
+
+// Gram entries of every part of the large groups, summed into the first part of each group.
+std::vector<double> gram_of_parts(const Kernels &kernels, const Window &window,
+                                  const Groups &groups, const Plan &plan, std::size_t entries) {
+  std::vector<double> sums(plan.parts.size() * entries);
+  if (plan.parts.empty())
+    return sums;
+  for_each_task(std::int64_t(plan.parts.size()), gram_work(double(plan.parameters), window.n),
+                kernels.gram_scratch(window.n), [&](std::int64_t part, double *scratch) {
+                  kernels.gram_piece(window, groups, plan.parts[part].piece, &sums[part * entries],
+                                     scratch);
+                });
+  for (std::size_t part = 1; part < plan.parts.size(); ++part) {
+    const std::int64_t group = plan.parts[part].group;
+    const std::size_t first = plan.first_part[group];
+    if (first != part)
+      for (std::size_t i = 0; i < entries; ++i)
+        sums[first * entries + i] += sums[part * entries + i];
+  }
+  return sums;
+}
+
+// Calls take(range of groups, entries of group) … over all groups: the Gram entries of each batch
+// of W groups are in scratch when `batch(first, count, entries, rest of scratch)` is called.
+template <class Batch>
+void for_each_batch(const Kernels &kernels, const Window &window, const Groups &groups,
+                    double extra_work, std::size_t extra_scratch, Batch &&batch) {
+  const int n = window.n, lanes = kernels.lanes;
+  const Plan plan = make_plan(groups, lanes);
+  const std::size_t entries = kernels.gram_entries(n);
+  const std::vector<double> parts = gram_of_parts(kernels, window, groups, plan, entries);
+  const std::size_t own = round_up(kernels.gram_scratch(n));
+  const std::size_t batch_size = round_up(entries * lanes);
+  const double work = extra_work + (plan.parts.empty() ? gram_work(double(plan.parameters), n) : 0);
+  for_each_task(std::int64_t(plan.ranges.size()) - 1, work, own + batch_size + extra_scratch,
+                [&](std::int64_t task, double *scratch) {
+                  double *memory = scratch + own;
+                  const double *of_lane[16];
+                  const std::int64_t end = plan.ranges[task + 1];
+                  for (std::int64_t first = plan.ranges[task]; first < end; first += lanes) {
+                    const int count = int(std::min<std::int64_t>(lanes, end - first));
+                    for (int lane = 0; lane < count; ++lane) {
+                      const std::int64_t group = first + lane;
+                      const bool large = !plan.first_part.empty() &&
+                                         plan.first_part[group] < plan.first_part[group + 1];
+                      of_lane[lane] = memory + lane * entries;
+                      if (large)
+                        of_lane[lane] = &parts[plan.first_part[group] * entries];
+                      else
+                        kernels.gram_piece(window, groups, whole_group(groups, group),
+                                           memory + lane * entries, scratch);
+                    }
+                    for (int lane = count; lane < lanes; ++lane)
+                      of_lane[lane] = of_lane[0];
+                    batch(first, count, of_lane, memory + batch_size);
+                  }
+                });
+}
+
+} // namespace
+
+void gram(const Kernels &kernels, const Window &window, const Groups &groups, double *out) {
+  check_groups(groups, window.size);
+  const int n = window.n;
+  std::vector<std::int32_t> map(kernels.gram_entries(n));
+  kernels.gram_map(n, map.data());
+  for_each_batch(kernels, window, groups, 0.0, 0,
+                 [&](std::int64_t first, int count, const double *const *entries, double *) {
+                   for (int lane = 0; lane < count; ++lane) {
+                     double *row = out + (first + lane) * packed_size(n);
+                     for (std::size_t i = 0; i < map.size(); ++i)
+                       if (map[i] >= 0)
+                         row[map[i]] = entries[lane][i];
+                   }
+                 });
+}
+
+void solve(const Kernels &kernels, const double *gram, std::int64_t groups, int n, bool affine,
+           int holdout, const CompanionArrays &out) {
+  const int size = packed_size(n), lanes = kernels.lanes;
+  std::vector<std::int32_t> identity(size);
+  std::iota(identity.begin(), identity.end(), 0);
+  const SolveJob job{n, affine, holdout, out, identity.data(), size};
+  const std::int64_t per_task = 8 * lanes;
+  for_each_task((groups + per_task - 1) / per_task, solve_work(double(groups), n),
+                kernels.solve_scratch(n), [&](std::int64_t task, double *scratch) {
+                  const double *of_lane[16];
+                  const std::int64_t end = std::min(groups, (task + 1) * per_task);
+                  for (std::int64_t first = task * per_task; first < end; first += lanes) {
+                    const int count = int(std::min<std::int64_t>(lanes, end - first));
+                    for (int lane = 0; lane < lanes; ++lane)
+                      of_lane[lane] = gram + (first + (lane < count ? lane : 0)) * size;
+                    kernels.solve_batch(job, of_lane, first, count, scratch);
+                  }
+                });
+}
+
+void gram_solve(const Kernels &kernels, const Window &window, const Groups &groups, bool affine,
+                int holdout, const CompanionArrays &out) {
+  check_groups(groups, window.size);
+  const int n = window.n, entries = kernels.gram_entries(n);
+  std::vector<std::int32_t> map(entries);
+  kernels.gram_map(n, map.data());
+  const SolveJob job{n, affine, holdout, out, map.data(), entries};
+  for_each_batch(kernels, window, groups, solve_work(double(groups.count), n),
+                 kernels.solve_scratch(n),
+                 [&](std::int64_t first, int count, const double *const *of_lane, double *rest) {
+                   kernels.solve_batch(job, of_lane, first, count, rest);
+                 });
+}
+
+void rollout(const Kernels &kernels, const RolloutJob &job) {
+  const int lanes = kernels.lanes;
+  const double steps =
+      job.n_horizons == 0 ? 0.0 : std::min(double(job.horizons[job.n_horizons - 1]), 1024.0);
+  const double work = double(job.groups) * job.columns * (0.04 * steps + 4.0 * job.n_horizons);
+  const std::int64_t per_task = 8 * lanes;
+  for_each_task((job.groups + per_task - 1) / per_task, work, kernels.rollout_scratch(job.columns),
+                [&](std::int64_t task, double *scratch) {
+                  const std::int64_t end = std::min(job.groups, (task + 1) * per_task);
+                  for (std::int64_t first = task * per_task; first < end; first += lanes)
+                    kernels.rollout_batch(job, first,
+                                          int(std::min<std::int64_t>(lanes, end - first)), scratch);
+                });
+}
+
+void combine(const Kernels &kernels, const CombineJob &job) {
+  check_groups(job.groups, job.window.size);
+  const Plan plan = make_plan(job.groups, 1);
+  const std::int64_t parts = std::int64_t(plan.parts.size());
+  const double work = double(plan.parameters) * job.window.n * (0.15 + 0.05 * job.n_horizons);
+  for_each_task(parts + std::int64_t(plan.ranges.size()) - 1, work,
+                kernels.combine_scratch(job.window.n, job.n_horizons),
+                [&](std::int64_t task, double *scratch) {
+                  if (task < parts) {
+                    kernels.combine_piece(job, plan.parts[task].group, plan.parts[task].piece,
+                                          scratch);
+                    return;
+                  }
+                  const std::int64_t range = task - parts;
+                  for (std::int64_t g = plan.ranges[range]; g < plan.ranges[range + 1]; ++g)
+                    if (plan.first_part.empty() || plan.first_part[g] == plan.first_part[g + 1])
+                      kernels.combine_piece(job, g, whole_group(job.groups, g), scratch);
+                });
+}
+
+} // namespace koopcore::cpu

@@ -1,0 +1,23 @@
+// The stages of _cpu over raw pointers: checks, tasks, threads; the kernels do the arithmetic.
+#pragma once
+
+#include "cpu/problem.h"
+
+namespace koopcore::cpu {
+
+// G = BᵀB of every group, packed lower by rows: out (groups, n(n+1)/2).
+void gram(const Kernels &kernels, const Window &window, const Groups &groups, double *out);
+
+// The companion fit of every group from packed Gram matrices (groups, n(n+1)/2).
+void solve(const Kernels &kernels, const double *gram, std::int64_t groups, int n, bool affine,
+           int holdout, const CompanionArrays &out);
+
+// gram and solve of W groups after each other, so that Gram matrices never leave the cache.
+void gram_solve(const Kernels &kernels, const Window &window, const Groups &groups, bool affine,
+                int holdout, const CompanionArrays &out);
+
+void rollout(const Kernels &kernels, const RolloutJob &job);
+
+void combine(const Kernels &kernels, const CombineJob &job);
+
+} // namespace koopcore::cpu

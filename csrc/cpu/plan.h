@@ -1,0 +1,33 @@
+// How the groups of a partition are cut into tasks: independent of the number of threads.
+#pragma once
+
+#include "cpu/problem.h"
+
+#include <vector>
+
+namespace koopcore::cpu {
+
+// A part of a large group, whose sums are added to those of the group's other parts.
+struct Part {
+  std::int64_t group;
+  Piece piece;
+};
+
+struct Plan {
+  std::int64_t parameters = 0;          // of all groups
+  std::vector<std::int64_t> ranges;     // task t takes the groups ranges[t] … ranges[t+1] - 1
+  std::vector<Part> parts;              // of the large groups, in order
+  std::vector<std::int64_t> first_part; // (groups + 1,) empty when no group is large
+};
+
+// Parameters of group g.
+std::int64_t group_size(const Groups &groups, std::int64_t group);
+
+// Throws std::invalid_argument unless every segment lies inside a snapshot of `size` parameters.
+void check_groups(const Groups &groups, std::int64_t size);
+
+// Ranges hold multiples of `lanes` groups (but for the last) and some thousand parameters. Groups
+// of more than two parts' size are cut.
+Plan make_plan(const Groups &groups, int lanes);
+
+} // namespace koopcore::cpu

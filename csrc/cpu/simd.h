@@ -1,0 +1,150 @@
+// SIMD of _cpu: the lane policy on vector registers, loads of columns, transposing sums.
+//
+// Included only by files that are compiled per instruction set. Written in the vector extensions of
+// GCC and Clang: without x86 the same code runs on two lanes.
+#pragma once
+
+#include "koopcore/lanes.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#define KOOPCORE_INLINE inline __attribute__((always_inline))
+
+namespace koopcore::cpu::KOOPCORE_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 8;
+#elif defined(__AVX2__)
+constexpr int kLanes = 4;
+#else
+constexpr int kLanes = 2;
+#endif
+
+typedef double Vec __attribute__((vector_size(kLanes * sizeof(double))));
+typedef long long IntVec __attribute__((vector_size(kLanes * sizeof(double))));
+
+// W groups at once, one per lane of a vector register.
+struct SimdLanes {
+  static constexpr int width = kLanes;
+  using Real = Vec;
+  using Mask = IntVec;
+
+  static KOOPCORE_INLINE Real broadcast(double x) { return x - Vec{}; }
+  static KOOPCORE_INLINE Mask everywhere() { return IntVec{} == IntVec{}; }
+  static KOOPCORE_INLINE Real select(Mask m, Real a, Real b) { return m ? a : b; }
+  static KOOPCORE_INLINE Mask both(Mask a, Mask b) { return a & b; }
+  static KOOPCORE_INLINE bool any(Mask m) {
+    long long bits = 0;
+    for (int i = 0; i < kLanes; ++i)
+      bits |= m[i];
+    return bits != 0;
+  }
+  static KOOPCORE_INLINE Real sqrt(Real x) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_maskz_sqrt_pd(0xff, (__m512d)x);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_sqrt_pd((__m256d)x);
+#elif defined(__SSE2__)
+    return (Vec)_mm_sqrt_pd((__m128d)x);
+#else
+    for (int i = 0; i < kLanes; ++i)
+      x[i] = __builtin_sqrt(x[i]);
+    return x;
+#endif
+  }
+  static KOOPCORE_INLINE Real max(Real a, Real b) { return a > b ? a : b; }
+  static KOOPCORE_INLINE Real abs(Real x) { return (Vec)((IntVec)x & 0x7fffffffffffffffLL); }
+  static KOOPCORE_INLINE Real power_of_two_scale(Real x) {
+    typedef unsigned long long Bits __attribute__((vector_size(kLanes * sizeof(double))));
+    const Bits field = ((Bits)x >> 52) & 0x7ff;
+    const Bits scale = (1535ULL - ((field + 2) >> 1)) << 52;
+    return x > 0.0 ? (Vec)scale : broadcast(1.0);
+  }
+};
+
+// One group, scalar arithmetic: for the algorithms whose course depends on the data.
+struct OwnTag {};
+using Scalar = ScalarLanes<OwnTag>;
+
+// W consecutive numbers from memory of any alignment, as float64.
+template <class T> KOOPCORE_INLINE Vec load(const void *p) {
+  typedef T Narrow __attribute__((vector_size(kLanes * sizeof(T))));
+  Narrow x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return __builtin_convertvector(x, Vec);
+}
+
+// `count` <= W numbers `step` bytes apart; the other lanes are zero.
+template <class T> KOOPCORE_INLINE Vec gather(const char *p, std::ptrdiff_t step, int count) {
+  alignas(Vec) double lane[kLanes] = {};
+  for (int i = 0; i < count; ++i) {
+    T x;
+    __builtin_memcpy(&x, p + i * step, sizeof x);
+    lane[i] = x;
+  }
+  Vec x;
+  __builtin_memcpy(&x, lane, sizeof x);
+  return x;
+}
+
+// v[i] becomes the vector of the i-th lanes of v[0] … v[W-1].
+KOOPCORE_INLINE void transpose(Vec *v) {
+#if defined(__AVX512F__)
+  Vec t[8], u[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = __builtin_shufflevector(v[i], v[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+    t[i + 1] = __builtin_shufflevector(v[i], v[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      u[i + j] = __builtin_shufflevector(t[i + j], t[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+      u[i + j + 2] = __builtin_shufflevector(t[i + j], t[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  for (int j = 0; j < 4; ++j) {
+    v[j] = __builtin_shufflevector(u[j], u[j + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    v[j + 4] = __builtin_shufflevector(u[j], u[j + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+#elif defined(__AVX2__)
+  Vec t[4];
+  for (int i = 0; i < 4; i += 2) {
+    t[i] = __builtin_shufflevector(v[i], v[i + 1], 0, 4, 2, 6);
+    t[i + 1] = __builtin_shufflevector(v[i], v[i + 1], 1, 5, 3, 7);
+  }
+  for (int j = 0; j < 2; ++j) {
+    v[j] = __builtin_shufflevector(t[j], t[j + 2], 0, 1, 4, 5);
+    v[j + 2] = __builtin_shufflevector(t[j], t[j + 2], 2, 3, 6, 7);
+  }
+#else
+  const Vec low = __builtin_shufflevector(v[0], v[1], 0, 2);
+  v[1] = __builtin_shufflevector(v[0], v[1], 1, 3);
+  v[0] = low;
+#endif
+}
+
+// The vector whose lane i is the sum of all lanes of v[i].
+KOOPCORE_INLINE Vec sum_lanes(const Vec *v) {
+#if defined(__AVX512F__)
+  Vec t[4], u[2];
+  for (int i = 0; i < 4; ++i)
+    t[i] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 8, 2, 10, 4, 12, 6, 14) +
+           __builtin_shufflevector(v[2 * i], v[2 * i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+  for (int i = 0; i < 2; ++i)
+    u[i] = __builtin_shufflevector(t[2 * i], t[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
+           __builtin_shufflevector(t[2 * i], t[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
+  return __builtin_shufflevector(u[0], u[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+         __builtin_shufflevector(u[0], u[1], 4, 5, 6, 7, 12, 13, 14, 15);
+#elif defined(__AVX2__)
+  Vec t[2];
+  for (int i = 0; i < 2; ++i)
+    t[i] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 4, 2, 6) +
+           __builtin_shufflevector(v[2 * i], v[2 * i + 1], 1, 5, 3, 7);
+  return __builtin_shufflevector(t[0], t[1], 0, 1, 4, 5) +
+         __builtin_shufflevector(t[0], t[1], 2, 3, 6, 7);
+#else
+  return __builtin_shufflevector(v[0], v[1], 0, 2) + __builtin_shufflevector(v[0], v[1], 1, 3);
+#endif
+}
+
+} // namespace koopcore::cpu::KOOPCORE_ISA

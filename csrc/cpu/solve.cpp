@@ -1,0 +1,79 @@
+// Companion fits and rollouts of W groups at a time: one group per lane of the vector registers.
+#include "cpu/kernels.h"
+#include "cpu/problem.h"
+#include "cpu/simd.h"
+#include "koopcore/companion.h"
+
+namespace koopcore::cpu::KOOPCORE_ISA {
+
+namespace {
+
+// out[map[i]] <- entry i of W groups. Padding (map[i] < 0) is dropped.
+void interleave(const double *const *groups, const std::int32_t *map, int entries, Vec *out) {
+  int i = 0;
+  for (; i + kLanes <= entries; i += kLanes) {
+    Vec block[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane)
+      __builtin_memcpy(&block[lane], groups[lane] + i, sizeof(Vec));
+    transpose(block);
+    for (int e = 0; e < kLanes; ++e)
+      if (map[i + e] >= 0)
+        out[map[i + e]] = block[e];
+  }
+  for (; i < entries; ++i)
+    if (map[i] >= 0)
+      for (int lane = 0; lane < kLanes; ++lane)
+        out[map[i]][lane] = groups[lane][i];
+}
+
+} // namespace
+
+std::size_t solve_scratch(int n) {
+  return std::size_t(packed_size(n) + n + companion_work(n)) * kLanes;
+}
+
+void solve_batch(const SolveJob &job, const double *const *entries, std::int64_t first, int count,
+                 double *scratch) {
+  const int columns = job.n - 1 - int(job.affine);
+  Vec *gram = reinterpret_cast<Vec *>(scratch);
+  Vec *coefficients = gram + packed_size(job.n);
+  interleave(entries, job.map, job.entries, gram);
+  const CompanionFit<SimdLanes> fit = fit_companion<SimdLanes>(gram, job.n, job.affine, job.holdout,
+                                                               coefficients, coefficients + job.n);
+  for (int lane = 0; lane < count; ++lane) {
+    const std::int64_t group = first + lane;
+    double *row = job.out.coefficients + group * columns;
+    for (int i = 0; i < columns; ++i)
+      row[i] = coefficients[i][lane];
+    job.out.rank[group] = std::int64_t(fit.rank[lane]);
+    job.out.residual[group] = fit.residual[lane];
+    job.out.condition[group] = fit.condition[lane];
+    job.out.hindcast[group] = fit.hindcast[lane];
+  }
+}
+
+std::size_t rollout_scratch(int columns) {
+  return std::size_t(columns + columns + 2 + rollout_work(columns)) * kLanes;
+}
+
+void rollout_batch(const RolloutJob &job, std::int64_t first, int count, double *scratch) {
+  const int columns = job.columns, n = columns + 1 + int(job.affine);
+  Vec *a = reinterpret_cast<Vec *>(scratch), *weights = a + columns;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const double *row = job.coefficients + (first + (lane < count ? lane : 0)) * columns;
+    for (int i = 0; i < columns; ++i)
+      a[i][lane] = row[i];
+  }
+  rollout<SimdLanes>(a, columns, job.affine, job.horizons, job.n_horizons, weights, weights + n,
+                     [&](int i, const Vec *w, const Vec &growth) {
+                       const std::int64_t at = job.slot[i] * job.groups + first;
+                       for (int lane = 0; lane < count; ++lane) {
+                         double *out = job.weights + (at + lane) * n;
+                         for (int k = 0; k < n; ++k)
+                           out[k] = w[k][lane];
+                         job.growth[at + lane] = growth[lane];
+                       }
+                     });
+}
+
+} // namespace koopcore::cpu::KOOPCORE_ISA
