@@ -1,0 +1,87 @@
+"""What ``koopcore info`` prints: version, what was built, which backend runs what, and why not."""
+
+from __future__ import annotations
+
+import platform
+from importlib import import_module, metadata
+from typing import Any
+
+import koopcore
+
+
+def report() -> str:
+    """The report as text; no backend that cannot run here makes it fail."""
+    lines = [
+        f"koopcore {koopcore.__version__}",
+        f"Python {platform.python_version()}, {platform.platform()}",
+        f"NumPy {_version('numpy')}, Numba {_version('numba')}, torch {_version('torch')}",
+        "",
+        "built",
+        *(f"  {line}" for line in _built()),
+        "",
+        f"runs here: {_threads()}, {_instruction_set()}",
+        *(f"  {line}" for line in _backends(koopcore.backends())),
+    ]
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _threads() -> str:
+    from koopcore.backends.threads import thread_count
+
+    count = thread_count()
+    return f"{count} thread" if count == 1 else f"{count} threads"
+
+
+def _instruction_set() -> str:
+    try:
+        cpu = import_module("koopcore._native._cpu")
+    except ImportError:
+        return "no native module"
+    return f"native code for {cpu.isa()}"
+
+
+def _built() -> list[str]:
+    from koopcore._native import build_record
+
+    record = build_record()
+    lines = []
+    for device, part in record.items():
+        if not isinstance(part, dict):
+            continue
+        made = ", ".join(part.get("instruction_sets") or part.get("architectures") or [])
+        if part["built"]:
+            lines.append(f"{device:5} {made} ({part['compiler']}, {record['build_type']})")
+        else:
+            lines.append(f"{device:5} not built: {part['reason']}")
+    return lines
+
+
+def _backends(found: list[Any]) -> list[str]:
+    """Per device: the backend of each stage, then every backend and what is the matter with it."""
+    lines = []
+    for device in dict.fromkeys(backend.device for backend in found):
+        own = [backend for backend in found if backend.device == device]
+        chosen: dict[str, str] = {}
+        for backend in own:
+            for stage in backend.stages:
+                chosen.setdefault(stage, backend.name)
+        lines.append(f"{device}: " + (_grouped(chosen) or "nothing"))
+        for backend in own:
+            state = "available" if backend.available else f"not available: {backend.reason}"
+            lines.append(f"  {backend.name:12} {state}")
+    return lines
+
+
+def _grouped(chosen: dict[str, str]) -> str:
+    """``gram, solve by native_cpu; combine by numba_cpu`` from stage to backend."""
+    parts = []
+    for name in dict.fromkeys(chosen.values()):
+        parts.append(f"{', '.join(s for s, by in chosen.items() if by == name)} by {name}")
+    return "; ".join(parts)
