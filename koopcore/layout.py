@@ -133,8 +133,9 @@ class Layout:
         from koopcore.layout_torch import walk
 
         positive_int(align, "align")
-        named, units, left_out = walk(model, _patterns("include", include),
-                                      _patterns("exclude", exclude))
+        named, units, left_out = walk(
+            model, _patterns("include", include), _patterns("exclude", exclude)
+        )
         tensors, size = place(named, align)
         return cls(tensors, units, size, align, left_out)
 

@@ -122,6 +122,11 @@ def _stored(torch: Any, module: Any) -> Stored:
         for name, p in module._parameters.items()
         if p is not None and not lazy(p)
     }
+    # A normed weight is kept as magnitude and direction, or under another name.
+    for name in [name[:-2] for name in stored if name.endswith("_v") and f"{name[:-1]}g" in stored]:
+        stored[name] = [*stored.pop(f"{name}_g"), *stored.pop(f"{name}_v")]
+    for name in [name.removesuffix("_orig") for name in stored if name.endswith("_orig")]:
+        stored[name] = stored.pop(f"{name}_orig")
     if torch.nn.utils.parametrize.is_parametrized(module):
         for name, parametrization in module.parametrizations.items():
             originals = [
@@ -160,8 +165,7 @@ def _columns(shapes: Mapping[str, Shape], groups: int) -> Claim:
 
 
 def _attention(shapes: Mapping[str, Shape]) -> list[Claim]:
-    """The fused projection, or three that share one bias; bias_k and bias_v are rows as elsewhere.
-    """
+    """The fused projection, or three that share one bias; bias_k, bias_v are left to the rows."""
     if "in_proj_weight" in shapes:
         names = [n for n in ("in_proj_weight", _SHARED_BIAS) if n in shapes]
         return [Claim("in_proj", shapes["in_proj_weight"][0], [(n, 0, 1, 0) for n in names])]
@@ -234,6 +238,6 @@ def _fits(n_nodes: int, logical: str, shape: Shape, axis: int | None, groups: in
     """Whether the tensor has one share for every node, as a subclass may not have kept it."""
     if axis is None:
         return True
-    if len(shape) <= axis or shape[0] % groups:
+    if len(shape) <= axis:
         return False
     return shape[axis] * groups == n_nodes or logical == _SHARED_BIAS

@@ -34,9 +34,11 @@ def read_groups(layout_or_size: Layout | int, groups: Iterable[Any]) -> tuple[in
     if arrays:
         pieces.append(_from_arrays(arrays, np.array(array_groups, dtype=np.int64), size))
     owner, start, length, stride = (np.concatenate(column) for column in zip(*pieces, strict=True))
-    order = np.argsort(owner, kind="stable")
     ptr = np.concatenate(([0], np.cumsum(np.bincount(owner, minlength=len(given)))))
-    return size, Segments(ptr.astype(np.int64), start[order], length[order], stride[order])
+    if len(pieces) > 1:  # each piece is in the order of the groups; together they are not
+        order = np.argsort(owner, kind="stable")
+        start, length, stride = start[order], length[order], stride[order]
+    return size, Segments(ptr.astype(np.int64), start, length, stride)
 
 
 def _listed_groups(groups: Any) -> list[Any]:
@@ -107,10 +109,8 @@ def _array(g: int, group: Any) -> Index:
             f"group {g} is {type(group).__name__} of dtype {array.dtype} and shape {array.shape}; "
             f"give {_ACCEPTED}"
         )
-    # An unsigned index past the signed range would wrap; clipped, it is still out of range.
-    highest = np.iinfo(np.int64).max
-    if array.dtype == np.uint64:
-        array = np.minimum(array, np.uint64(highest))
+    if array.dtype == np.uint64:  # past the signed range it would wrap; clipped, it stays outside
+        array = np.minimum(array, np.uint64(np.iinfo(np.int64).max))
     return array.astype(np.int64)
 
 

@@ -120,14 +120,15 @@ def runs(index: Index, size: Index) -> Segments:
 def find_overlap(segments: Segments) -> Overlap | None:
     """The smallest flat index that occurs twice, with the groups it occurs in; None if disjoint.
 
-    Segments whose spans do not overlap are settled by one sort of the segments; only interleaved
-    ones (strided segments, or a true overlap) are written out index by index.
+    Long segments whose spans do not overlap are settled by one sort of the segments; only short
+    and interleaved ones (strided segments, or a true overlap) are written out index by index.
     """
     group_ptr, start, length, stride = segments
     last = start + stride * (length - 1)
-    order = np.argsort(start, kind="stable")
-    if not (last[order][:-1] >= start[order][1:]).any():
-        return None
+    if length.sum() > 8 * length.size:  # below that the sort costs more than the indices
+        order = np.argsort(start, kind="stable")
+        if not (last[order][:-1] >= start[order][1:]).any():
+            return None
     index = expand(start, length, stride)
     seen = np.zeros(int(last.max()) + 1, dtype=np.bool_)
     seen[index] = True

@@ -109,9 +109,7 @@ def _block_table(layout: Layout, n_nodes: int, block: Block) -> NodeTable:
 def _table(start: Index, length: int, stride: int) -> NodeTable:
     s = start.shape[1]
     step = 1 if length == 1 else stride
-    return NodeTable(
-        start, np.full(s, length, dtype=np.int64), np.full(s, step, dtype=np.int64)
-    )
+    return NodeTable(start, np.full(s, length, dtype=np.int64), np.full(s, step, dtype=np.int64))
 
 
 def _cut_nodes(table: NodeTable, size: int) -> tuple[NodeTable, Index]:

@@ -1,5 +1,7 @@
 """The walk over a module: what is recorded, what is left out and why, how nodes run."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -174,6 +176,13 @@ def rows(*tensors):
     return tuple(Block(t) for t in tensors)
 
 
+def hooked(norm):
+    """A Linear under one of the older norms, which torch deprecates and models still use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return norm(nn.Linear(2, 3))
+
+
 WHOLE = (Block(0, None), Block(1, None))
 EXPECTED = {
     "linear": (nn.Linear(2, 3), [Unit("Linear", 3, rows(0, 1))]),
@@ -260,6 +269,12 @@ EXPECTED = {
     "spectral norm": (
         nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3)), [Unit("ParametrizedLinear", 3,
                                                                         rows(1, 0))]
+    ),
+    "weight norm by hooks": (
+        hooked(nn.utils.weight_norm), [Unit("Linear", 3, rows(1, 2, 0))]
+    ),
+    "spectral norm by hooks": (
+        hooked(nn.utils.spectral_norm), [Unit("Linear", 3, rows(1, 0))]
     ),
     "weight norm of a transposed convolution": (
         nn.utils.parametrizations.weight_norm(nn.ConvTranspose1d(2, 3, 2, bias=False)),

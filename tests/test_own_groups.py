@@ -42,6 +42,7 @@ def test_every_kind_of_group(group, expected, segments):
     partition = Partition.groups(LAYOUT, [group])
     assert listed(partition) == [expected]
     assert partition.n_segments == segments
+    assert (partition.stride[partition.length == 1] == 1).all()
     assert partition.size == 25
     assert partition.name == "groups"
 

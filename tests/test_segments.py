@@ -162,3 +162,21 @@ def test_the_smallest_repeated_index_is_found_with_its_groups(groups):
 def test_interleaved_columns_do_not_overlap():
     columns = Segments(np.arange(5), np.arange(4), np.full(4, 9), np.full(4, 4))
     assert find_overlap(columns) is None
+
+
+@pytest.mark.parametrize(
+    ("second", "found"),
+    [
+        ((1000, 1000), None),  # the neighbour, settled by their spans
+        ((999, 1000), (999, 0, 1)),
+        ((0, 1), (0, 0, 1)),
+        ((5000, 50), None),
+    ],
+)
+def test_overlaps_of_long_segments(second, found):
+    start, length = second
+    one = np.ones(2, dtype=ints)
+    segments = Segments(ints_of(0, 1, 2), ints_of(0, start), ints_of(1000, length), one)
+    assert find_overlap(segments) == found
+    turned = Segments(ints_of(0, 1, 2), ints_of(start, 0), ints_of(length, 1000), one)
+    assert find_overlap(turned) == found

@@ -154,6 +154,7 @@ CONSTRUCTORS = {
     "network": Partition.network,
     "layers": Partition.layers,
     "nodes": Partition.nodes,
+    "quasi_nodes(2)": lambda layout: Partition.quasi_nodes(layout, 2),
     "quasi_nodes(3)": lambda layout: Partition.quasi_nodes(layout, 3),
     "weights": Partition.weights,
     "groups": lambda layout: Partition.groups(layout, [t.name for t in layout.tensors]),
@@ -196,6 +197,8 @@ def test_segment_counts_are_the_least_possible():
     assert Partition.nodes(one_output).n_segments == 1  # the bias follows the only row
     assert Partition.nodes(columns).n_segments == 6
     assert Partition.nodes(columns).stride.tolist() == [3, 1] * 3
+    one_input = Partition.nodes(Layout.from_module(Conv1D(3, 1)))
+    assert one_input.stride.tolist() == [1] * 6
 
 
 def test_layers_are_the_units_weights_first():
