@@ -43,7 +43,7 @@ def _draw_losses(axes: Axes, outcome: Outcome) -> None:
     _shade_window(axes, outcome)
     for other in range(future.shape[1]):
         chosen = other == network
-        style: dict[str, Any] = {"lw": 2.2, "zorder": 4} if chosen else {"lw": 1.0, "alpha": 0.45}
+        style: dict[str, Any] = {"lw": 2.2, "zorder": 4} if chosen else {"lw": 1.2, "alpha": 0.75}
         axes.plot(past_steps, past[:, other], color=_INK if chosen else _FAINT, **style)
         axes.plot(future[:, other], color=_TRUE, **style)
         dashes: dict[str, Any] = {**style, "ls": (0, (4, 2)), "zorder": 5 if chosen else 2}
@@ -53,7 +53,7 @@ def _draw_losses(axes: Axes, outcome: Outcome) -> None:
     axes.plot([], [], color=_KOOPMAN, lw=2.2, ls=(0, (4, 2)), label="Koopman prediction")
     axes.set(yscale="log", ylabel="loss")
     axes.set_ylim(*_limits(np.concatenate((past, future))))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:.3g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.legend(frameon=False, loc="upper right", fontsize=9)
