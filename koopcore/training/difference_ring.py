@@ -60,6 +60,11 @@ class DifferenceRing:
         self._head = 0
         self._blended = 0
 
+    def keep(self, count: int) -> None:
+        """Forget all but the newest ``count`` snapshots."""
+        self.count = min(self.count, count)
+        self._blended = 0
+
     @property
     def full(self) -> bool:
         """Whether every slot holds a snapshot."""
@@ -134,6 +139,13 @@ class DifferenceRing:
         """Copy a ``(size,)`` vector, for example ``ops.predict(T)``, back into ``tensors``."""
         target = self.tensors if tensors is None else list(tensors)
         torch._foreach_copy_(target, self.unflatten(vector))
+
+    def rescale(self, start: int, stop: int, factor: float) -> None:
+        """Multiply columns ``start .. stop - 1`` of all rows; exact for powers of two."""
+        self.differences[:, start:stop] *= factor
+        self.anchor[start:stop] *= factor
+        if self._mean is not None:
+            self._mean[start:stop] *= factor
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows in use and where the ring stands; rows are copies."""

@@ -1,0 +1,235 @@
+"""The object that ``attach`` returns: counts steps, records, attempts jumps, saves its state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from koopcore.training.guarded_loss import GuardedLoss
+from koopcore.training.jump import Jump, Outcome
+from koopcore.training.live_buffers import LiveBuffers
+from koopcore.training.moments import default_moments
+from koopcore.training.normalized_update import check_supported
+from koopcore.training.observed import Masters, Observed, unwrapped
+from koopcore.training.recording import PartitionLike, Recording, chosen_partition
+from koopcore.training.settings import Settings
+from koopcore.training.statistics import JumpRecord, Statistics
+
+
+class Attached:
+    """Koopman jumps in one optimizer's training run; made by :func:`koopcore.attach`.
+
+    stats: a :class:`Statistics`. settings: the options. The optimizer and the model stay the
+    user's; what is added is one post-step hook, which :meth:`detach` removes.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        module: nn.Module,
+        settings: Settings,
+        partition: PartitionLike,
+        include: str | Sequence[str] | None,
+        exclude: str | Sequence[str] | None,
+        masters: Masters | None,
+        generators: Iterable[torch.Generator],
+    ) -> None:
+        check_optimizer(optimizer)
+        self.settings = settings
+        self.stats = Statistics()
+        self.optimizer = optimizer
+        self.module = unwrapped(module)
+        self._select = (include, exclude, masters)
+        self._partition = partition
+        self._policy = settings.policy()
+        self._buffers = LiveBuffers(self.module, settings.buffers)
+        if settings.observables == "weights+update":
+            check_supported(optimizer)
+        moments = settings.moments
+        if moments == "auto":
+            moments = default_moments(optimizer)
+        guarded = None
+        if settings.loss is not None:
+            guarded = GuardedLoss(settings.loss, self.module, generators)
+        self._jump = Jump(settings, optimizer, moments, guarded)
+        self._recording: Recording | None = None
+        self._averaged = settings.averaged
+        self._step = 0
+        self._fresh = True
+        if not any(is_lazy(p) for p in self.module.parameters()):
+            self._recording = self._new_recording()
+        self._hook: Any = optimizer.register_step_post_hook(self._after_step)
+
+    # -- while training ---------------------------------------------------------------------------
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Run after every step of the optimizer; nearly always returns at once."""
+        if skipped(optimizer):
+            return
+        self._step += 1
+        ahead = self._step - self._policy.start
+        if ahead < 0 or self._policy.over:
+            return
+        to_come = -ahead % self.settings.stride  # steps until the next snapshot is due
+        if to_come >= self._averaged or ahead == 0:
+            return
+        begun = perf_counter()
+        recording = self._recording
+        if self._fresh or recording is None:
+            recording = self._begin()
+        recording.blend()
+        if to_come == 0:
+            recording.observed.check()
+            recording.ring.commit()
+            self.stats.snapshots += 1
+        self.stats.add_recording(perf_counter() - begun)
+        if recording.ring.full:
+            self._attempt(recording)
+
+    def _begin(self) -> Recording:
+        """Return an empty recording of what is to be recorded now."""
+        if self._buffers.update() or self._recording is None:
+            self._recording = None  # frees the old ring before the new one is allocated
+            self._recording = self._new_recording()
+        self._recording.ring.clear()
+        self._fresh = False
+        return self._recording
+
+    def _attempt(self, recording: Recording) -> None:
+        begun = perf_counter()
+        policy = self._policy
+        recording.observed.check_identity()
+        # An exception in the loss ends the attempt with everything put back: begin a new window.
+        self._fresh = True
+        outcome = self._jump.attempt(recording, policy)
+        if outcome.accepted:
+            policy.accepted(self._step)
+        else:
+            policy.refused(self._step)
+            if policy.keep:
+                recording.ring.keep(policy.keep)
+                self._fresh = False
+        self._report(outcome, perf_counter() - begun)
+
+    def _report(self, outcome: Outcome, seconds: float) -> None:
+        self.stats.steps = self._step
+        self.stats.add(
+            JumpRecord(
+                step=self._step,
+                accepted=outcome.accepted,
+                kind=outcome.kind,
+                horizon=float(outcome.horizon),
+                stride=self.settings.stride,
+                loss_before=outcome.loss_before,
+                loss_after=outcome.loss_after,
+                hindcast=outcome.hindcast,
+                evaluations=outcome.evaluations,
+                seconds=seconds,
+                reason=outcome.reason,
+            )
+        )
+
+    def _new_recording(self) -> Recording:
+        include, exclude, masters = self._select
+        observed = Observed(self.module, self.optimizer, include, exclude, masters)
+        return Recording(
+            observed,
+            self.optimizer,
+            self._buffers,
+            chosen_partition(self._partition, observed.layout),
+            self._policy.window,
+            self.settings.storage,
+            self.settings.observables == "weights+update",
+        )
+
+    # -- before and after -------------------------------------------------------------------------
+
+    def detach(self) -> None:
+        """Remove the hook and free the ring; the optimizer and the model are as if never attached.
+
+        :attr:`stats` stays. Detaching twice does nothing.
+        """
+        self._hook.remove()
+        self._recording = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs to continue bit-identically.
+
+        Tensors, numbers, strings, lists and dicts only, so ``torch.save`` and
+        ``torch.load(weights_only=True)`` carry it. Save it together with the model's, the
+        optimizer's and the loader's state. Size: one ring.
+        """
+        self.stats.steps = self._step
+        recording = self._recording
+        return {
+            "settings": self.settings.identity(),
+            "layout": None if recording is None else recording.observed.layout.fingerprint(),
+            "buffers": list(self._buffers.names),
+            "step": self._step,
+            "fresh": self._fresh,
+            "policy": self._policy.state_dict(),
+            "recording": None if recording is None else recording.state_dict(),
+            "statistics": self.stats.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken, in a run attached with the same options.
+
+        Raises ValueError, before anything changes, for the state of another model, window,
+        stride, schedule or way of recording.
+        """
+        for name, value in self.settings.identity().items():
+            given = state["settings"].get(name)
+            if given != value and tuple(given or ()) != value:
+                raise ValueError(
+                    f"the saved state was recorded with {name}={given!r}, this run is attached "
+                    f"with {name}={value!r}; attach with the options of the saved run"
+                )
+        if state["recording"] is not None:
+            recording = self._recording or self._new_recording()
+            if state["layout"] != recording.observed.layout.fingerprint():
+                raise ValueError(
+                    "the saved state belongs to another layout: names, shapes or order of the "
+                    "recorded parameters differ; load it into the model that it was saved from, "
+                    "with the same include= and exclude="
+                )
+            if list(state["buffers"]) != self._buffers.names:
+                self._buffers.adopt(state["buffers"])
+                self._recording = None
+                recording = self._new_recording()
+            recording.load_state_dict(state["recording"])
+            self._recording = recording
+        self._step = int(state["step"])
+        self._fresh = bool(state["fresh"])
+        self._policy.load_state_dict(state["policy"])
+        self.stats.load_state_dict(state["statistics"])
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Raise unless ``optimizer`` is a torch optimizer that koopcore is not attached to yet."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"the first argument is {type(optimizer).__name__}; attach(optimizer, module) takes "
+            "the torch.optim.Optimizer that steps the module"
+        )
+    for hook in optimizer._optimizer_step_post_hooks.values():
+        if isinstance(getattr(hook, "__self__", None), Attached):
+            raise ValueError(
+                "koopcore is attached to this optimizer already; keep the object that attach "
+                "returned, and detach() it before attaching again"
+            )
+
+
+def skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a fused optimizer left the step out because GradScaler found infinities.
+
+    Other optimizers are not called at all then. Reading the flag waits for the device; GradScaler
+    sets it only on optimizers that take it.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)

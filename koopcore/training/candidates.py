@@ -1,0 +1,80 @@
+"""Where a jump may go: the Koopman trajectory, the mean of the window, the straight line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from koopcore.training.line_search import Candidate
+
+CANDIDATES = ("koopman", "mean", "line")
+
+#: The first rungs of one operator are predicted together up to so many bytes, else one by one.
+_TOGETHER = 1 << 24
+
+
+def geometric(first: float, last: float, ratio: float) -> list[int]:
+    """Return whole horizons ``first, first ratio, ...`` up to ``last``, each at least 1, ascending.
+
+    >>> geometric(4, 64, 2)
+    [4, 8, 16, 32, 64]
+    """
+    horizons: list[int] = []
+    value = first
+    # The tolerance keeps the end that repeated multiplication misses by rounding.
+    while value <= last * (1 + 1e-9):
+        whole = max(1, round(value))
+        if not horizons or whole > horizons[-1]:
+            horizons.append(whole)
+        value *= ratio
+    return horizons
+
+
+def koopman(operators: Any, horizons: Sequence[int], rungs: int) -> Iterator[Candidate]:
+    """Candidates ``x_{n+T} = U^T x_n`` at ascending ``T`` of fitted ``KoopmanOperators``.
+
+    The first ``rungs`` are sure to be asked for and come from one read of the snapshots, where
+    they fit into little memory.
+    """
+    sure = list(horizons[:rungs])
+    array, width = torch.float32.itemsize, operators.partition.size
+    if len(sure) > 1 and len(sure) * width * array <= _TOGETHER:
+        for horizon, row in zip(sure, operators.predict(sure), strict=True):
+            yield Candidate("koopman", horizon, _given(row))
+        horizons = horizons[rungs:]
+    for horizon in horizons:
+        yield Candidate("koopman", horizon, _predicted(operators, horizon))
+
+
+def line(rows: Tensor, order: Sequence[int], horizons: Sequence[int]) -> Iterator[Candidate]:
+    """Candidates ``x_n + T (x_n - x_1) / (n - 1)``: the straight line through the window's ends."""
+    newest = rows[order[-1]]
+    slope = (newest - rows[order[0]]) / (len(order) - 1)
+    for horizon in horizons:
+        yield Candidate("line", horizon, _on_line(newest, slope, horizon))
+
+
+def mean(rows: Tensor, order: Sequence[int]) -> Candidate:
+    """The mean of the window (LAWA), the candidate against minibatch noise."""
+    whole = len(order) == len(rows)  # a full ring needs no copy of its rows
+    return Candidate("mean", 0.0, lambda: (rows if whole else rows[list(order)]).mean(0))
+
+
+def _given(row: Tensor) -> Callable[[], Tensor]:
+    return lambda: row
+
+
+def _predicted(operators: Any, horizon: int) -> Callable[[], Tensor]:
+    def predict() -> Tensor:
+        vector = operators.predict(horizon)
+        assert isinstance(vector, Tensor)
+        return vector
+
+    return predict
+
+
+def _on_line(newest: Tensor, slope: Tensor, horizon: int) -> Callable[[], Tensor]:
+    return lambda: torch.add(newest, slope, alpha=horizon)

@@ -1,0 +1,68 @@
+"""The optimizer's normalized update: what makes weights under momentum an autonomous system."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def normalized_update(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return the direction in which ``optimizer`` is moving each parameter, without the rate.
+
+    From the optimizer's state ``(m, v, ...)`` and, where it keeps no momentum, from ``.grad``:
+
+    * Adam and its kin (``exp_avg``, ``exp_avg_sq``): ``m / (sqrt(v) + eps)``;
+    * momentum (``momentum_buffer`` of SGD and RMSprop): the buffer;
+    * Adadelta (``square_avg``, ``acc_delta``): ``g sqrt(u + eps) / sqrt(v + eps)``;
+    * Adagrad (``sum``) and RMSprop (``square_avg``): ``g / (sqrt(v) + eps)``;
+    * SGD without momentum: ``g``.
+
+    A parameter that was never stepped gives zeros. Tensors have the parameters' shapes, in float32
+    (float64 for float64 parameters); nothing of the optimizer is changed. Cost: at most four passes
+    over the state. Do not use it with LBFGS, whose history is one flat vector per group.
+
+    Source: MATH 3.1 (the state of Adam is ``(w, m, v)``); formulas: Kingma & Ba 2015,
+    Duchi et al. 2011, Zeiler 2012.
+    """
+    options = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+    with torch.no_grad():
+        return [
+            _direction(optimizer.state.get(p, {}), p, float(options[id(p)].get("eps", 0.0)))
+            for p in parameters
+        ]
+
+
+def check_supported(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError for an optimizer whose update has no per-parameter state."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(
+            'observables="weights+update" needs one state per parameter, and LBFGS keeps one flat '
+            'history; use observables="weights"'
+        )
+
+
+def _direction(state: dict[str, Any], parameter: Tensor, eps: float) -> Tensor:
+    dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    momentum: Tensor | None = state.get("exp_avg", state.get("momentum_buffer"))
+    second: Tensor | None = state.get("exp_avg_sq")
+    if momentum is not None:
+        if second is None:
+            return momentum.to(dtype, copy=True)
+        return momentum.to(dtype) / second.to(dtype).sqrt_().add_(eps)
+    gradient = parameter.grad
+    if gradient is None:
+        return torch.zeros_like(parameter, dtype=dtype)
+    gradient = gradient.to_dense() if gradient.is_sparse else gradient
+    second = state.get("sum", state.get("square_avg"))
+    if second is None:
+        return gradient.to(dtype, copy=True)
+    step: Tensor | None = state.get("acc_delta")
+    if step is None:
+        return gradient.to(dtype) / second.to(dtype).sqrt().add_(eps)
+    ratio = step.to(dtype).add(eps).sqrt_() / second.to(dtype).add(eps).sqrt_()
+    return ratio.mul_(gradient)

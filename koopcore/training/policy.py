@@ -1,0 +1,136 @@
+"""When to record and how far to look: adaptive after each attempt, or fixed as in the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from koopcore.training.candidates import geometric
+
+#: Horizons in windows: the first rung, the factor from rung to rung, rungs that are always tried.
+FIRST_RUNG = 0.25
+RUNG_RATIO = 4.0
+RUNGS = 4
+
+#: Rejections in a row after which the window only slides, before resting begins.
+SLIDES = 2
+#: Doublings of the rest that rejections can add up to.
+MAX_DOUBLINGS = 6
+
+#: warmup="auto" waits until the median hindcast error is below this share of the movement,
+READY_HINDCAST = 0.2
+#: and no mode grows by more than this factor within one window.
+READY_GROWTH = 3.0
+
+#: Without a loss, the horizon in windows is this error over the hindcast error.
+BLIND_ERROR = 0.1
+#: Shorter blind jumps than this many windows are not worth their risk.
+BLIND_LEAST = 0.5
+
+
+class AdaptivePolicy:
+    """Window after window; the distance between attempts and their reach follow what they gave.
+
+    * The ladder of horizons is 1/4, 1, 4, 16 windows, and goes on while its end is the best, up to
+      ``max_horizon`` windows.
+    * After an accepted jump a new window begins.
+    * After a rejection the newer half of the window is kept: half a window on, it is tried again.
+    * From the third rejection in a row on it rests ``1, 2, 4, ... 64`` windows first, recording
+      nothing, so a run that gains nothing makes a number of attempts logarithmic in its length.
+    * ``warmup`` steps pass before the first window; with ``"auto"`` windows are fitted but no loss
+      is evaluated until hindcast error and growth say that the trajectory can be predicted.
+    """
+
+    def __init__(self, window: int, stride: int, max_horizon: float, warmup: int | str) -> None:
+        self.window = window
+        self.stride = stride
+        self.max_horizon = float(max_horizon)
+        self.window_steps = window * stride
+        self.start = 0 if warmup == "auto" else int(warmup)
+        self.ready = warmup != "auto"
+        self.rejected = 0
+        self.keep = 0
+        self.over = False
+
+    def judge(self, hindcast: float, growth: float) -> bool:
+        """Return whether a line search is worth its evaluations; growth is per window."""
+        if not self.ready:
+            self.ready = hindcast <= READY_HINDCAST and growth <= READY_GROWTH
+        return self.ready
+
+    def horizons(self) -> list[int]:
+        """Return the ladder in snapshots, ascending."""
+        span = self.window - 1
+        return geometric(FIRST_RUNG * span, self.max_horizon * span, RUNG_RATIO)
+
+    def blind_horizon(self, hindcast: float) -> int:
+        """Return how far to jump without a loss, in snapshots; 0 for not at all."""
+        windows = min(self.max_horizon, BLIND_ERROR / max(hindcast, 1e-12))
+        return round(windows * (self.window - 1)) if windows >= BLIND_LEAST else 0
+
+    def accepted(self, step: int) -> None:
+        """Plan after an accepted jump: a new window, at once."""
+        self.rejected = 0
+        self.keep = 0
+        self.start = step
+
+    def refused(self, step: int) -> None:
+        """Plan after an attempt that changed nothing: slide the window, later rest."""
+        doublings = self.rejected - SLIDES
+        self.rejected += 1
+        rest = 0 if doublings < 0 else self.window_steps * 2 ** min(doublings, MAX_DOUBLINGS)
+        self.keep = 0 if rest else self.window // 2
+        self.start = step + rest
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the policy stands."""
+        return {name: getattr(self, name) for name in ("start", "ready", "rejected", "keep")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        for name in self.state_dict():
+            setattr(self, name, state[name])
+
+
+class FixedSchedule:
+    """The paper's schedule: record steps ``t1 .. t2``, jump ``horizon`` steps ahead once, stop.
+
+    Source: Dogra & Redman 2020, Algorithm 1 (``t1 = 35,001``, ``t2 = 45,000``, ``T = 2,500``).
+    """
+
+    def __init__(self, t1: int, t2: int, horizon: int, stride: int) -> None:
+        self.start = t1 - stride  # a stride before the first snapshot, as in any window
+        self.stride = stride
+        self.window = (t2 - t1) // stride + 1
+        self.ready = True
+        self.keep = 0
+        self.over = False
+        self._horizon = max(1, round(horizon / stride))
+
+    def judge(self, hindcast: float, growth: float) -> bool:
+        """The paper jumps whatever the diagnostics say."""
+        return True
+
+    def horizons(self) -> list[int]:
+        """Return the one horizon, in snapshots."""
+        return [self._horizon]
+
+    def blind_horizon(self, hindcast: float) -> int:
+        """Return the one horizon, in snapshots."""
+        return self._horizon
+
+    def accepted(self, step: int) -> None:
+        """Stop recording for good."""
+        self.over = True
+
+    def refused(self, step: int) -> None:
+        """Stop recording for good."""
+        self.over = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the schedule stands."""
+        return {"over": self.over}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self.over = bool(state["over"])

@@ -1,0 +1,335 @@
+"""``attach`` in ordinary training loops: faster where it can be, invisible where it cannot."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from small_training import (  # noqa: E402
+    OPTIMIZERS,
+    everything,
+    identical,
+    loss_of,
+    network,
+    noisy_network,
+    train,
+)
+
+import koopcore as kc  # noqa: E402
+
+#: No jump of a descending loss divides it by 1000: with this margin every attempt is rejected.
+HOPELESS = 0.999
+SHORT = {"window": 6, "stride": 3}
+
+
+def attached_run(name, steps, build=network, **options):
+    model = build()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    koop = kc.attach(optimizer, model, loss=loss_of(model), **{**SHORT, **options})
+    losses = train(optimizer, loss_of(model), steps)
+    return model, optimizer, koop, losses
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_jumps_lower_the_loss_with_every_optimizer(name):
+    model, _, koop, losses = attached_run(name, 200)
+    plain = network()
+    reference = train(OPTIMIZERS[name](plain.parameters()), loss_of(plain), 200)
+    assert koop.stats.accepted > 0
+    assert koop.stats.steps == 0 or koop.stats.steps <= 200
+    assert losses[-1] < reference[-1]
+    for record in koop.stats.history:
+        if record.accepted:
+            assert record.loss_after < record.loss_before
+        else:
+            assert record.loss_after == record.loss_before
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("build", [network, noisy_network])
+def test_a_run_of_rejected_jumps_is_bit_identical_to_plain_training(name, build):
+    model, optimizer, koop, losses = attached_run(name, 80, build, margin=HOPELESS)
+    plain = build()
+    reference = OPTIMIZERS[name](plain.parameters())
+    plain_losses = train(reference, loss_of(plain), 80)
+    assert koop.stats.jumps > 1
+    assert koop.stats.evaluations > koop.stats.jumps  # candidates were really tried
+    assert koop.stats.accepted == 0
+    assert losses == plain_losses
+    assert identical(everything(model, optimizer), everything(plain, reference))
+
+
+def test_the_evaluated_loss_never_rises_over_a_jump():
+    model = network()
+    loss = loss_of(model)
+    optimizer = OPTIMIZERS["adagrad"](model.parameters())
+    kc.attach(optimizer, model, loss=loss, **SHORT)
+    seen = []
+
+    def after(*_):
+        seen.append(float(loss().detach()))
+
+    before = []
+    optimizer.register_step_pre_hook(lambda *_: before.append(float(loss().detach())))
+    optimizer.register_step_post_hook(after)
+    train(optimizer, loss, 60)
+    # What the next step finds is what the hooks left: nothing moves between them.
+    assert seen[:-1] == before[1:]
+
+
+def test_a_jump_says_what_it_did():
+    _, _, koop, _ = attached_run("adagrad", 120)
+    record = next(r for r in koop.stats.history if r.accepted)
+    assert record.kind in ("koopman", "line", "mean")
+    assert record.stride == 3
+    assert record.steps_skipped == record.horizon * 3
+    assert record.evaluations >= 2
+    assert record.hindcast >= 0
+    assert 0 < record.seconds < koop.stats.seconds
+    assert koop.stats.steps_skipped == sum(r.steps_skipped for r in koop.stats.history)
+    assert koop.stats.evaluations == sum(r.evaluations for r in koop.stats.history)
+    assert f"of {koop.stats.jumps} jumps accepted" in str(koop.stats)
+
+
+@pytest.mark.parametrize("record", ["last", "mean"])
+@pytest.mark.parametrize("storage", ["auto", "float32", "bfloat16"])
+@pytest.mark.parametrize("observables", ["weights", "weights+update"])
+def test_every_way_of_recording_gains(record, storage, observables):
+    _, _, koop, losses = attached_run(
+        "adagrad", 200, record=record, storage=storage, observables=observables
+    )
+    plain = network()
+    reference = train(OPTIMIZERS["adagrad"](plain.parameters()), loss_of(plain), 200)
+    assert koop.stats.accepted > 0
+    assert losses[-1] < reference[-1]
+
+
+@pytest.mark.parametrize(
+    "partition",
+    [
+        "network",
+        "layers",
+        "nodes",
+        "weights",
+        lambda layout: kc.Partition.quasi_nodes(layout, 4),
+        lambda layout: kc.Partition.groups(layout, ["0.*", "2.*"]),
+    ],
+    ids=["network", "layers", "nodes", "weights", "quasi_nodes", "groups"],
+)
+def test_every_partition_gains(partition):
+    _, _, koop, _ = attached_run("adagrad", 100, partition=partition)
+    assert koop.stats.accepted > 0
+
+
+def test_without_a_loss_the_hindcast_decides():
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    koop = kc.attach(optimizer, model, **SHORT)
+    train(optimizer, loss_of(model), 100)
+    accepted = [r for r in koop.stats.history if r.accepted]
+    assert accepted
+    assert koop.stats.evaluations == 0
+    assert all(r.loss_before is None and r.kind == "koopman" for r in koop.stats.history)
+    # Error 0.1 over the hindcast error, in windows, is how far it may go; at least half a window.
+    # (+ 0.1 windows: rounding to whole snapshots, of which a window spans five).
+    assert all(0.5 <= r.horizon / 5 <= 0.1 / r.hindcast + 0.1 for r in accepted)
+
+
+def test_a_schedule_jumps_once_and_where_it_says():
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    koop = kc.attach(optimizer, model, schedule=(20, 50, 40), stride=5)
+    train(optimizer, loss_of(model), 120)
+    assert [(r.step, r.horizon, r.steps_skipped) for r in koop.stats.history] == [(50, 8, 40)]
+    assert koop.stats.snapshots == 7  # at steps 20, 25, ..., 50
+
+
+def test_warmup_waits_and_auto_waits_for_a_predictable_trajectory():
+    _, _, late, _ = attached_run("sgd", 60, warmup=40)
+    assert late.stats.history[0].step == 40 + 6 * 3
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    koop = kc.attach(optimizer, model, loss=loss_of(model), warmup="auto", **SHORT)
+    generator = torch.Generator().manual_seed(0)
+
+    def jolt(*_):
+        for p in model.parameters():
+            p.data.add_(torch.randn(p.shape, generator=generator), alpha=0.05)
+
+    handle = optimizer.register_step_pre_hook(jolt)
+    train(optimizer, loss_of(model), 60)
+    assert koop.stats.jumps > 0
+    assert koop.stats.evaluations == 0
+    assert "not predictable yet" in koop.stats.history[0].reason
+    handle.remove()
+    train(optimizer, loss_of(model), 300)
+    assert koop.stats.evaluations > 0
+
+
+def test_rejections_first_slide_the_window_then_double_the_rest():
+    _, _, koop, _ = attached_run("sgd", 500, margin=HOPELESS)
+    steps = [r.step for r in koop.stats.history]
+    gaps = [b - a for a, b in zip(steps, steps[1:], strict=False)]
+    # 6 snapshots 3 steps apart; half of them are kept twice; then rests of 1, 2, 4, 8 windows.
+    assert (steps[0], gaps) == (18, [9, 9, 18 + 18, 18 + 36, 18 + 72, 18 + 144])
+
+
+def test_gradient_accumulation_counts_optimizer_steps():
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    koop = kc.attach(optimizer, model, loss=loss_of(model), **SHORT)
+    loss = loss_of(model)
+    for batch in range(80):
+        (loss() / 4).backward()
+        if batch % 4 == 3:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert koop.state_dict()["step"] == 20
+    assert [r.step for r in koop.stats.history] == [18]
+
+
+def test_a_scheduler_keeps_its_course():
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
+    koop = kc.attach(optimizer, model, loss=loss_of(model), **SHORT)
+    rates = []
+    for _ in range(100):
+        train(optimizer, loss_of(model), 1)
+        scheduler.step()
+        rates.append(scheduler.get_last_lr()[0])
+    assert koop.stats.accepted > 0
+    assert rates[-1] == pytest.approx(0.0, abs=1e-12)  # the end of the cosine
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_gradscaler_skips_records_nothing(fused):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, fused=fused)
+    koop = kc.attach(optimizer, model, loss=loss_of(model), window=6, stride=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    loss = loss_of(model)
+    for k in range(4):
+        optimizer.zero_grad()
+        scaler.scale(loss()).backward()
+        if k % 2:
+            model[0].weight.grad[0] = float("inf")
+        scaler.step(optimizer)
+        scaler.update()
+    assert koop.state_dict()["step"] == 2
+    assert koop.stats.snapshots == 2
+
+
+def test_a_compiled_model_jumps_like_the_eager_one():
+    model = network()
+    compiled = torch.compile(model, backend="eager")
+    optimizer = OPTIMIZERS["sgd"](compiled.parameters())
+    koop = kc.attach(optimizer, compiled, loss=loss_of(compiled), **SHORT)
+    train(optimizer, loss_of(compiled), 60)
+    eager, _, same, _ = attached_run("sgd", 60)
+    assert koop.stats.accepted == same.stats.accepted > 0
+    assert identical(list(model.parameters()), list(eager.parameters()))
+
+
+def test_parameter_groups_are_one_trajectory():
+    model = network()
+    groups = [
+        {"params": model[0].parameters(), "lr": 0.1},
+        {"params": model[2].parameters()},
+        {"params": model[4].parameters(), "momentum": 0.5},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.05)
+    koop = kc.attach(optimizer, model, loss=loss_of(model), **SHORT)
+    train(optimizer, loss_of(model), 60)
+    assert koop.stats.accepted > 0
+
+
+def test_a_loss_that_differentiates_switches_gradients_on_itself():
+    model = network()
+    x = torch.linspace(0, 1, 16)[:, None]
+
+    def residual():  # y' = -y, as a physics-informed loss writes it
+        with torch.enable_grad():
+            at = x.clone().requires_grad_()
+            y = model(at)
+            (slope,) = torch.autograd.grad(y.sum(), at, create_graph=True)
+            return ((slope + y) ** 2).mean() + (model(x[:1]) - 1).square().mean()
+
+    optimizer = OPTIMIZERS["adagrad"](model.parameters())
+    koop = kc.attach(optimizer, model, loss=residual, **SHORT)
+    train(optimizer, residual, 100)
+    assert koop.stats.accepted > 0
+    assert isinstance(koop.stats.history[0].loss_before, float)
+
+
+def test_detach_leaves_no_trace():
+    model = network()
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+    before = (dict(optimizer.__dict__), dict(model.__dict__), dict(model[0].__dict__))
+    hooks = len(optimizer._optimizer_step_post_hooks)
+    koop = kc.attach(optimizer, model, loss=loss_of(model), **SHORT)
+    koop.detach()
+    koop.detach()
+    assert len(optimizer._optimizer_step_post_hooks) == hooks
+    assert (optimizer.__dict__.keys(), model.__dict__.keys()) == (
+        before[0].keys(),
+        before[1].keys(),
+    )
+    assert model[0].__dict__.keys() == before[2].keys()
+    losses = train(optimizer, loss_of(model), 60)
+    plain = network()
+    assert losses == train(OPTIMIZERS["adam"](plain.parameters()), loss_of(plain), 60)
+    assert koop.stats.jumps == 0
+    kc.attach(optimizer, model)  # and it can be attached again
+
+
+def test_the_optimizer_can_be_copied_and_saved_while_attached():
+    model, optimizer, _, _ = attached_run("adam", 30)
+    kept = optimizer.state_dict()
+    torch.save(kept, io.BytesIO())
+    assert identical(
+        [v["exp_avg"] for v in kept["state"].values()],
+        [v["exp_avg"] for v in copy.deepcopy(kept)["state"].values()],
+    )
+
+
+def test_lazy_modules_are_recorded_from_their_first_step_on():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.LazyLinear(8), torch.nn.Tanh(), torch.nn.LazyLinear(1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    koop = kc.attach(optimizer, model, loss=loss_of(model), **SHORT)
+    train(optimizer, loss_of(model), 60)
+    assert koop.stats.accepted > 0
+
+
+def test_frozen_and_excluded_parameters_do_not_move():
+    model = network()
+    model[0].weight.requires_grad_(False)
+    optimizer = OPTIMIZERS["sgd"](p for p in model.parameters() if p.requires_grad)
+    koop = kc.attach(optimizer, model, loss=loss_of(model), exclude="*.bias", **SHORT)
+    train(optimizer, loss_of(model), 60)
+    recorded = koop._recording.observed.names
+    assert recorded == ["2.weight", "4.weight"]
+    assert koop.stats.accepted > 0
+
+
+def test_parameters_of_another_optimizer_are_left_to_it():
+    model = network()
+    first = torch.optim.SGD(model[0].parameters(), lr=0.05)
+    second = torch.optim.SGD(model[2:].parameters(), lr=0.05)
+    one = kc.attach(first, model, loss=loss_of(model), **SHORT)
+    two = kc.attach(second, model, loss=loss_of(model), **SHORT)
+    assert one._recording.observed.names == ["0.weight", "0.bias"]
+    assert two._recording.observed.names == ["2.weight", "2.bias", "4.weight", "4.bias"]
+
+
+def test_tied_parameters_are_recorded_once():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    koop = kc.attach(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    assert koop._recording.observed.names == ["0.weight", "0.bias", "1.bias"]
