@@ -1,0 +1,251 @@
+"""The engine's stages in Numba, mirroring reference.py: WIDTH groups at a time, all threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from koopcore.backends.numba_kernels.combine import combine_range
+from koopcore.backends.numba_kernels.feature_gram import feature_range
+from koopcore.backends.numba_kernels.gather import gather_range, scatter_range
+from koopcore.backends.numba_kernels.gram import gram_range
+from koopcore.backends.numba_kernels.gram_solve import gram_solve_range
+from koopcore.backends.numba_kernels.project import project_range
+from koopcore.backends.numba_kernels.rollout import rollout_range
+from koopcore.backends.numba_kernels.rollout_dense import dense_range
+from koopcore.backends.numba_kernels.simd import WIDTH
+from koopcore.backends.numba_kernels.solve import solve_range
+from koopcore.backends.numba_kernels.spread import equal_ends, spread
+from koopcore.backends.numba_kernels.views import flat, frozen, piece_sizes, pieces, window
+from koopcore.backends.stages import (
+    Companion,
+    FloatArray,
+    Projection,
+    Snapshots,
+    breakdown_tolerance,
+    packed_size,
+    rank_tolerance,
+)
+from koopcore.partition import Partition
+
+STAGES = (
+    "gram",
+    "feature_gram",
+    "solve",
+    "gram_solve",
+    "project",
+    "rollout",
+    "rollout_dense",
+    "combine",
+    "gather",
+    "scatter",
+)
+
+
+def unavailable() -> str | None:
+    """None: where this module can be imported, it runs."""
+    return None
+
+
+def gram(snapshots: Snapshots, part: Partition) -> FloatArray:
+    """G = BᵀB of every group: (n_groups, n(n+1)/2), packed lower by rows."""
+    n = len(snapshots.order)
+    memory, rows, step = window(snapshots)
+    cut = pieces(part)
+    out = np.empty((len(cut.owner), packed_size(n)))
+
+    def work(low: int, high: int) -> None:
+        gram_range(memory, rows, step, *cut.segments, low, high, out[low:high])
+
+    spread(work, np.cumsum(piece_sizes(cut) * packed_size(n)))
+    if len(cut.owner) == part.n_groups:
+        return out
+    return np.add.reduceat(out, np.searchsorted(cut.owner, np.arange(part.n_groups)))
+
+
+def solve(gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
+    """Companion coefficients of every group, with rank, residual, condition and hindcast."""
+    groups = len(gram)
+    result = _companion(groups, n - 1 - int(affine))
+    packed, tolerance = frozen(gram), breakdown_tolerance(n - 1 - int(affine))
+
+    def work(low: int, high: int) -> None:
+        solve_range(
+            packed, n, int(affine), holdout, tolerance, low, high, low, tuple(result)
+        )
+
+    spread(work, equal_ends(groups, n**3 / 6 + 8 * n * n), WIDTH)
+    return result
+
+
+def gram_solve(snapshots: Snapshots, part: Partition, affine: bool, holdout: int) -> Companion:
+    """``solve(gram(snapshots, part), …)`` without keeping the Gram matrices."""
+    n = len(snapshots.order)
+    cut = pieces(part)
+    if len(cut.owner) > part.n_groups:  # a group shared by threads has to be whole first
+        return solve(gram(snapshots, part), n, affine, holdout)
+    result = _companion(part.n_groups, n - 1 - int(affine))
+    memory, rows, step = window(snapshots)
+    tolerance = breakdown_tolerance(n - 1 - int(affine))
+
+    def work(low: int, high: int) -> None:
+        gram_solve_range(
+            memory, rows, step, *cut.segments, int(affine), holdout, tolerance,
+            low, high, tuple(result),
+        )
+
+    cost = piece_sizes(cut) * packed_size(n) + (n**3 // 6 + 8 * n * n)
+    spread(work, np.cumsum(cost), WIDTH)
+    return result
+
+
+def feature_gram(
+    snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
+) -> FloatArray:
+    """C = FFᵀ and E = F'Fᵀ of the first ``stop`` snapshots: (n_stops, n_groups, 2, m, m)."""
+    m = int(part.sizes[0])
+    memory, rows, step = window(snapshots)
+    ascending = np.unique(np.array(stops, dtype=np.int64))
+    out = np.empty((len(ascending), part.n_groups, 2, m, m))
+    segments = tuple(map(frozen, part.segments))
+
+    def work(low: int, high: int) -> None:
+        feature_range(memory, rows, step, *segments, m, int(affine), ascending, low, high, out)
+
+    spread(work, equal_ends(part.n_groups, 2 * m * m * len(rows)), WIDTH)
+    if np.array_equal(ascending, stops):
+        return out
+    return out[np.searchsorted(ascending, stops)]
+
+
+def project(
+    a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
+) -> Projection:
+    """K = Vᵀ H V and z = Vᵀ g with V Vᵀ = A⁺ of every group."""
+    groups, n, _ = a.shape
+    cap = n if rank is None else min(rank, n)
+    result = Projection(
+        np.zeros((groups, n, n)) if cap < n else np.empty((groups, n, n)),
+        np.empty((groups, n, n)),
+        np.empty((groups, n)),
+        np.empty(groups, dtype=np.int64),
+        np.empty(groups),
+    )
+    given = [tuple(flat(array)) for array in (a, h, g)]
+
+    def work(low: int, high: int) -> None:
+        project_range(
+            *given, n, cap, float(ridge), bool(raw), rank_tolerance(n), low, high, tuple(result)
+        )
+
+    if n:
+        spread(work, equal_ends(groups, 2 * n**3), WIDTH)
+    width = int(result.rank.max(initial=0)) if n else 0
+    if width == n and n:
+        return result
+    return Projection(
+        np.ascontiguousarray(result.operator[:, :width, :width]),
+        np.ascontiguousarray(result.whitener[:, :, :width]),
+        np.ascontiguousarray(result.start[:, :width]),
+        *result[3:],
+    )
+
+
+def rollout(
+    coefficients: FloatArray, affine: bool, horizons: Sequence[int]
+) -> tuple[FloatArray, FloatArray]:
+    """Weights w (n_horizons, n_groups, n) on B with x_{n+T} = B w, and the growth of ‖c_T‖."""
+    groups, columns = coefficients.shape
+    weights = np.empty((len(horizons), groups, columns + 1 + int(affine)))
+    growth = np.empty((len(horizons), groups))
+    steps = np.array(horizons, dtype=np.int64)
+    given = frozen(coefficients)
+
+    def work(low: int, high: int) -> None:
+        rollout_range(given, int(affine), steps, low, high, weights, growth)
+
+    cost = columns * min(max(horizons, default=0), 1024) + len(horizons) * columns**2 / 2
+    spread(work, equal_ends(groups, cost), WIDTH)
+    return weights, growth
+
+
+def rollout_dense(
+    operator: FloatArray, start: FloatArray, affine: bool, horizons: Sequence[int]
+) -> tuple[FloatArray, FloatArray]:
+    """K^{T-1} z, or Σ_{j<T} Kʲ z where affine: (n_horizons, n_groups, r), and the growth."""
+    groups, r = start.shape
+    states = np.empty((len(horizons), groups, r))
+    growth = np.empty((len(horizons), groups))
+    steps = np.array(horizons, dtype=np.int64)
+    places = np.argsort(steps, kind="stable")
+    matrices, vectors = frozen(operator.reshape(groups, r * r)), frozen(start)
+
+    def work(low: int, high: int) -> None:
+        dense_range(
+            matrices, vectors, bool(affine), steps[places], places, low, high, states, growth
+        )
+
+    spread(work, equal_ends(groups, r * r * min(int(steps.max(initial=0)), 1024)), WIDTH)
+    return states, growth
+
+
+def combine(
+    snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
+) -> None:
+    """x_{n+T} = x_n + B(w - 1) of every group, into its columns of ``out`` (n_horizons, size)."""
+    horizons, _, n = weights.shape
+    memory, rows, step = window(snapshots)
+    cut = pieces(part)
+    given = frozen(weights)
+    target, origin, (row, out_step) = flat(out, writeable=True)
+    out_rows = origin + np.arange(horizons) * row
+    limit = float(np.finfo(out.dtype).max)
+
+    def work(low: int, high: int) -> None:
+        combine_range(
+            memory, rows, step, *cut.segments, cut.owner, low, high, given,
+            target, out_rows, out_step, limit,
+        )
+
+    spread(work, np.cumsum(piece_sizes(cut) * (n * (horizons + 1))))
+
+
+def gather(snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
+    """Snapshots ``rows`` of the window, negative from its end: (len(rows), n_groups, m)."""
+    memory, places, step = window(snapshots)
+    chosen = places[np.array(rows, dtype=np.int64)]
+    out = np.empty((len(chosen), part.n_groups, int(part.sizes[0])))
+    segments = tuple(map(frozen, part.segments))
+
+    def work(low: int, high: int) -> None:
+        gather_range(memory, chosen, step, *segments, low, high, out)
+
+    spread(work, np.cumsum(part.sizes * len(chosen)))
+    return out
+
+
+def scatter(part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
+    """Write values (n_horizons, n_groups, m) into the groups' columns of ``out``, clipped to it."""
+    target, origin, (row, step) = flat(out, writeable=True)
+    rows = origin + np.arange(len(values)) * row
+    given = frozen(values)
+    segments = tuple(map(frozen, part.segments))
+    limit = float(np.finfo(out.dtype).max)
+
+    def work(low: int, high: int) -> None:
+        scatter_range(given, *segments, low, high, target, rows, step, limit)
+
+    spread(work, np.cumsum(part.sizes * len(values)))
+
+
+def _companion(groups: int, columns: int) -> Companion:
+    return Companion(
+        np.empty((groups, columns)),
+        np.empty(groups, dtype=np.int64),
+        np.empty(groups),
+        np.empty(groups),
+        np.empty(groups),
+    )

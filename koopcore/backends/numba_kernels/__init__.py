@@ -1,0 +1,1 @@
+"""The compiled loops of numba_cpu.py, one algorithm a file."""
