@@ -20,17 +20,15 @@ KOOPCORE_HD constexpr int companion_work(int n) { return packed_size(n) + 5 * n 
 
 // Coefficients a (k) of column k on the columns before it: on snapshots, or on differences.
 template <class L>
-KOOPCORE_HD void recurrence(const typename L::Real *factor, const typename L::Real *inverse,
-                            const typename L::Real *scale, int k, bool affine,
-                            typename L::Real *a) {
+KOOPCORE_HD void recurrence(const typename L::Real *factor, const typename L::Real *scale, int k,
+                            bool affine, typename L::Real *a) {
   using Real = typename L::Real;
   const Real *target = factor + packed_index(k, 0);
   for (int i = 0; i < k; ++i)
     a[i] = target[i];
-  for (int i = k; i-- > 0;) { // Lᵀ y = l_k, by rows of L
+  for (int i = k; i-- > 0;) { // Lᵀ y = l_k, by rows of the unit L
     const Real *row = factor + packed_index(i, 0);
-    const Real y = a[i] * inverse[i];
-    a[i] = y;
+    const Real y = a[i];
     for (int j = 0; j < i; ++j)
       a[j] -= row[j] * y;
   }
@@ -81,7 +79,7 @@ KOOPCORE_HD CompanionFit<L> fit_companion(const typename L::Real *gram, int n, b
   const int columns = n - 1 - first;
   const int rows = columns + 1;
   Real *factor = work, *scale = factor + packed_size(n);
-  Real *inverse = scale + n, *shorter = inverse + n, *weights = shorter + n;
+  Real *products = scale + n, *shorter = products + n, *weights = shorter + n;
   Real *rest = weights + 2 * n;
 
   for (int i = 0; i < rows; ++i)
@@ -91,7 +89,7 @@ KOOPCORE_HD CompanionFit<L> fit_companion(const typename L::Real *gram, int n, b
       factor[packed_index(i, j)] = gram[packed_index(first + i, first + j)] * (scale[i] * scale[j]);
 
   CompanionFit<L> fit;
-  fit.rank = cholesky<L>(factor, rows, columns, inverse);
+  fit.rank = cholesky<L>(factor, rows, columns, products);
   const typename L::Mask whole = fit.rank > columns - 0.5;
   const Real zero = L::broadcast(0.0), infinity = L::broadcast(HUGE_VAL);
 
@@ -101,17 +99,18 @@ KOOPCORE_HD CompanionFit<L> fit_companion(const typename L::Real *gram, int n, b
     largest = L::max(largest, d);
     smallest = L::select(d < smallest, d, smallest);
   }
-  fit.condition = L::select(whole, largest / smallest, infinity);
-  fit.residual = L::select(whole, factor[packed_index(columns, columns)] / scale[columns], zero);
+  fit.condition = L::select(whole, L::sqrt(largest / smallest), infinity);
+  const Real square = factor[packed_index(columns, columns)];
+  fit.residual = L::select(whole, L::sqrt(square) / scale[columns], zero);
 
-  recurrence<L>(factor, inverse, scale, columns, affine, coefficients);
+  recurrence<L>(factor, scale, columns, affine, coefficients);
   for (int i = 0; i < columns; ++i)
     coefficients[i] = L::select(whole, coefficients[i], zero);
 
   fit.hindcast = L::broadcast(NAN);
   if (holdout > 0 && holdout < columns && L::any(whole)) {
     const int kept = columns - holdout;
-    recurrence<L>(factor, inverse, scale, kept, affine, shorter);
+    recurrence<L>(factor, scale, kept, affine, shorter);
     const std::int64_t horizon = holdout;
     rollout<L>(shorter, kept, affine, &horizon, 1, weights, rest,
                [](int, const Real *, const Real &) {});
