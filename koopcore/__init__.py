@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from koopcore.operators import KoopmanOperators as KoopmanOperators
     from koopcore.operators import fit as fit
     from koopcore.partition import Partition as Partition
-    from koopcore.training import attach as attach
+    from koopcore.training.attach import attach as attach
 
 __version__ = "0.1.0"
 
