@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
 
 def main() -> None:
     """Run the command line of koopcore.cli, which needs the packages of the extra ``demo``."""
@@ -16,7 +18,12 @@ def main() -> None:
             f"the koopcore command needs {error.name}, which is not installed: "
             'pip install "koopcore[demo]"'
         )
-    cli_main()
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    try:
+        cli_main()
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
 
 
 if __name__ == "__main__":

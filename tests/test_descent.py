@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from koopcore.problems.descent import OPTIMIZERS, Descent, one_thread  # noqa: E402
+from koopcore.problems.descent import OPTIMIZERS, Descent  # noqa: E402
 from koopcore.problems.oscillator import OscillatorBatch  # noqa: E402
 
 STEPS = 40
@@ -111,9 +111,15 @@ def test_torch_gets_its_threads_back_even_after_an_error():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with pytest.raises(KeyboardInterrupt), one_thread(torch.device("cpu")):
-            assert torch.get_num_threads() == 1
+        seen = []
+
+        def interrupt():
+            seen.append(torch.get_num_threads())
             raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Descent(OscillatorBatch(1)).advance(1, tick=interrupt)
+        assert seen == [1]
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

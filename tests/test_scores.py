@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("torch")  # the package of problems belongs to the extra with torch
 
-from koopcore.problems.scores import equivalent_steps, error_ratio  # noqa: E402
+from koopcore.problems.scores import equivalent_steps, error_ratio
 
 FALLING = [10.0, 8.0, 6.0, 4.0, 2.0]
 DIPPING = [10.0, 4.0, 9.0, 3.0, 5.0]
@@ -54,7 +54,7 @@ def test_error_ratio_is_relative_to_the_true_movement():
     assert error_ratio(true, true, before).tolist() == [0.0, 0.0]
     assert error_ratio(before, true, before).tolist() == [1.0, 1.0]  # predicting no motion
     assert error_ratio(1.1 * true, true, before) == pytest.approx([0.1, 0.1])
-    assert error_ratio(true + [0.1, 0.1, 0.1, 0.1], true, before)[0] == pytest.approx(0.0375)
+    assert error_ratio(true + 0.1, true, before)[0] == pytest.approx(0.0375)
 
 
 def test_weights_that_did_not_move_are_left_out():
