@@ -52,7 +52,8 @@ def _snapshot_side(
     fused = find("gram_solve", backend=on)
     if fused is not None and model in ("linear", "affine") and rank is None and ridge == 0.0:
         solved = fused(snapshots, part, model == "affine", holdout_of(n))
-        if np.isfinite(solved.coefficients.sum()) and (solved.rank == solved.rank.max()).all():
+        full = (solved.rank == n - 1 - (model == "affine")).all()
+        if full and np.isfinite(solved.coefficients.sum()):
             return [CompanionFit.of(part, groups, model == "affine", solved)]
     gram = stage("gram", backend=on)(snapshots, part)
     part, groups, gram = _finite(snapshots, part, groups, gram)
