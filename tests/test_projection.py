@@ -168,7 +168,7 @@ def test_pivoted_cholesky_reproduces_what_it_keeps():
 
 
 def test_slow_decay_has_the_rank_of_its_motions():
-    """Three exponentials and a fixed point span four directions, however many snapshots there are."""
+    """Three exponentials and a fixed point span four directions of any window."""
     x = smooth(20, 65)
     f = np.vstack([x[:1], np.diff(x, axis=0)[:-1]]).T
     whitener, _ = reference.whiten(f.T @ f, None, 0.0, True)
