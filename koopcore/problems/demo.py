@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 import torch
@@ -15,14 +13,14 @@ import koopcore as kc
 from koopcore.problems.descent import OPTIMIZERS, Descent, Trace, one_thread
 from koopcore.problems.oscillator import PARAMETERS, SHAPES, OscillatorBatch
 from koopcore.problems.scores import Floats, equivalent_steps, error_ratio
+from koopcore.problems.stopwatch import in_turns
 
 PARTITIONS = ("network", "layers", "nodes", "weights")
 MODELS = ("auto", "affine", "linear", "trend")
 HORIZONS = {"adagrad": 80, "adadelta": 80, "adam": 32}
 """Snapshots ahead: 2.5 windows; Adam's weights alone are no autonomous system, so 1 window."""
 
-_TIMED_STEPS = 200  # of one network alone
-_TIMED_FITS = 15
+_TIMED_STEPS = 20  # in each of the stopwatch's rounds
 _OVERRUN = 1.5  # ordinary training goes on to 1.5 T, so that T^eq/T > 1 is measured, not capped
 
 
@@ -89,17 +87,16 @@ class OrdinaryRun:
     before: Trace
     recorded: Trace
     after: Trace
-    step_seconds: float  # one optimizer step of one network trained alone
-    batch_step_seconds: float  # one optimizer step of all networks as one batch
 
 
 @dataclass(frozen=True)
 class Outcome:
     """One partition's predictions beside what ordinary training did; per-network arrays.
 
-    T is ``horizon * stride`` optimizer steps. ``equivalent`` is T^eq in optimizer steps;
-    ``fit_seconds`` is fit and endpoint prediction of one network alone, ``batch_fit_seconds`` of
-    all networks in one call, compilation of the first call not counted in either.
+    T is ``horizon * stride`` optimizer steps, ``equivalent`` is T^eq in optimizer steps.
+    ``step_seconds``: one optimizer step, loss and gradient included, of one network trained alone;
+    ``fit_seconds``: fit and endpoint prediction of that one network. ``batch_``: the same for all
+    networks at once. Medians of calls in turns; compilation of a first call is not counted.
     """
 
     run: OrdinaryRun
@@ -110,7 +107,9 @@ class Outcome:
     losses: Floats  # (horizon + 1, networks)
     equivalent: Floats  # (networks,)
     error_ratio: Floats  # (networks,)
+    step_seconds: float
     fit_seconds: float
+    batch_step_seconds: float
     batch_fit_seconds: float
 
     @property
@@ -126,13 +125,13 @@ class Outcome:
     @property
     def speedup(self) -> float:
         """Window speed-up, median network: seconds of T^eq steps / seconds of the prediction."""
-        return float(np.median(self.equivalent)) * self.run.step_seconds / self.fit_seconds
+        return float(np.median(self.equivalent)) * self.step_seconds / self.fit_seconds
 
     @property
     def batch_speedup(self) -> float:
         """The same with both sides batched: all networks train at once and are fitted at once."""
         steps = float(np.median(self.equivalent))
-        return steps * self.run.batch_step_seconds / self.batch_fit_seconds
+        return steps * self.batch_step_seconds / self.batch_fit_seconds
 
     @property
     def typical(self) -> int:
@@ -168,11 +167,7 @@ def train(
     before = descent.advance(lead, tick=tick)
     recorded = descent.advance(inside, every=settings.stride, tick=tick)
     after = descent.advance(beyond, every=settings.stride, tick=tick)
-    alone = Descent(problem, optimizer, start=recorded.snapshots[-1, :1])
-    together = Descent(problem, optimizer, start=recorded.snapshots[-1])
-    return OrdinaryRun(
-        optimizer, problem, before, recorded, after, _step_time(alone), _step_time(together)
-    )
+    return OrdinaryRun(optimizer, problem, before, recorded, after)
 
 
 def predict(settings: DemoSettings, run: OrdinaryRun, partition: str) -> Outcome:
@@ -189,6 +184,18 @@ def predict(settings: DemoSettings, run: OrdinaryRun, partition: str) -> Outcome
 
     own = snapshots[:, :PARAMETERS].contiguous()
     own_part = batched_partition(partition, 1)
+    alone = Descent(run.problem, run.optimizer, start=run.recorded.snapshots[-1, :1])
+    together = Descent(run.problem, run.optimizer, start=run.recorded.snapshots[-1])
+    step, fit, batch_step, batch_fit = in_turns(
+        (
+            lambda: alone.advance(_TIMED_STEPS),
+            lambda: kc.fit(own, own_part, model=settings.model).predict(horizon),
+            lambda: together.advance(_TIMED_STEPS),
+            lambda: kc.fit(snapshots, part, model=settings.model).predict(horizon),
+        )
+    )
+    # A stretch of s steps evaluates s + 1 losses and gradients, both its ends included.
+    per_step = 1 / (_TIMED_STEPS + 1)
     return Outcome(
         run=run,
         partition=partition,
@@ -198,8 +205,10 @@ def predict(settings: DemoSettings, run: OrdinaryRun, partition: str) -> Outcome
         losses=losses.double().numpy(),
         equivalent=equivalent_steps(run.after.losses, losses[-1]),
         error_ratio=error_ratio(weights[-1], run.after.snapshots[horizon], weights[0]),
-        fit_seconds=_fit_time(own, own_part, settings.model, horizon),
-        batch_fit_seconds=_fit_time(snapshots, part, settings.model, horizon),
+        step_seconds=step * per_step,
+        fit_seconds=fit,
+        batch_step_seconds=batch_step * per_step,
+        batch_fit_seconds=batch_fit,
     )
 
 
@@ -216,24 +225,3 @@ def batched_partition(partition: str, networks: int) -> kc.Partition:
     layout = kc.Layout.from_shapes(SHAPES * networks)
     made: kc.Partition = getattr(kc.Partition, partition)(layout)
     return made
-
-
-def _step_time(descent: Descent) -> float:
-    """Seconds per optimizer step, median of five stretches after a first one."""
-    seconds = []
-    for _ in range(6):
-        start = time.perf_counter()
-        descent.advance(_TIMED_STEPS // 5)
-        seconds.append(time.perf_counter() - start)
-    # A stretch of s steps evaluates s + 1 gradients.
-    return median(seconds[1:]) / (_TIMED_STEPS // 5 + 1)
-
-
-def _fit_time(snapshots: Tensor, part: kc.Partition, model: str, horizon: int) -> float:
-    """Seconds of fit and endpoint prediction, median after a first call that may compile."""
-    seconds = []
-    for _ in range(_TIMED_FITS + 1):
-        start = time.perf_counter()
-        kc.fit(snapshots, part, model=model).predict(horizon)
-        seconds.append(time.perf_counter() - start)
-    return median(seconds[1:])

@@ -63,10 +63,10 @@ def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, list[str], str]]:
             lambda o: f"{np.median(o.error_ratio):.4f}",
             f"{PAPER_ERROR_RATIO}",
         ),
-        ("one step, one network", lambda o: _time(o.run.step_seconds), "-"),
+        ("one step, one network", lambda o: _time(o.step_seconds), "-"),
         (
             "T^eq steps, one network",
-            lambda o: _time(float(np.median(o.equivalent)) * o.run.step_seconds),
+            lambda o: _time(float(np.median(o.equivalent)) * o.step_seconds),
             "-",
         ),
         ("fit + prediction", lambda o: _time(o.fit_seconds), "-"),
