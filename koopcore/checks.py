@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from koopcore.backends.stages import IntArray, Snapshots, packed_size
 from koopcore.partition import Partition
@@ -104,22 +103,30 @@ def check_horizons(horizon: Any) -> tuple[list[int], bool]:
 
 
 def raise_non_finite(snapshots: Snapshots, part: Partition) -> None:
-    """Name the first snapshot and group with a NaN or infinity, if there is one."""
+    """Name the first snapshot and group with a NaN or infinity, if there is one.
+
+    Cost: one read of the snapshots, and O(log) a segment for a row that has any.
+    """
     for k, row in enumerate(snapshots.order):
-        bad: npt.NDArray[Any] = np.flatnonzero(~np.isfinite(snapshots.array[row]))
-        if bad.size == 0:
-            continue
-        lost = set(bad.tolist())
-        for group in range(part.n_groups):
-            indices = part.indices(group)
-            hit = (
-                indices[np.isin(indices, bad, kind="sort")]
-                if len(lost) > 1
-                else (indices[indices == bad[0]])
+        bad = np.flatnonzero(~np.isfinite(snapshots.array[row]))
+        found = _first_of(bad, part) if bad.size else None
+        if found is not None:
+            group, at = found
+            raise ValueError(
+                f"snapshots is not finite: snapshot {k} (row {row}) has "
+                f"{snapshots.array[row, at]} at parameter {at}, in group {group}; "
+                "nothing was fitted"
             )
-            if hit.size:
-                value = snapshots.array[row, hit[0]]
-                raise ValueError(
-                    f"snapshots is not finite: snapshot {k} (row {row}) has {value} at parameter "
-                    f"{hit[0]}, in group {group}; nothing was fitted"
-                )
+
+
+def _first_of(bad: IntArray, part: Partition) -> tuple[int, int] | None:
+    """The first group that has one of the ascending indices ``bad``, and which; None: no group."""
+    ptr, start, length, stride = part.segments
+    low = np.searchsorted(bad, start)
+    high = np.searchsorted(bad, start + (length - 1) * stride, side="right")
+    for segment in np.flatnonzero(high > low):  # a strided segment may step over what it spans
+        within = bad[low[segment] : high[segment]]
+        hit = within[(within - start[segment]) % stride[segment] == 0]
+        if hit.size:
+            return int(np.searchsorted(ptr, segment, side="right")) - 1, int(hit[0])
+    return None

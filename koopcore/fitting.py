@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from koopcore.backends import find, stage
@@ -29,13 +31,19 @@ def fit_groups(
     n = len(snapshots.order)
     narrow = part.sizes < n - 1
     fits: list[Fitted] = []
+
+    def check() -> None:  # in the caller's partition: its group numbers, and its first snapshot
+        raise_non_finite(snapshots, part)
+
     if not narrow.all():
         wide = part if not narrow.any() else part.subset(np.flatnonzero(~narrow))
-        fits += _snapshot_side(snapshots, wide, np.flatnonzero(~narrow), model, rank, ridge, on)
+        fits += _snapshot_side(
+            snapshots, wide, np.flatnonzero(~narrow), model, rank, ridge, on, check
+        )
     for m in np.unique(part.sizes[narrow]):
         groups = np.flatnonzero(part.sizes == m)
         same = part if len(groups) == part.n_groups else part.subset(groups)
-        fits += _feature_side(snapshots, same, groups, model, rank, ridge, on)
+        fits += _feature_side(snapshots, same, groups, model, rank, ridge, on, check)
     return fits
 
 
@@ -47,6 +55,7 @@ def _snapshot_side(
     rank: int | None,
     ridge: float,
     on: str | None,
+    check: Callable[[], None],
 ) -> list[Fitted]:
     n = len(snapshots.order)
     fused = find("gram_solve", backend=on)
@@ -56,7 +65,7 @@ def _snapshot_side(
         if full and np.isfinite(solved.coefficients.sum()):
             return [CompanionFit.of(part, groups, model == "affine", solved)]
     gram = stage("gram", backend=on)(snapshots, part)
-    part, groups, gram = _finite(snapshots, part, groups, gram)
+    part, groups, gram = _finite(check, part, groups, gram)
     if model == "auto":
         tried = [
             _from_gram(snapshots, part, groups, gram, c.model, rank, c.ridge, on)
@@ -109,6 +118,7 @@ def _feature_side(
     rank: int | None,
     ridge: float,
     on: str | None,
+    check: Callable[[], None],
 ) -> list[Fitted]:
     n = len(snapshots.order)
     holdout = holdout_of(n)
@@ -122,7 +132,7 @@ def _feature_side(
     known = {model == "affine": moments(model == "affine")}
     if not np.isfinite(known[model == "affine"].sum()):
         flat = np.moveaxis(known[model == "affine"], 1, 0).reshape(part.n_groups, -1)
-        part, groups, _ = _finite(snapshots, part, groups, flat)
+        part, groups, _ = _finite(check, part, groups, flat)
         if part.n_groups == 0:
             return []
         known.clear()
@@ -143,12 +153,12 @@ def _feature_side(
 
 
 def _finite(
-    snapshots: Snapshots, part: Partition, groups: IntArray, moments: FloatArray
+    check: Callable[[], None], part: Partition, groups: IntArray, moments: FloatArray
 ) -> tuple[Partition, IntArray, FloatArray]:
     """The groups whose moments are finite; an error where a snapshot itself is not."""
     finite = np.isfinite(moments).all(axis=1)
     if finite.all():
         return part, groups, moments
-    raise_non_finite(snapshots, part)
+    check()
     keep = np.flatnonzero(finite)
     return part.subset(keep), groups[keep], moments[keep]
