@@ -35,15 +35,16 @@ def fit_groups(
     def check() -> None:  # in the caller's partition: its group numbers, and its first snapshot
         raise_non_finite(snapshots, part)
 
-    if not narrow.all():
-        wide = part if not narrow.any() else part.subset(np.flatnonzero(~narrow))
-        fits += _snapshot_side(
-            snapshots, wide, np.flatnonzero(~narrow), model, rank, ridge, on, check
-        )
-    for m in np.unique(part.sizes[narrow]):
-        groups = np.flatnonzero(part.sizes == m)
-        same = part if len(groups) == part.n_groups else part.subset(groups)
-        fits += _feature_side(snapshots, same, groups, model, rank, ridge, on, check)
+    with np.errstate(over="ignore", invalid="ignore"):  # looked for and reported, not warned of
+        if not narrow.all():
+            wide = part if not narrow.any() else part.subset(np.flatnonzero(~narrow))
+            fits += _snapshot_side(
+                snapshots, wide, np.flatnonzero(~narrow), model, rank, ridge, on, check
+            )
+        for m in np.unique(part.sizes[narrow]):
+            groups = np.flatnonzero(part.sizes == m)
+            same = part if len(groups) == part.n_groups else part.subset(groups)
+            fits += _feature_side(snapshots, same, groups, model, rank, ridge, on, check)
     return fits
 
 
