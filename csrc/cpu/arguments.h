@@ -38,9 +38,8 @@ public:
       throw std::invalid_argument(
           "snapshots must be two-dimensional and their order a vector; got " +
           std::to_string(array.ndim()) + " and " + std::to_string(order.ndim()) + " dimensions");
-    if (order.shape(0) < 2)
-      throw std::invalid_argument("the window has " + std::to_string(order.shape(0)) +
-                                  " snapshots; an operator needs at least 2");
+    if (order.shape(0) < 1)
+      throw std::invalid_argument("order is empty; name at least one row of the snapshots");
     view.is_double = is_float64(array, "snapshots");
     view.n = int(order.shape(0));
     view.size = array.shape(1);
@@ -105,7 +104,7 @@ struct CompanionResult {
   pybind11::tuple tuple;
 };
 
-// Horizons in ascending order, and where each stood.
+// Horizons (or stops) in ascending order, and where each stood.
 struct SortedHorizons {
   explicit SortedHorizons(const std::vector<std::int64_t> &given) : slots(given.size()) {
     std::iota(slots.begin(), slots.end(), 0);

@@ -3,6 +3,7 @@
 #include "cpu/arguments.h"
 #include "cpu/engine.h"
 #include "cpu/isa.h"
+#include "cpu/plan.h"
 #include "cpu/threads.h"
 
 #include <pybind11/stl.h>
@@ -108,6 +109,134 @@ void combine_of(const py::array &array, const Index &order, const py::tuple &seg
   combine(kernels, job);
 }
 
+// m of groups of equal size; the stages check that they are.
+int equal_size(const Groups &groups) {
+  if (groups.count == 0)
+    throw std::invalid_argument("the partition has no groups; this stage needs at least one");
+  return int(group_size(groups, 0));
+}
+
+py::array_t<double> feature_gram_of(const py::array &array, const Index &order,
+                                    const py::tuple &segments, bool affine,
+                                    const std::vector<std::int64_t> &stops) {
+  const SnapshotArgument snapshots(array, order);
+  const GroupsArgument groups(segments);
+  const SortedHorizons sorted(stops);
+  for (std::int64_t stop : stops)
+    if (stop < 2 + int(affine) || stop > snapshots.view.n)
+      throw std::invalid_argument("a stop is " + std::to_string(stop) + "; give " +
+                                  std::to_string(2 + int(affine)) + " to " +
+                                  std::to_string(snapshots.view.n) + " snapshots");
+  const std::int64_t m = equal_size(groups.view), count = std::int64_t(stops.size());
+  py::array_t<double> out({count, groups.view.count, std::int64_t(2), m, m});
+  const MomentsJob job{snapshots.view,         groups.view,         int(m),     affine,
+                       sorted.horizons.data(), sorted.slots.data(), int(count), out.mutable_data()};
+  const Kernels &kernels = chosen_kernels();
+  py::gil_scoped_release release;
+  feature_gram(kernels, job);
+  return out;
+}
+
+// (operator, whitener, start, rank, condition), all of the full width N.
+py::tuple project_of(const Doubles &a, const Doubles &h, const Doubles &g, int rank, double ridge,
+                     bool raw) {
+  const bool good = a.ndim() == 3 && h.ndim() == 3 && g.ndim() == 2 && a.shape(1) == a.shape(2) &&
+                    h.shape(0) == a.shape(0) && h.shape(1) == a.shape(1) &&
+                    h.shape(2) == a.shape(1) && g.shape(0) == a.shape(0) &&
+                    g.shape(1) == a.shape(1);
+  if (!good || a.shape(1) < 1)
+    throw std::invalid_argument("a and h must have the shape (n_groups, N, N) and g (n_groups, N), "
+                                "with N >= 1");
+  if (rank < 0 || !(ridge >= 0.0))
+    throw std::invalid_argument("rank and ridge must not be negative");
+  const std::int64_t groups = a.shape(0), size = a.shape(1);
+  py::array_t<double> operators({groups, size, size}), whitener({groups, size, size});
+  py::array_t<double> start({groups, size}), condition(groups);
+  py::array_t<std::int64_t> ranks(groups);
+  const std::ptrdiff_t step = size * size;
+  const ProjectJob job{int(size),
+                       rank,
+                       ridge,
+                       raw,
+                       a.data(),
+                       h.data(),
+                       step,
+                       step,
+                       g.data(),
+                       operators.mutable_data(),
+                       whitener.mutable_data(),
+                       start.mutable_data(),
+                       ranks.mutable_data(),
+                       condition.mutable_data()};
+  const Kernels &kernels = chosen_kernels();
+  {
+    py::gil_scoped_release release;
+    project(kernels, job, groups);
+  }
+  return py::make_tuple(std::move(operators), std::move(whitener), std::move(start),
+                        std::move(ranks), std::move(condition));
+}
+
+py::tuple rollout_dense_of(const Doubles &operators, const Doubles &start, bool affine,
+                           const std::vector<std::int64_t> &horizons) {
+  if (operators.ndim() != 3 || start.ndim() != 2 || operators.shape(0) != start.shape(0) ||
+      operators.shape(1) != start.shape(1) || operators.shape(2) != start.shape(1))
+    throw std::invalid_argument("operator must have the shape (n_groups, r, r) and start "
+                                "(n_groups, r)");
+  const SortedHorizons sorted(horizons);
+  const std::int64_t groups = start.shape(0), size = start.shape(1);
+  const std::int64_t count = std::int64_t(horizons.size());
+  py::array_t<double> states({count, groups, size});
+  py::array_t<double> growth({count, groups});
+  const DenseRolloutJob job{operators.data(),
+                            start.data(),
+                            groups,
+                            int(size),
+                            affine,
+                            sorted.horizons.data(),
+                            sorted.slots.data(),
+                            int(count),
+                            states.mutable_data(),
+                            growth.mutable_data()};
+  const Kernels &kernels = chosen_kernels();
+  {
+    py::gil_scoped_release release;
+    rollout_dense(kernels, job);
+  }
+  return py::make_tuple(std::move(states), std::move(growth));
+}
+
+py::array_t<double> gather_of(const py::array &array, const Index &order,
+                              const py::tuple &segments) {
+  const SnapshotArgument snapshots(array, order);
+  const GroupsArgument groups(segments);
+  const std::int64_t m = equal_size(groups.view), rows = snapshots.view.n;
+  py::array_t<double> out({rows, groups.view.count, m});
+  const GatherJob job{snapshots.view.rows, int(rows), snapshots.view.step, snapshots.view.is_double,
+                      groups.view,         int(m),    out.mutable_data()};
+  const Kernels &kernels = chosen_kernels();
+  py::gil_scoped_release release;
+  gather(kernels, job, snapshots.view.size);
+  return out;
+}
+
+void scatter_of(const py::tuple &segments, const Doubles &values, const py::array &out) {
+  const GroupsArgument groups(segments);
+  const std::int64_t m = equal_size(groups.view);
+  if (values.ndim() != 3 || values.shape(1) != groups.view.count || values.shape(2) != m)
+    throw std::invalid_argument("values must have the shape (n_horizons, n_groups, m) = (…, " +
+                                std::to_string(groups.view.count) + ", " + std::to_string(m) + ")");
+  if (out.ndim() != 2)
+    throw std::invalid_argument("out must have the shape (n_horizons, size)");
+  const OutputArgument to(out, values.shape(0), out.shape(1));
+  const ScatterJob job{values.data(), int(values.shape(0)), groups.view, int(m), to.data, to.row,
+                       to.step,       to.is_double};
+  const std::int64_t size = out.shape(1);
+  const Kernels &kernels = chosen_kernels();
+  py::gil_scoped_release release;
+  scatter(kernels, job, size);
+}
+
 } // namespace
 } // namespace koopcore::cpu
 
@@ -140,4 +269,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("gram_solve", &gram_solve_of);
   m.def("rollout", &rollout_of);
   m.def("combine", &combine_of);
+  m.def("feature_gram", &feature_gram_of);
+  m.def("project", &project_of);
+  m.def("rollout_dense", &rollout_dense_of);
+  m.def("gather", &gather_of);
+  m.def("scatter", &scatter_of);
 }

@@ -20,4 +20,12 @@ void rollout(const Kernels &kernels, const RolloutJob &job);
 
 void combine(const Kernels &kernels, const CombineJob &job);
 
+// The dense stages (dense.cpp).
+void feature_gram(const Kernels &kernels, const MomentsJob &job);
+void project(const Kernels &kernels, const ProjectJob &job, std::int64_t groups);
+void rollout_dense(const Kernels &kernels, const DenseRolloutJob &job);
+// size: parameters in a snapshot.
+void gather(const Kernels &kernels, const GatherJob &job, std::int64_t size);
+void scatter(const Kernels &kernels, const ScatterJob &job, std::int64_t size);
+
 } // namespace koopcore::cpu

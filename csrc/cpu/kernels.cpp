@@ -5,8 +5,25 @@
 namespace koopcore::cpu::KOOPCORE_ISA {
 
 const Kernels kernels = {
-    kLanes,      gram_entries,    gram_map,      gram_scratch,    gram_piece,    solve_scratch,
-    solve_batch, rollout_scratch, rollout_batch, combine_scratch, combine_piece,
+    kLanes,
+    gram_entries,
+    gram_map,
+    gram_scratch,
+    gram_piece,
+    solve_scratch,
+    solve_batch,
+    rollout_scratch,
+    rollout_batch,
+    combine_scratch,
+    combine_piece,
+    moments_scratch,
+    moments_batch,
+    project_scratch,
+    project_batch,
+    rollout_dense_scratch,
+    rollout_dense_batch,
+    gather_groups,
+    scatter_groups,
 };
 
 } // namespace koopcore::cpu::KOOPCORE_ISA

@@ -17,6 +17,15 @@ std::size_t rollout_scratch(int columns);
 void rollout_batch(const RolloutJob &job, std::int64_t first, int count, double *scratch);
 std::size_t combine_scratch(int n, int n_horizons);
 void combine_piece(const CombineJob &job, std::int64_t group, Piece piece, double *scratch);
+std::size_t moments_scratch(int m);
+void moments_batch(const MomentsJob &job, std::int64_t first, int count, double *scratch);
+std::size_t project_scratch(int size);
+void project_batch(const ProjectJob &job, std::int64_t first, int count, double *scratch);
+std::size_t rollout_dense_scratch(int size, const std::int64_t *horizons, int n_horizons);
+void rollout_dense_batch(const DenseRolloutJob &job, std::int64_t first, int count,
+                         double *scratch);
+void gather_groups(const GatherJob &job, std::int64_t first, std::int64_t end);
+void scatter_groups(const ScatterJob &job, std::int64_t first, std::int64_t end);
 
 extern const Kernels kernels;
 

@@ -66,10 +66,67 @@ struct CombineJob {
   bool out_is_double;
 };
 
+struct MomentsJob {
+  Window window;
+  Groups groups; // all of m parameters
+  int m;
+  bool affine;
+  const std::int64_t *stops; // ascending
+  const int *slot;           // where in the output stop i goes
+  int n_stops;
+  double *out; // (n_stops, groups, 2, m, m)
+};
+
+struct ProjectJob {
+  int size; // N
+  int rank; // 0 keeps all
+  double ridge;
+  bool raw;
+  const double *a, *h; // (groups, N, N), a group every a_step or h_step numbers
+  std::ptrdiff_t a_step, h_step;
+  const double *g;              // (groups, N)
+  double *operators, *whitener; // (groups, N, N)
+  double *start;                // (groups, N)
+  std::int64_t *ranks;          // (groups,)
+  double *condition;            // (groups,)
+};
+
+struct DenseRolloutJob {
+  const double *operators, *start; // (groups, r, r), (groups, r)
+  std::int64_t groups;
+  int size;
+  bool affine;
+  const std::int64_t *horizons; // ascending
+  const int *slot;              // where in the outputs horizon i goes
+  int n_horizons;
+  double *states; // (n_horizons, groups, r)
+  double *growth; // (n_horizons, groups)
+};
+
+struct GatherJob {
+  const char *const *rows;
+  int n_rows;
+  std::ptrdiff_t step; // bytes
+  bool is_double;
+  Groups groups; // all of m parameters
+  int m;
+  double *out; // (n_rows, groups, m)
+};
+
+struct ScatterJob {
+  const double *values; // (n_rows, groups, m)
+  int n_rows;
+  Groups groups; // all of m parameters
+  int m;
+  char *out;                // (n_rows, size)
+  std::ptrdiff_t row, step; // bytes
+  bool is_double;
+};
+
 // The kernels of one instruction set. Each works on one batch or piece in the calling thread; the
 // scratch sizes are in doubles, the scratch is aligned to a cache line.
 struct Kernels {
-  int lanes; // groups that solve_batch and rollout_batch take at once
+  int lanes; // groups that a batch takes at most
   int (*gram_entries)(int n);
   void (*gram_map)(int n, std::int32_t *map);
   std::size_t (*gram_scratch)(int n);
@@ -81,6 +138,15 @@ struct Kernels {
   void (*rollout_batch)(const RolloutJob &, std::int64_t first, int count, double *scratch);
   std::size_t (*combine_scratch)(int n, int n_horizons);
   void (*combine_piece)(const CombineJob &, std::int64_t group, Piece, double *scratch);
+  std::size_t (*moments_scratch)(int m);
+  void (*moments_batch)(const MomentsJob &, std::int64_t first, int count, double *scratch);
+  std::size_t (*project_scratch)(int size);
+  void (*project_batch)(const ProjectJob &, std::int64_t first, int count, double *scratch);
+  std::size_t (*rollout_dense_scratch)(int size, const std::int64_t *horizons, int n_horizons);
+  void (*rollout_dense_batch)(const DenseRolloutJob &, std::int64_t first, int count,
+                              double *scratch);
+  void (*gather_groups)(const GatherJob &, std::int64_t first, std::int64_t end);
+  void (*scatter_groups)(const ScatterJob &, std::int64_t first, std::int64_t end);
 };
 
 } // namespace koopcore::cpu

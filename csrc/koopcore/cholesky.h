@@ -6,12 +6,13 @@
 namespace koopcore {
 
 // Overwrites the equilibrated packed matrix a (rows × rows) by L below the diagonal and D on it.
-// Returns the columns done before a pivot of the first `columns` broke down, as a number per lane; a
-// lane that broke down holds finite nonsense. work: `rows` numbers.
+// Returns the columns done before a pivot of the first `columns` broke down, as a number per lane;
+// a lane that broke down holds finite nonsense. work: `rows` numbers.
 //
-// Rows past `columns` are right-hand sides: their pivot is a residual and may be zero. L D Lᵀ rather
-// than L Lᵀ because each column then waits for one division and for no square root. Left-looking by
-// columns, four rows at a time, so that each entry of row k is loaded once for four chains.
+// Rows past `columns` are right-hand sides: their pivot is a residual and may be zero. L D Lᵀ
+// rather than L Lᵀ because each column then waits for one division and for no square root.
+// Left-looking by columns, four rows at a time, so that each entry of row k is loaded once for four
+// chains.
 template <class L>
 KOOPCORE_HD typename L::Real cholesky(typename L::Real *a, int rows, int columns,
                                       typename L::Real *work) {

@@ -16,7 +16,9 @@ template <class L> struct CompanionFit {
 };
 
 // Numbers (Real) that `fit_companion` needs as work space.
-KOOPCORE_HD constexpr int companion_work(int n) { return packed_size(n) + 5 * n + rollout_work(n); }
+KOOPCORE_HD static constexpr int companion_work(int n) {
+  return packed_size(n) + 5 * n + rollout_work(n);
+}
 
 // Coefficients a (k) of column k on the columns before it: on snapshots, or on differences.
 template <class L>

@@ -3,7 +3,8 @@
 // The small-matrix algorithms of this directory are templates on a policy L with
 //   L::Real, L::Mask   one number, one truth value per lane; Real has + - * / and < > with scalars
 //   L::broadcast, select, both, any, sqrt, max, abs, power_of_two_scale
-// The SIMD form is in cpu/simd.h. Nothing here allocates, throws or uses a container.
+// The SIMD form is in cpu/simd.h. Nothing here allocates, throws or uses a container. Functions are
+// templates on L or static, so that files compiled for other instruction sets never share them.
 #pragma once
 
 #include <cmath>
@@ -25,10 +26,10 @@ constexpr std::int64_t kDirectSteps = 1024;
 
 // The tolerances of backends/stages.py, u = 2^-53: a pivot in time order below 16 n·u of its
 // diagonal is noise; diagonal pivoting stops at pivots below 4 n·u of the largest diagonal.
-KOOPCORE_HD constexpr double breakdown_tolerance(int n) { return 16.0 * n * 0x1p-53; }
-KOOPCORE_HD constexpr double rank_tolerance(int n) { return 4.0 * n * 0x1p-53; }
-KOOPCORE_HD constexpr int packed_size(int n) { return n * (n + 1) / 2; }
-KOOPCORE_HD constexpr int packed_index(int i, int j) { return i * (i + 1) / 2 + j; }
+KOOPCORE_HD static constexpr double breakdown_tolerance(int n) { return 16.0 * n * 0x1p-53; }
+KOOPCORE_HD static constexpr double rank_tolerance(int n) { return 4.0 * n * 0x1p-53; }
+KOOPCORE_HD static constexpr int packed_size(int n) { return n * (n + 1) / 2; }
+KOOPCORE_HD static constexpr int packed_index(int i, int j) { return i * (i + 1) / 2 + j; }
 
 // `Tag` keeps the instantiations of differently compiled files apart.
 template <class Tag> struct ScalarLanes {

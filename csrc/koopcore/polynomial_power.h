@@ -9,7 +9,7 @@
 
 namespace koopcore {
 
-KOOPCORE_HD constexpr int polynomial_work(int columns) { return 3 * columns; }
+KOOPCORE_HD static constexpr int polynomial_work(int columns) { return 3 * columns; }
 
 // c <- x·c mod p.
 template <class L>

@@ -16,7 +16,7 @@ namespace koopcore {
 constexpr int kStepBuffer = 256; // values of q kept in the buffer besides the last N
 
 // Numbers (Real) that `rollout` needs as work space.
-KOOPCORE_HD constexpr int rollout_work(int columns) {
+KOOPCORE_HD static constexpr int rollout_work(int columns) {
   return 2 * (columns + kStepBuffer + 8) + 2 * columns + polynomial_work(columns);
 }
 

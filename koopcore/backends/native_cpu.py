@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 
 from koopcore._native import build_record
-from koopcore.backends.stages import Companion, FloatArray, Snapshots
+from koopcore.backends.stages import Companion, FloatArray, Projection, Snapshots
 from koopcore.partition import Partition
 
 if TYPE_CHECKING:
@@ -25,7 +26,18 @@ else:
         reason = build_record()["cpu"]["reason"] or f"the module does not load ({error})"
         raise ImportError(reason) from error
 
-STAGES = ("gram", "solve", "gram_solve", "rollout", "combine")
+STAGES = (
+    "gram",
+    "feature_gram",
+    "solve",
+    "gram_solve",
+    "project",
+    "rollout",
+    "rollout_dense",
+    "combine",
+    "gather",
+    "scatter",
+)
 
 
 def unavailable() -> str | None:
@@ -43,6 +55,14 @@ def gram(snapshots: Snapshots, part: Partition) -> FloatArray:
     return result
 
 
+def feature_gram(
+    snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
+) -> FloatArray:
+    """C = FFᵀ and E = F'Fᵀ of the first ``stop`` snapshots: (n_stops, n_groups, 2, m, m), equal m."""
+    result: FloatArray = _cpu.feature_gram(*snapshots, part.segments, affine, stops)
+    return result
+
+
 def solve(gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
     """The companion coefficients of every group, W groups to a vector register."""
     return Companion(*_cpu.solve(gram, n, affine, holdout))
@@ -53,6 +73,18 @@ def gram_solve(snapshots: Snapshots, part: Partition, affine: bool, holdout: int
     return Companion(*_cpu.gram_solve(*snapshots, part.segments, affine, holdout))
 
 
+def project(
+    a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
+) -> Projection:
+    """K = Vᵀ H V and z = Vᵀ g with V Vᵀ = A⁺; W groups to a vector register, whatever their ranks."""
+    operator, whitener, start, ranks, condition = _cpu.project(a, h, g, rank or 0, ridge, raw)
+    width = int(ranks.max(initial=0))
+    if width < operator.shape[1]:
+        operator = operator[:, :width, :width]
+        whitener, start = whitener[:, :, :width], start[:, :width]
+    return Projection(operator, whitener, start, ranks, condition)
+
+
 def rollout(
     coefficients: FloatArray, affine: bool, horizons: Sequence[int]
 ) -> tuple[FloatArray, FloatArray]:
@@ -61,8 +93,29 @@ def rollout(
     return result
 
 
+def rollout_dense(
+    operator: FloatArray, start: FloatArray, affine: bool, horizons: Sequence[int]
+) -> tuple[FloatArray, FloatArray]:
+    """K^{T-1} z, or Σ_{j<T} Kʲ z where affine: (n_horizons, n_groups, r), and the growth."""
+    result: tuple[FloatArray, FloatArray] = _cpu.rollout_dense(operator, start, affine, horizons)
+    return result
+
+
 def combine(
     snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
 ) -> None:
     """x_{n+T} = x_n + B(w - 1) of every group, into its columns of ``out`` (n_horizons, size)."""
     _cpu.combine(*snapshots, part.segments, weights, out)
+
+
+def gather(snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
+    """Snapshots ``rows`` (negative ones from the end) by group: (len(rows), n_groups, m), equal m."""
+    result: FloatArray = _cpu.gather(
+        snapshots.array, snapshots.order[np.asarray(rows, dtype=np.int64)], part.segments
+    )
+    return result
+
+
+def scatter(part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
+    """Values (n_horizons, n_groups, m) into the groups' columns of ``out`` (n_horizons, size)."""
+    _cpu.scatter(part.segments, values, out)

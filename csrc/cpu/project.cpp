@@ -1,0 +1,89 @@
+// Dense fits and rollouts of W groups at a time: one group per lane of the vector registers.
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+#include "koopcore/dense_rollout.h"
+#include "koopcore/projection.h"
+
+namespace koopcore::cpu::KOOPCORE_ISA {
+
+namespace {
+
+// out[i] <- entry i of W rows, `rows` apart; lanes past `count` repeat the first row.
+void to_lanes(const double *from, std::ptrdiff_t rows, int count, int entries, Vec *out) {
+  const double *row[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane)
+    row[lane] = from + (lane < count ? lane : 0) * rows;
+  int i = 0;
+  for (; i + kLanes <= entries; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane)
+      __builtin_memcpy(&out[i + lane], row[lane] + i, sizeof(Vec));
+    transpose(out + i);
+  }
+  for (; i < entries; ++i)
+    for (int lane = 0; lane < kLanes; ++lane)
+      out[i][lane] = row[lane][i];
+}
+
+void from_lanes(const Vec *from, std::ptrdiff_t rows, int count, int entries, double *out) {
+  int i = 0;
+  for (; i + kLanes <= entries; i += kLanes) {
+    Vec block[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane)
+      block[lane] = from[i + lane];
+    transpose(block);
+    for (int lane = 0; lane < count; ++lane)
+      __builtin_memcpy(out + lane * rows + i, &block[lane], sizeof(Vec));
+  }
+  for (; i < entries; ++i)
+    for (int lane = 0; lane < count; ++lane)
+      out[lane * rows + i] = from[i][lane];
+}
+
+} // namespace
+
+std::size_t project_scratch(int size) {
+  return std::size_t(4 * size * size + 2 * size + projection_work(size)) * kLanes;
+}
+
+void project_batch(const ProjectJob &job, std::int64_t first, int count, double *scratch) {
+  const int size = job.size, matrix = size * size;
+  Vec *a = reinterpret_cast<Vec *>(scratch), *h = a + matrix, *v = h + matrix, *k = v + matrix;
+  Vec *g = k + matrix, *z = g + size, *work = z + size;
+  const ProjectionModel model{size, job.rank, job.ridge, job.raw};
+  to_lanes(job.a + first * job.a_step, job.a_step, count, matrix, a);
+  to_lanes(job.h + first * job.h_step, job.h_step, count, matrix, h);
+  to_lanes(job.g + first * size, size, count, size, g);
+  Vec condition;
+  const Vec rank = whiten<SimdLanes>(a, model, v, condition, work);
+  project_operator<SimdLanes>(v, h, g, size, k, z, work);
+  from_lanes(v, matrix, count, matrix, job.whitener + first * matrix);
+  from_lanes(k, matrix, count, matrix, job.operators + first * matrix);
+  from_lanes(z, size, count, size, job.start + first * size);
+  for (int lane = 0; lane < count; ++lane) {
+    job.ranks[first + lane] = std::int64_t(rank[lane]);
+    job.condition[first + lane] = condition[lane];
+  }
+}
+
+std::size_t rollout_dense_scratch(int size, const std::int64_t *horizons, int n_horizons) {
+  const int levels = dense_rollout_levels(size, horizons, n_horizons);
+  return std::size_t(size * size + size + dense_rollout_work(size, levels)) * kLanes;
+}
+
+void rollout_dense_batch(const DenseRolloutJob &job, std::int64_t first, int count,
+                         double *scratch) {
+  const int size = job.size, matrix = size * size;
+  Vec *k = reinterpret_cast<Vec *>(scratch), *z = k + matrix, *work = z + size;
+  const int levels = dense_rollout_levels(size, job.horizons, job.n_horizons);
+  to_lanes(job.operators + first * matrix, matrix, count, matrix, k);
+  to_lanes(job.start + first * size, size, count, size, z);
+  rollout_dense<SimdLanes>(k, z, size, job.affine, job.horizons, job.n_horizons, levels, work,
+                           [&](int i, const Vec *state, const Vec &growth) {
+                             const std::int64_t at = job.slot[i] * job.groups + first;
+                             from_lanes(state, size, count, size, job.states + at * size);
+                             for (int lane = 0; lane < count; ++lane)
+                               job.growth[at + lane] = growth[lane];
+                           });
+}
+
+} // namespace koopcore::cpu::KOOPCORE_ISA
