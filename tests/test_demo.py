@@ -185,8 +185,8 @@ def test_settings_that_cannot_work_are_refused(options, message):
         DemoSettings(**options)
 
 
-def rendered(outcomes):
-    console = Console(width=120, record=True, file=StringIO())
+def rendered(outcomes, width=120):
+    console = Console(width=width, record=True, file=StringIO())
     console.print(demo_table(outcomes))
     return console.export_text()
 
@@ -196,10 +196,18 @@ def test_the_table_shows_measured_figures_beside_the_papers(outcome):
     assert "132x" in text  # Adagrad's own figure,
     assert "98x" not in text  # not those of optimizers that were not run
     assert "0.0044" in text
-    assert "Dogra & Redman" in text
+    assert "Dogra & Redman, NeurIPS 2020" in text
     assert f"{np.median(outcome.relative):.3f}" in text
     assert f"{outcome.speedup:,.0f}x" in text
-    assert f"{np.median(outcome.losses[-1]):.3e}" in text
+    assert f"{np.median(outcome.losses[-1]):.2e}" in text
+
+
+def test_four_partitions_fit_a_terminal_of_80_columns(outcome):
+    shown = [type(outcome)(**{**vars(outcome), "partition": name}) for name in PARTITIONS]
+    text = rendered(shown, width=80)
+    assert "…" not in text
+    for name in PARTITIONS:
+        assert name in text
 
 
 def test_the_picture_shows_true_and_predicted_curves(outcome):

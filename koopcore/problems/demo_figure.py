@@ -59,7 +59,7 @@ def _draw_losses(axes: Axes, outcome: Outcome) -> None:
     axes.legend(frameon=False, loc="upper right", fontsize=9)
     _finish(
         axes,
-        f"{run.optimizer.capitalize()}, {outcome.partition} operators: "
+        f"{run.optimizer.capitalize()}, an operator per {outcome.partition.removesuffix('s')}: "
         f"median $T^{{eq}}/T$ = {np.median(outcome.relative):.2f}",
     )
 
