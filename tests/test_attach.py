@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 
 import pytest
 
@@ -36,7 +37,7 @@ def attached_run(name, steps, build=network, **options):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_jumps_lower_the_loss_with_every_optimizer(name):
-    model, _, koop, losses = attached_run(name, 200)
+    _, _, koop, losses = attached_run(name, 200)
     plain = network()
     reference = train(OPTIMIZERS[name](plain.parameters()), loss_of(plain), 200)
     assert koop.stats.accepted > 0
@@ -173,7 +174,7 @@ def test_warmup_waits_and_auto_waits_for_a_predictable_trajectory():
 def test_rejections_first_slide_the_window_then_double_the_rest():
     _, _, koop, _ = attached_run("sgd", 500, margin=HOPELESS)
     steps = [r.step for r in koop.stats.history]
-    gaps = [b - a for a, b in zip(steps, steps[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(steps)]
     # 6 snapshots 3 steps apart; half of them are kept twice; then rests of 1, 2, 4, 8 windows.
     assert (steps[0], gaps) == (18, [9, 9, 18 + 18, 18 + 36, 18 + 72, 18 + 144])
 
@@ -289,7 +290,7 @@ def test_detach_leaves_no_trace():
 
 
 def test_the_optimizer_can_be_copied_and_saved_while_attached():
-    model, optimizer, _, _ = attached_run("adam", 30)
+    _, optimizer, _, _ = attached_run("adam", 30)
     kept = optimizer.state_dict()
     torch.save(kept, io.BytesIO())
     assert identical(

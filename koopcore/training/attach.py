@@ -23,8 +23,8 @@ def attach(
     window: int = 9,
     stride: int = 6,
     partition: PartitionLike = "network",
-    model: str = "auto",
-    max_horizon: float = 16,
+    model: str = "affine",
+    max_horizon: float = 256,
     warmup: int | str = 0,
     rank: int | None = None,
     ridge: float = 0.0,
@@ -65,7 +65,8 @@ def attach(
         partition: "network", "layers", "nodes", "weights", a :class:`Partition` over the layout
             aligned to 32, or a function ``Layout -> Partition``.
         model, rank, ridge, backend: as in :func:`koopcore.fit`.
-        max_horizon: farthest jump, in windows.
+        max_horizon: farthest jump, in windows; the ladder 1/4, 1, 4, 16, ... goes beyond 16 only
+            while its end is the best.
         warmup: steps before the first window, or "auto": until hindcast error and eigenvalues say
             that the trajectory can be predicted.
         schedule: ``(t1, t2, T)`` in optimizer steps: record from t1 to t2, jump T steps once, as

@@ -84,7 +84,6 @@ class Attached:
             recording = self._begin()
         recording.blend()
         if to_come == 0:
-            recording.observed.check()
             recording.ring.commit()
             self.stats.snapshots += 1
         self.stats.add_recording(perf_counter() - begun)
@@ -96,6 +95,7 @@ class Attached:
         if self._buffers.update() or self._recording is None:
             self._recording = None  # frees the old ring before the new one is allocated
             self._recording = self._new_recording()
+        self._recording.observed.check()
         self._recording.ring.clear()
         self._fresh = False
         return self._recording
@@ -103,7 +103,7 @@ class Attached:
     def _attempt(self, recording: Recording) -> None:
         begun = perf_counter()
         policy = self._policy
-        recording.observed.check_identity()
+        recording.observed.check()
         # An exception in the loss ends the attempt with everything put back: begin a new window.
         self._fresh = True
         outcome = self._jump.attempt(recording, policy)
@@ -185,7 +185,8 @@ class Attached:
         """
         for name, value in self.settings.identity().items():
             given = state["settings"].get(name)
-            if given != value and tuple(given or ()) != value:
+            given = tuple(given) if isinstance(given, list) else given
+            if given != value:
                 raise ValueError(
                     f"the saved state was recorded with {name}={given!r}, this run is attached "
                     f"with {name}={value!r}; attach with the options of the saved run"

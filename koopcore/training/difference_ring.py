@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from koopcore.training.placement import (
+    Slices,
     allocate,
     check_slots,
     check_state,
@@ -45,6 +46,7 @@ class DifferenceRing:
         self.slots = check_slots(slots)
         self.shapes = [t.shape for t in self.tensors]
         self.offsets, self.size = place(self.tensors, offsets, size)
+        self._slices = Slices(self.shapes, self.offsets, self.size)
         self.device = one_device(self.tensors)
         self.dtype = dtype or wide_dtype(self.tensors)
         # The first snapshot is the anchor itself: n snapshots have n - 1 differences.
@@ -127,12 +129,9 @@ class DifferenceRing:
         self._blended = 0
         self.capture(self.unflatten(self._mean))
 
-    def unflatten(self, vector: Tensor) -> list[Tensor]:
-        """Return views of a ``(size,)`` vector in the tensors' shapes."""
-        return [
-            vector[start : start + shape.numel()].view(shape)
-            for start, shape in zip(self.offsets, self.shapes, strict=True)
-        ]
+    def unflatten(self, vector: Tensor, count: int | None = None) -> list[Tensor]:
+        """Return views of a ``(size,)`` vector in the (first ``count``) tensors' shapes."""
+        return self._slices.of(vector, count)
 
     @torch.no_grad()
     def write(self, vector: Tensor, tensors: Sequence[Tensor] | None = None) -> None:

@@ -66,7 +66,6 @@ class GuardedLoss:
         """Return the loss at the module's present parameters and the buffers found on entry."""
         versions = [p._version for _, p in self._parameters]
         gradients = [_gradient_mark(p) for _, p in self._parameters]
-        self._random.restore()
         try:
             with torch.no_grad():
                 value = scalar(self.loss())
@@ -96,15 +95,18 @@ class GuardedLoss:
 
     def reestimate_buffers(self) -> list[tuple[Tensor, Tensor]]:
         """Fill the batch-norm statistics from one run of the loss; see :func:`reestimate`."""
-        self._random.restore()
-        with torch.no_grad():
-            return reestimate(self.module, self.loss)
+        try:
+            with torch.no_grad():
+                return reestimate(self.module, self.loss)
+        finally:
+            self._random.restore()
 
     def _restore(self) -> None:
         self._random.restore()
         self._buffers.restore()
         for module, training in self._training:
-            module.training = training
+            if module.training is not training:  # setting a module's attribute costs 3 us
+                module.training = training
 
 
 def scalar(value: Any) -> float:

@@ -53,7 +53,7 @@ def _direction(state: dict[str, Any], parameter: Tensor, eps: float) -> Tensor:
     if momentum is not None:
         if second is None:
             return momentum.to(dtype, copy=True)
-        return momentum.to(dtype) / second.to(dtype).sqrt_().add_(eps)
+        return momentum.to(dtype) / second.to(dtype).sqrt().add_(eps)
     gradient = parameter.grad
     if gradient is None:
         return torch.zeros_like(parameter, dtype=dtype)

@@ -62,20 +62,19 @@ class Observed:
         self._marks = [_mark(t) for t in (*self.parameters, *self.sources)]
 
     def check(self) -> None:
-        """Raise RuntimeError if a tensor changed its shape, device or dtype since attaching."""
+        """Raise RuntimeError if the module's parameters are not those that were attached.
+
+        That is: another tensor object, shape, device or dtype.
+        """
+        named = dict(self.module.named_parameters())
         for k, tensor in enumerate((*self.parameters, *self.sources)):
+            name = self.names[k % len(self.names)]
             if (mark := _mark(tensor)) != self._marks[k]:
-                name = self.names[k % len(self.names)]
                 raise RuntimeError(
                     f"the parameter {name!r} was {_words(self._marks[k])} when koopcore attached "
                     f"and is {_words(mark)} now; detach() before changing a model, attach after"
                 )
-
-    def check_identity(self) -> None:
-        """Raise RuntimeError if the module holds other parameters than it did when attached."""
-        named = dict(self.module.named_parameters())
-        for name, parameter in zip(self.names, self.parameters, strict=True):
-            if named.get(name) is not parameter:
+            if k < len(self.names) and named.get(name) is not tensor:
                 raise RuntimeError(
                     f"the parameter {name!r} of the model was replaced after koopcore attached; "
                     "detach() before changing a model, attach after"

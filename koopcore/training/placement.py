@@ -88,3 +88,33 @@ def allocate(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -
             "allocated; a smaller window, include=/exclude= for fewer parameters, "
             'storage="bfloat16" for half the memory, or observables="weights" shrink it'
         ) from error
+
+
+class Slices:
+    """Views of a flat vector in the tensors' shapes, by one split where they lie in order."""
+
+    def __init__(self, shapes: Sequence[torch.Size], offsets: Sequence[int], size: int) -> None:
+        self._shapes = list(shapes)
+        self._offsets = list(offsets)
+        self._sizes: list[int] = []
+        end = 0
+        for shape, start in zip(shapes, offsets, strict=True):
+            if start < end:  # out of order: sliced one by one
+                self._sizes = []
+                return
+            self._sizes += [start - end, shape.numel()]
+            end = start + shape.numel()
+        self._sizes.append(size - end)
+
+    def of(self, vector: Tensor, count: int | None = None) -> list[Tensor]:
+        """Return views of the first ``count`` tensors (default: all) in ``vector``."""
+        shapes = self._shapes[:count]
+        if self._sizes:
+            parts = vector.split_with_sizes(self._sizes)[1::2]
+        else:
+            starts = zip(self._offsets, self._shapes, strict=True)
+            parts = tuple(vector[a : a + shape.numel()] for a, shape in starts)
+        return [
+            part if len(shape) == 1 else part.view(shape)
+            for part, shape in zip(parts, shapes, strict=False)
+        ]

@@ -72,7 +72,11 @@ class Recording:
 
     def blend(self) -> None:
         """Take the present state into the snapshot being averaged."""
-        self.ring.blend(self._state())
+        try:
+            self.ring.blend(self._state())
+        except RuntimeError:
+            self.observed.check()  # says which parameter changed, if that is why
+            raise
 
     def balance(self) -> None:
         """Rescale the recorded updates to the size of the weights' movement per snapshot."""
@@ -90,7 +94,7 @@ class Recording:
 
     def weights(self, row: Tensor) -> list[Tensor]:
         """Return the weights' part of a row, as views in the parameters' shapes."""
-        return self.ring.unflatten(row)[: len(self.observed.sources)]
+        return self.ring.unflatten(row, len(self.observed.sources))
 
     def buffer_values(self, row: Tensor) -> list[Tensor]:
         """Return the predicted buffers of a row, clipped by what the window has seen."""
@@ -117,7 +121,7 @@ class Recording:
     def _state(self) -> list[Tensor]:
         sources = self.observed.sources
         if not self.with_update:
-            return [*sources, *self.buffers.tensors]
+            return [*sources, *self.buffers.tensors] if self.buffers.tensors else sources
         updates = normalized_update(self.optimizer, sources)
         if self.scale != 1.0:
             torch._foreach_mul_(updates, self.scale)

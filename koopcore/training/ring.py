@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from koopcore.training.placement import (
+    Slices,
     allocate,
     check_slots,
     check_state,
@@ -59,6 +60,7 @@ class SnapshotRing:
         self.slots = check_slots(slots)
         self.shapes = [t.shape for t in self.tensors]
         self.offsets, self.size = place(self.tensors, offsets, size)
+        self._slices = Slices(self.shapes, self.offsets, self.size)
         self.device = one_device(self.tensors)
         self.dtype = dtype or wide_dtype(self.tensors)
         self.data = allocate((slots, self.size), self.dtype, self.device)
@@ -107,21 +109,22 @@ class SnapshotRing:
         self.blend(tensors)
         self.commit()
 
-    @torch.no_grad()
     def blend(self, tensors: Sequence[Tensor] | None = None) -> None:
         """Take ``tensors`` into the running mean of the snapshot that :meth:`commit` will append.
 
         ``mean_k = mean_{k-1} + (x - mean_{k-1}) / k``: one rounding per step, so that the small
         differences between snapshots survive, which a sum divided at the end would lose.
         """
-        source = self.tensors if tensors is None else tensors
+        source = self.tensors if tensors is None else list(tensors)
         views = self.views(self._head)
         self._blended += 1
-        if self._blended == 1:
-            torch._foreach_copy_(views, list(source))
-        else:
-            same = [t.detach().to(self.dtype) for t in source]
-            torch._foreach_lerp_(views, same, 1.0 / self._blended)
+        with torch.no_grad():
+            if self._blended == 1:
+                torch._foreach_copy_(views, source)
+                return
+            if not all(t.dtype == self.dtype for t in source):
+                source = [t.to(self.dtype) for t in source]
+            torch._foreach_lerp_(views, source, 1.0 / self._blended)
 
     def commit(self) -> None:
         """Close the snapshot begun by :meth:`blend`."""
@@ -140,12 +143,9 @@ class SnapshotRing:
                 self._views[slot] = known
         return known
 
-    def unflatten(self, vector: Tensor) -> list[Tensor]:
-        """Return views of a ``(size,)`` vector in the tensors' shapes."""
-        return [
-            vector[start : start + shape.numel()].view(shape)
-            for start, shape in zip(self.offsets, self.shapes, strict=True)
-        ]
+    def unflatten(self, vector: Tensor, count: int | None = None) -> list[Tensor]:
+        """Return views of a ``(size,)`` vector in the (first ``count``) tensors' shapes."""
+        return self._slices.of(vector, count)
 
     @torch.no_grad()
     def write(self, vector: Tensor, tensors: Sequence[Tensor] | None = None) -> None:

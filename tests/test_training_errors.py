@@ -1,0 +1,260 @@
+"""Misuse of ``attach`` is refused with what was given, what is accepted and what to do."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from small_training import (  # noqa: E402
+    OPTIMIZERS,
+    everything,
+    identical,
+    loss_of,
+    network,
+    noisy_network,
+    train,
+)
+
+import koopcore as kc  # noqa: E402
+
+SHORT = {"window": 6, "stride": 3}
+
+
+def parts(name="sgd", build=network):
+    model = build()
+    return model, OPTIMIZERS[name](model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"loss": 3.0}, TypeError, "loss is float; give a function"),
+        ({"window": 2}, ValueError, "window is 2; give a whole number >= 3"),
+        ({"window": 9.0}, ValueError, "window is 9.0"),
+        ({"stride": 0}, ValueError, "stride is 0; give a whole number >= 1"),
+        ({"stride": True}, ValueError, "stride is True"),
+        ({"max_horizon": 0}, ValueError, "max_horizon is 0 windows; give a number > 0"),
+        ({"max_horizon": float("inf")}, ValueError, "max_horizon is inf"),
+        ({"warmup": -1}, ValueError, 'warmup is -1; give a whole number >= 0 or "auto"'),
+        ({"warmup": "soon"}, ValueError, "warmup is 'soon'"),
+        ({"partition": "neurons"}, ValueError, "accepted are network, layers, nodes, weights"),
+        ({"partition": lambda layout: 3}, TypeError, "partition gave int"),
+        ({"record": "first"}, ValueError, "accepted are last, mean"),
+        ({"record": 0}, ValueError, "record is 0"),
+        ({"storage": "int8"}, ValueError, "accepted are auto, float32, bfloat16"),
+        ({"observables": "moments"}, ValueError, "accepted are weights, weights"),
+        ({"moments": "forget"}, ValueError, "accepted are auto, keep, reset, rescale"),
+        ({"buffers": "drop"}, ValueError, "accepted are predict, reestimate, keep"),
+        ({"candidates": ("guess",)}, ValueError, "accepted are koopman, mean, line"),
+        ({"candidates": ()}, ValueError, "candidates is empty"),
+        ({"slack": 1.0}, ValueError, r"slack is 1.0; give a share of the gain in \[0, 1\)"),
+        ({"margin": -0.1}, ValueError, "margin is -0.1"),
+        ({"schedule": (10, 20)}, ValueError, r"give \(t1, t2, T\)"),
+        ({"schedule": (0, 200, 10)}, ValueError, "t1 of schedule is 0"),
+        ({"schedule": (10, 11, 10)}, ValueError, "t2 of schedule is 11"),
+        ({"schedule": (10, 200, 0)}, ValueError, "T of schedule is 0"),
+        ({"include": "9.*"}, ValueError, "9"),
+        ({"masters": []}, ValueError, "masters has 0 tensors, the model 6"),
+        ({"masters": {"7.weight": torch.ones(1)}}, ValueError, "names '7.weight'"),
+        ({"masters": {"0.bias": torch.ones(3)}}, ValueError, "shapes must agree"),
+    ],
+)
+def test_options_are_checked_before_any_work(options, error, message):
+    model, optimizer = parts()
+    with pytest.raises(error, match=message):
+        kc.attach(optimizer, model, **options)
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_a_partition_of_another_size_is_refused():
+    model, optimizer = parts()
+    unaligned = kc.Partition.network(kc.Layout.from_module(model))
+    with pytest.raises(ValueError, match="covers 97 elements, the recorded layout 224"):
+        kc.attach(optimizer, model, partition=unaligned)
+
+
+def test_things_that_are_no_optimizer_or_no_module_are_refused():
+    model, optimizer = parts()
+    with pytest.raises(TypeError, match="first argument is Sequential"):
+        kc.attach(model, optimizer)
+    with pytest.raises(TypeError, match="second argument is list"):
+        kc.attach(optimizer, list(model.parameters()))
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    _, optimizer = parts()
+    with pytest.raises(ValueError, match="holds none of the 6 trainable parameters of Sequential"):
+        kc.attach(optimizer, network(seed=1))
+
+
+def test_attaching_twice_is_refused():
+    model, optimizer = parts()
+    koop = kc.attach(optimizer, model)
+    with pytest.raises(ValueError, match="attached to this optimizer already"):
+        kc.attach(optimizer, model)
+    koop.detach()
+    kc.attach(optimizer, model)
+
+
+def test_lbfgs_has_no_update_to_observe():
+    model, optimizer = parts("lbfgs")
+    with pytest.raises(ValueError, match="LBFGS keeps one flat history"):
+        kc.attach(optimizer, model, observables="weights+update")
+
+
+def test_too_large_a_ring_says_how_many_bytes_and_what_shrinks_it():
+    model, optimizer = parts()
+    message = r"needs 896,000,000,000,000 bytes on cpu .*smaller window.*exclude=.*bfloat16"
+    with pytest.raises(MemoryError, match=message):
+        kc.attach(optimizer, model, window=10**12)
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def bad_losses(model):
+    x = torch.ones(4, 1)
+
+    def backward():
+        with torch.enable_grad():
+            value = model(x).mean()
+            value.backward()
+        return value
+
+    def steps():
+        with torch.no_grad():
+            model[0].weight += 1e-3
+        return 1.0
+
+    def data():
+        model[0].weight.data += 1e-3
+        return 1.0
+
+    def zeroes():
+        for p in model.parameters():
+            p.grad = None
+        return 1.0
+
+    return {
+        "vector": (lambda: torch.ones(3), TypeError, r"shape \(3,\); return one real number"),
+        "complex": (lambda: torch.ones(1) * 1j, TypeError, "complex64"),
+        "nothing": (lambda: None, TypeError, "the loss returned NoneType"),
+        "truth": (lambda: True, TypeError, "the loss returned bool"),
+        "text": (lambda: "0.5", TypeError, "the loss returned str"),
+        "nan": (lambda: float("nan"), ValueError, "the loss is nan at finite parameters"),
+        "infinite": (lambda: torch.tensor(torch.inf), ValueError, "the loss is inf"),
+        "backward": (backward, ValueError, r"0.weight.grad; leave backward\(\)"),
+        "zero_grad": (zeroes, ValueError, r"0.weight.grad; leave backward\(\) and zero_grad"),
+        "differentiates": (lambda: model(x).mean().backward(), ValueError, "gradients are off"),
+        "in-place": (steps, ValueError, "changed the parameter '0.weight'"),
+        "data": (data, ValueError, r"behind autograd's back"),
+        "raises": (lambda: 1 / 0, ZeroDivisionError, "division"),
+    }
+
+
+@pytest.mark.parametrize("case", bad_losses(network()))
+def test_a_bad_loss_is_named_and_leaves_the_run_as_it_was(case):
+    model, optimizer = parts("adam")
+    loss, error, message = bad_losses(model)[case]
+    koop = kc.attach(optimizer, model, loss=loss, **SHORT)
+    train(optimizer, loss_of(model), 17)
+    plain, reference = parts("adam")
+    train(reference, loss_of(plain), 18)
+    with pytest.raises(error, match=message):
+        train(optimizer, loss_of(model), 1)
+    assert identical(everything(model, optimizer), everything(plain, reference))
+    assert koop.stats.accepted == 0
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 4])
+def test_an_exception_anywhere_in_a_search_puts_everything_back(calls):
+    model, optimizer = parts("adam", noisy_network)
+    left = [calls]
+
+    def interrupted():
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return loss_of(model)()
+
+    kc.attach(optimizer, model, loss=interrupted, **SHORT)
+    train(optimizer, loss_of(model), 17)
+    plain, reference = parts("adam", noisy_network)
+    train(reference, loss_of(plain), 17)
+    random = torch.get_rng_state()
+    train(reference, loss_of(plain), 1)
+    torch.set_rng_state(random)
+    with pytest.raises(KeyboardInterrupt):
+        train(optimizer, loss_of(model), 1)
+    assert identical(everything(model, optimizer), everything(plain, reference))
+    left[0] = -1
+    train(optimizer, loss_of(model), 40)  # and the run goes on
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.double(), r"was \(8, 1\) float32 on cpu .* and is \(8, 1\) float64"),
+        (
+            lambda m: setattr(m[0].weight, "data", torch.ones(9, 1)),
+            r"'0.weight' was \(8, 1\) .* and is \(9, 1\)",
+        ),
+    ],
+    ids=["dtype", "shape"],
+)
+def test_parameters_that_change_kind_between_steps_are_noticed(change, message):
+    model, optimizer = parts()
+    koop = kc.attach(optimizer, model, **SHORT)
+    train(optimizer, loss_of(model), 5)
+    for p in model.parameters():
+        p.grad = None
+    change(model)
+    def to_the_end_of_the_window():
+        for _ in range(13):
+            optimizer.step()
+
+    with pytest.raises(RuntimeError, match=message):
+        to_the_end_of_the_window()
+    assert koop.stats.jumps == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda m: m.__setitem__(0, torch.nn.Linear(1, 8)), lambda m: m.to("meta")],
+    ids=["layer", "device"],
+)
+def test_replaced_parameters_are_noticed_before_a_jump(change):
+    model, optimizer = parts()
+    kc.attach(optimizer, model, loss=loss_of(model), **SHORT)
+    train(optimizer, loss_of(model), 17)
+    change(model)
+    with pytest.raises(RuntimeError, match=r"'0.weight' of the model was replaced"):
+        optimizer.step()
+
+
+def test_a_run_that_diverges_by_itself_is_left_alone():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    koop = kc.attach(optimizer, model, loss=loss_of(model), **SHORT)
+    train(optimizer, loss_of(model), 10)
+    with torch.no_grad():
+        model[0].weight.fill_(torch.nan)
+    train(optimizer, loss_of(model), 40)
+    assert koop.stats.jumps > 0
+    assert koop.stats.accepted == 0
+    assert koop.stats.history[0].reason == "the parameters are not finite"
+
+
+def test_a_loss_that_turns_non_finite_later_only_costs_the_jump():
+    model, optimizer = parts()
+    broken = [False]
+
+    def loss():
+        return torch.tensor(torch.nan) if broken[0] else loss_of(model)()
+
+    koop = kc.attach(optimizer, model, loss=loss, **SHORT)
+    train(optimizer, loss_of(model), 30)
+    accepted = koop.stats.accepted
+    broken[0] = True
+    train(optimizer, loss_of(model), 60)
+    assert koop.stats.accepted == accepted > 0
+    assert koop.stats.history[-1].reason == "the present loss is nan"
