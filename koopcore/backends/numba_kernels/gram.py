@@ -28,10 +28,9 @@ def gram_range(memory, rows, step, pointer, start, length, stride, low, high, ou
             done = 0
             while done < length[segment]:
                 count = min(columns - filled, length[segment] - done)
-                step = stride[segment]
-                fill_panel(
-                    memory, rows, start[segment] + done * step, count, step, panel, columns, filled
-                )
+                first = (start[segment] + done * stride[segment]) * step
+                hop = stride[segment] * step
+                fill_panel(memory, rows, first, count, hop, panel, columns, filled)
                 filled += count
                 done += count
                 if filled == columns:
