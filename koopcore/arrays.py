@@ -23,8 +23,11 @@ class ArrayView(NamedTuple):
 def view(value: Any, name: str) -> ArrayView:
     """``value`` as an `ArrayView`; a TypeError that says what is accepted for anything else."""
     if isinstance(value, np.ndarray):
-        _check_dtype(value.dtype.name, name)
-        return ArrayView("cpu", value, lambda result: result)
+        if value.dtype.char not in "fd":
+            _check_dtype(value.dtype.name, name)
+        if not value.dtype.isnative:
+            raise TypeError(f"{name} is stored in the other byte order ({value.dtype}); convert it")
+        return ArrayView("cpu", value, _as_it_is)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         _check_dtype(str(value.dtype).removeprefix("torch."), name)
@@ -32,12 +35,16 @@ def view(value: Any, name: str) -> ArrayView:
             raise TypeError(f"{name} is a {value.layout} tensor; a dense one is needed")
         if value.device.type == "cpu":
             return ArrayView("cpu", value.detach().numpy(), torch.from_numpy)
-        return ArrayView(value.device.type, value, lambda result: result)
+        return ArrayView(value.device.type, value, _as_it_is)
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(value, cupy.ndarray):
         _check_dtype(value.dtype.name, name)
-        return ArrayView("cuda", value, lambda result: result)
+        return ArrayView("cuda", value, _as_it_is)
     raise TypeError(f"{name} is a {type(value).__name__}; {ACCEPTED} is needed")
+
+
+def _as_it_is(result: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return result
 
 
 def _check_dtype(dtype: str, name: str) -> None:

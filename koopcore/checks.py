@@ -59,10 +59,10 @@ def check_fit(n: int, size: int, part: Any, model: str, rank: int | None, ridge:
     if rank is not None:
         if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)):
             raise TypeError(f"rank is {rank!r}; None or an integer is needed")
-        possible = min(n - 1 - (model == "affine"), int(part.sizes.max()))
+        possible = min(n - 1 - (model == "affine"), part.largest)
         if not 1 <= rank <= possible:
             raise ValueError(
-                f"rank is {rank}; {n} snapshots of groups of up to {int(part.sizes.max())} "
+                f"rank is {rank}; {n} snapshots of groups of up to {part.largest} "
                 f"parameters support ranks 1..{possible} for the {model} model"
             )
     if isinstance(ridge, bool) or not isinstance(ridge, (int, float, np.floating)):
@@ -74,11 +74,11 @@ def check_fit(n: int, size: int, part: Any, model: str, rank: int | None, ridge:
 
 def check_memory(n: int, part: Partition) -> None:
     """Raise MemoryError where the Gram matrices alone exceed this machine's memory."""
+    if 32 * part.n_groups * n * n < 2**28:  # what the sum below cannot exceed
+        return
     wide = part.sizes >= n - 1
     narrow = part.sizes[~wide].astype(np.float64)
     needed = 8.0 * (float(wide.sum()) * packed_size(n) + 4.0 * float((narrow * narrow).sum()))
-    if needed < 2**28:
-        return
     available = float(os.sysconf("SC_PAGE_SIZE")) * float(os.sysconf("SC_PHYS_PAGES"))
     if needed > available:
         raise MemoryError(
@@ -90,6 +90,8 @@ def check_memory(n: int, part: Partition) -> None:
 
 def check_horizons(horizon: Any) -> tuple[list[int], bool]:
     """Horizons as a list, and whether a single one was given."""
+    if type(horizon) is int and 1 <= horizon < 2**62:
+        return [horizon], True
     single = np.ndim(horizon) == 0
     values = [horizon] if single else list(horizon)
     if not values:

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore import arrays, checks
+from koopcore.backends import find, forced
 from koopcore.backends.stages import FloatArray, IntArray, Snapshots
 from koopcore.fitted import Fitted
-from koopcore.fitting import fit_groups
+from koopcore.fitting import Recipe, fit_groups
 from koopcore.partition import Partition
 
 GOOD, OVERFLOW = 0, 1
@@ -63,14 +64,11 @@ def fit(
     seen = arrays.view(snapshots, "snapshots")
     rows = checks.window_order(seen.array.shape, order)
     checks.check_fit(len(rows), seen.array.shape[1], part, model, rank, ridge)
-    if seen.device != "cpu":
-        from koopcore.backends import find
-
-        find("gram", seen.device, backend)
+    on = forced(backend)
+    find("gram", seen.device, on)
     window = Snapshots(seen.array, rows)
-    rank = None if rank is None else int(rank)
-    fits = fit_groups(window, part, model, rank, float(ridge), backend)
-    return KoopmanOperators(window, part, fits, seen.restore, backend)
+    recipe = Recipe(model, None if rank is None else int(rank), float(ridge), on)
+    return KoopmanOperators(window, part, fit_groups(window, part, recipe), seen.restore, on)
 
 
 class KoopmanOperators:
@@ -135,6 +133,7 @@ class KoopmanOperators:
         growth = np.ones((len(horizons), self.partition.n_groups))
         for fit in self._fits:
             growth[:, fit.groups] = fit.growth(horizons, self._backend)
+        growth[np.isnan(growth)] = 1.0  # 0/0: what starts at rest stays there
         return growth[0] if single else growth
 
     def eigenvalues(self) -> npt.NDArray[np.complex128]:

@@ -162,6 +162,23 @@ class Partition:
         return sizes
 
     @cached_property
+    def smallest(self) -> int:
+        """The size of the smallest group; 0 without groups."""
+        return int(self.sizes.min()) if self.n_groups else 0
+
+    @cached_property
+    def largest(self) -> int:
+        """The size of the largest group; 0 without groups."""
+        return int(self.sizes.max(initial=0))
+
+    @cached_property
+    def numbers(self) -> Index:
+        """(n_groups,) 0, 1 … n_groups - 1."""
+        numbers = np.arange(self.n_groups)
+        numbers.setflags(write=False)
+        return numbers
+
+    @cached_property
     def n_parameters(self) -> int:
         """The number of parameters that are in some group."""
         return int(self.length.sum())

@@ -37,7 +37,7 @@ def backends() -> list[BackendInfo]:
     for device, names in ORDER.items():
         for name in names:
             module, reason = _load(name)
-            stages = tuple(module.STAGES) if module is not None else ()
+            stages = tuple(getattr(module, "STAGES", ()))
             found.append(BackendInfo(device, name, module is not None, reason, stages))
     return found
 
@@ -48,7 +48,12 @@ def find(stage: str, device: str = "cpu", backend: str | None = None) -> Callabl
     Raises ValueError for an unknown or unsuitable backend name, RuntimeError where the forced
     backend, or every backend of the device, is unavailable.
     """
-    return _find(stage, device, backend or os.environ.get(FORCE) or None)
+    return _find(stage, device, backend)
+
+
+def forced(backend: str | None) -> str | None:
+    """The backend that the caller or KOOPCORE_BACKEND forces; None: the first available."""
+    return backend or os.environ.get(FORCE) or None
 
 
 def stage(name: str, device: str = "cpu", backend: str | None = None) -> Callable[..., Any]:

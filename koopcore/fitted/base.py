@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from koopcore.backends import find
 from koopcore.backends.stages import FloatArray, IntArray, Snapshots
 from koopcore.partition import Partition
 
@@ -84,11 +85,29 @@ def unit_modes(values: npt.NDArray[Any], vectors: npt.NDArray[Any], r: int) -> n
     return columns / np.where(norms > 0.0, norms, 1.0)
 
 
-def group_values(snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
+def group_values(
+    snapshots: Snapshots, part: Partition, rows: Sequence[int], on: str | None
+) -> FloatArray:
     """Snapshots ``rows`` of groups of equal m: (len(rows), n_groups, m) in float64."""
-    columns = part.index_matrix(range(part.n_groups))
+    gather = find("gather", backend=on)
+    if gather is not None:
+        gathered: FloatArray = gather(snapshots, part, rows)
+        return gathered
+    columns = part.index_matrix(part.numbers)
     ring = snapshots.array
     return np.stack([ring[snapshots.order[k]][columns] for k in rows]).astype(np.float64)
+
+
+def put_group_values(
+    part: Partition, values: FloatArray, out: npt.NDArray[Any], on: str | None
+) -> None:
+    """Values (n_horizons, n_groups, m) into the groups' columns of ``out``, kept finite."""
+    scatter = find("scatter", backend=on)
+    if scatter is not None:
+        scatter(part, values, out)
+        return
+    limit = np.finfo(out.dtype).max
+    out[:, part.index_matrix(part.numbers)] = np.clip(values, -limit, limit)
 
 
 def relative_error(full: FloatArray, error: FloatArray, holdout: int) -> FloatArray:

@@ -16,6 +16,7 @@ from koopcore.fitted.base import (
     GroupFit,
     fit_matrices,
     group_values,
+    put_group_values,
     relative,
     sorted_eigenvalues,
     unit_modes,
@@ -50,7 +51,7 @@ class FeatureFit(GroupFit):
         """Fit groups of one size m from their moments at `feature_stops`."""
         kept = len(snapshots.order) - holdout
         last, before, held, held_before = group_values(
-            snapshots, part, [-1, -2, kept - 1, kept - 2]
+            snapshots, part, [-1, -2, kept - 1, kept - 2], on
         )
         if affine:
             starts = (last - before, held - held_before)
@@ -64,7 +65,7 @@ class FeatureFit(GroupFit):
             groups,
             affine,
             projection.rank,
-            _residual(snapshots, part, affine, projection, readout),
+            _residual(snapshots, part, affine, projection, readout, on),
             projection.condition,
             np.full(part.n_groups, np.nan),
             projection,
@@ -86,17 +87,15 @@ class FeatureFit(GroupFit):
         self, snapshots: Snapshots, horizons: Sequence[int], out: npt.NDArray[Any], on: str | None
     ) -> None:
         """Predictions at every horizon into the groups' columns of ``out`` (n_horizons, size)."""
-        last = group_values(snapshots, self.part, [-1])[0]
+        last = group_values(snapshots, self.part, [-1], on)[0]
         states, _ = self._states(horizons, on)
         with np.errstate(over="ignore", invalid="ignore"):
             values = states @ self.readout.transpose(0, 2, 1)  # (n_groups, n_horizons, m)
             values = values + last[:, None] if self.affine else unreflect(values, last)
-            diverged = ~(np.abs(values).max(axis=2) <= WEIGHT_LIMIT)
-        values = np.where(diverged[:, :, None], last[:, None], values)
-        limit = np.finfo(out.dtype).max
-        out[:, self.part.index_matrix(range(self.part.n_groups))] = np.clip(
-            values, -limit, limit
-        ).transpose(1, 0, 2)
+            diverged = _diverged(states)
+        if diverged.any():
+            values = np.where(diverged[:, :, None], last[:, None], values)
+        put_group_values(self.part, values.transpose(1, 0, 2), out, on)
 
     def growth(self, horizons: Sequence[int], on: str | None) -> FloatArray:
         """Growth of the whitened state (n_horizons, n_groups); infinite where it diverged."""
@@ -112,7 +111,7 @@ class FeatureFit(GroupFit):
         values, vectors = np.linalg.eig(self.projection.operator[group, :r, :r])
         columns = self.readout[group, :, :r] @ vectors
         if not self.affine:
-            last = group_values(snapshots, self.part, [-1])[0][group]
+            last = self._last(group, snapshots)
             columns = unreflect(columns.real.T, last).T + 1j * unreflect(columns.imag.T, last).T
         return unit_modes(values, columns, r)
 
@@ -121,16 +120,19 @@ class FeatureFit(GroupFit):
         matrix: FloatArray = self.readout[group] @ self.projection.whitener[group].T
         if self.affine:
             return matrix
-        last = group_values(snapshots, self.part, [-1])[0][group]
+        last = self._last(group, snapshots)
         return unreflect(unreflect(matrix, last).T, last).T
+
+    def _last(self, group: int, snapshots: Snapshots) -> FloatArray:
+        row: npt.NDArray[Any] = snapshots.array[snapshots.order[-1]]
+        return row[self.part.indices(group)].astype(np.float64)
 
     def _states(self, horizons: Sequence[int], on: str | None) -> tuple[FloatArray, FloatArray]:
         """Whitened states (n_groups, n_horizons, r), and their growth (n_horizons, n_groups)."""
         states, growth = stage("rollout_dense", backend=on)(
             self.projection.operator, self.projection.start, self.affine, horizons
         )
-        finite = np.isfinite(states).all(axis=-1)
-        return states.transpose(1, 0, 2), np.where(finite, growth, np.inf)
+        return states.transpose(1, 0, 2), np.where(_diverged(states), np.inf, growth)
 
 
 def feature_stops(n: int, affine: bool, holdout: int) -> list[int]:
@@ -175,6 +177,11 @@ def refined(
     return refined, cross @ second.whitener
 
 
+def _diverged(states: FloatArray) -> npt.NDArray[np.bool_]:
+    """Where whitened states (…, r), which have no unit, grew past what a prediction may."""
+    return ~(np.abs(states).max(axis=-1, initial=0.0) <= WEIGHT_LIMIT)
+
+
 def _projected(
     moments: FloatArray, start: FloatArray, rank: int | None, ridge: float, on: str | None
 ) -> tuple[Projection, FloatArray]:
@@ -185,10 +192,15 @@ def _projected(
 
 
 def _residual(
-    snapshots: Snapshots, part: Partition, affine: bool, projection: Projection, readout: FloatArray
+    snapshots: Snapshots,
+    part: Partition,
+    affine: bool,
+    projection: Projection,
+    readout: FloatArray,
+    on: str | None,
 ) -> FloatArray:
     """‖U f_last-1 - f_last‖ (n_groups,): F has full row rank here, so ‖F a - f‖ says nothing."""
-    last, *earlier = group_values(snapshots, part, [-1, -2, -3] if affine else [-1, -2])
+    last, *earlier = group_values(snapshots, part, [-1, -2, -3] if affine else [-1, -2], on)
     if affine:
         f, ahead = earlier[0] - earlier[1], last - earlier[0]
     else:

@@ -39,12 +39,12 @@ class TrendFit(GroupFit):
 
     @classmethod
     def of_values(
-        cls, snapshots: Snapshots, part: Partition, groups: IntArray, holdout: int
+        cls, snapshots: Snapshots, part: Partition, groups: IntArray, holdout: int, on: str | None
     ) -> TrendFit:
         """Fit groups of one size from their first and last snapshots."""
         n = len(snapshots.order)
         kept = n - holdout
-        first, held, before, last = group_values(snapshots, part, [0, kept - 1, -2, -1])
+        first, held, before, last = group_values(snapshots, part, [0, kept - 1, -2, -1], on)
         hindcast = np.full(part.n_groups, np.nan)
         if kept >= 2:
             predicted = held + (held - first) * (holdout / (kept - 1))
