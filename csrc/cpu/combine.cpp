@@ -77,6 +77,10 @@ void combine_run(const CombineJob &job, std::int64_t first, std::int64_t stride,
     if (some == kLanes && step == sizeof(T))
       predict<U, H, 1>(
           w.n, weights, [&](int k, int) { return load<T>(w.rows[k] + offset); }, single);
+    else if (step == sizeof(T))
+      predict<U, H, 1>(
+          w.n, weights, [&](int k, int) { return load_first<T>(w.rows[k] + offset, some); },
+          single);
     else
       predict<U, H, 1>(
           w.n, weights, [&](int k, int) { return gather<T>(w.rows[k] + offset, step, some); },

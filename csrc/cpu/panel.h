@@ -74,7 +74,9 @@ void pack(const Window &w, const Groups &groups, Piece &at, int columns, double 
         difference_rows(w.n, chunk,
                         [&](int k) { return gather<T>(w.rows[k] + offset, step, kLanes); });
     }
-    if (take > 0)
+    if (take > 0 && step == sizeof(T))
+      difference_rows(w.n, chunk, [&](int k) { return load_first<T>(w.rows[k] + offset, take); });
+    else if (take > 0)
       difference_rows(w.n, chunk, [&](int k) { return gather<T>(w.rows[k] + offset, step, take); });
   }
 }

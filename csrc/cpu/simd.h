@@ -76,17 +76,38 @@ template <class T> KOOPCORE_INLINE Vec load(const void *p) {
   return __builtin_convertvector(x, Vec);
 }
 
-// `count` <= W numbers `step` bytes apart; the other lanes are zero.
+// The first `count` < W of consecutive numbers, zeros behind them; nothing past them is read.
+template <class T> KOOPCORE_INLINE Vec load_first(const void *p, int count) {
+#if defined(__AVX512F__) && defined(__AVX512VL__)
+  const __mmask8 mask = __mmask8((1u << count) - 1);
+  if (sizeof(T) == sizeof(float))
+    return (Vec)_mm512_maskz_cvtps_pd(0xff, _mm256_maskz_loadu_ps(mask, p));
+  return (Vec)_mm512_maskz_loadu_pd(mask, p);
+#elif defined(__AVX2__)
+  const __m128i ahead = _mm_cmpgt_epi32(_mm_set1_epi32(count), _mm_setr_epi32(0, 1, 2, 3));
+  if (sizeof(T) == sizeof(float))
+    return (Vec)_mm256_cvtps_pd(_mm_maskload_ps(static_cast<const float *>(p), ahead));
+  return (Vec)_mm256_maskload_pd(static_cast<const double *>(p), _mm256_cvtepi32_epi64(ahead));
+#else
+  static_assert(kLanes == 2, "one number is all that can be left");
+  T x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return count > 0 ? Vec{double(x), 0.0} : Vec{};
+#endif
+}
+
+// `count` <= W numbers `step` bytes apart; the other lanes are zero. Built in registers: a vector
+// read back from scalar stores would wait for all of them.
 template <class T> KOOPCORE_INLINE Vec gather(const char *p, std::ptrdiff_t step, int count) {
-  alignas(Vec) double lane[kLanes] = {};
-  for (int i = 0; i < count; ++i) {
-    T x;
-    __builtin_memcpy(&x, p + i * step, sizeof x);
-    lane[i] = x;
+  typedef T Narrow __attribute__((vector_size(kLanes * sizeof(T))));
+  Narrow x;
+  for (int i = 0; i < kLanes; ++i) {
+    T one = T(0);
+    if (i < count)
+      __builtin_memcpy(&one, p + i * step, sizeof one);
+    x[i] = one;
   }
-  Vec x;
-  __builtin_memcpy(&x, lane, sizeof x);
-  return x;
+  return __builtin_convertvector(x, Vec);
 }
 
 // v[i] becomes the vector of the i-th lanes of v[0] … v[W-1].

@@ -45,37 +45,51 @@ template <class L> struct Reflection {
   }
 };
 
-// sums (m × m) += Σ_{t<steps} a_t b_tᵀ; rows of a and b are m apart. Only the lower triangle if
-// `lower`.
+// The R × C entries of `add_outer` from row i and column j on.
+template <class L, int R, int C>
+KOOPCORE_HD void add_outer_tile(const typename L::Real *a, const typename L::Real *b, int steps,
+                                int m, typename L::Real *sums) {
+  typename L::Real s[R][C];
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c)
+      s[r][c] = sums[r * m + c];
+  for (int t = 0; t < steps; ++t, a += m, b += m)
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c)
+        s[r][c] += a[r] * b[c];
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c)
+      sums[r * m + c] = s[r][c];
+}
+
+template <class L, int R>
+KOOPCORE_HD void add_outer_rows(const typename L::Real *a, const typename L::Real *b, int steps,
+                                int m, int columns, typename L::Real *sums) {
+  int j = 0;
+  for (; j + 4 <= columns; j += 4)
+    add_outer_tile<L, R, 4>(a, b + j, steps, m, sums + j);
+  if (columns - j == 3)
+    add_outer_tile<L, R, 3>(a, b + j, steps, m, sums + j);
+  else if (columns - j == 2)
+    add_outer_tile<L, R, 2>(a, b + j, steps, m, sums + j);
+  else if (columns - j == 1)
+    add_outer_tile<L, R, 1>(a, b + j, steps, m, sums + j);
+}
+
+// sums (m × m) += Σ_{t<steps} a_t b_tᵀ; rows of a and b are m apart. With `lower` only the tiles
+// that hold some of the lower triangle.
 template <class L>
 KOOPCORE_HD void add_outer(const typename L::Real *a, const typename L::Real *b, int steps, int m,
                            bool lower, typename L::Real *sums) {
-  using Real = typename L::Real;
-  for (int i = 0; i < m; i += 4)
-    for (int j = 0; j < (lower ? (i + 4 < m ? i + 4 : m) : m); j += 4) {
-      const int rows = m - i < 4 ? m - i : 4, columns = m - j < 4 ? m - j : 4;
-      if (rows == 4 && columns == 4) {
-        Real s[4][4];
-        for (int r = 0; r < 4; ++r)
-          for (int c = 0; c < 4; ++c)
-            s[r][c] = sums[(i + r) * m + j + c];
-        for (int t = 0; t < steps; ++t)
-          for (int r = 0; r < 4; ++r)
-            for (int c = 0; c < 4; ++c)
-              s[r][c] += a[t * m + i + r] * b[t * m + j + c];
-        for (int r = 0; r < 4; ++r)
-          for (int c = 0; c < 4; ++c)
-            sums[(i + r) * m + j + c] = s[r][c];
-        continue;
-      }
-      for (int r = 0; r < rows; ++r)
-        for (int c = 0; c < columns; ++c) {
-          Real s = sums[(i + r) * m + j + c];
-          for (int t = 0; t < steps; ++t)
-            s += a[t * m + i + r] * b[t * m + j + c];
-          sums[(i + r) * m + j + c] = s;
-        }
-    }
+  int i = 0;
+  for (; i + 4 <= m; i += 4)
+    add_outer_rows<L, 4>(a + i, b, steps, m, lower ? i + 4 : m, sums + i * m);
+  if (m - i == 3)
+    add_outer_rows<L, 3>(a + i, b, steps, m, m, sums + i * m);
+  else if (m - i == 2)
+    add_outer_rows<L, 2>(a + i, b, steps, m, m, sums + i * m);
+  else if (m - i == 1)
+    add_outer_rows<L, 1>(a + i, b, steps, m, m, sums + i * m);
 }
 
 } // namespace koopcore

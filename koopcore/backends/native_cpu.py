@@ -58,7 +58,7 @@ def gram(snapshots: Snapshots, part: Partition) -> FloatArray:
 def feature_gram(
     snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
 ) -> FloatArray:
-    """C = FFᵀ and E = F'Fᵀ of the first ``stop`` snapshots: (n_stops, n_groups, 2, m, m), equal m."""
+    """C = FFᵀ, E = F'Fᵀ of the first ``stop`` snapshots: (n_stops, n_groups, 2, m, m), equal m."""
     result: FloatArray = _cpu.feature_gram(*snapshots, part.segments, affine, stops)
     return result
 
@@ -76,7 +76,7 @@ def gram_solve(snapshots: Snapshots, part: Partition, affine: bool, holdout: int
 def project(
     a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
 ) -> Projection:
-    """K = Vᵀ H V and z = Vᵀ g with V Vᵀ = A⁺; W groups to a vector register, whatever their ranks."""
+    """K = Vᵀ H V, z = Vᵀ g, V Vᵀ = A⁺; W groups to a vector register, whatever their ranks."""
     operator, whitener, start, ranks, condition = _cpu.project(a, h, g, rank or 0, ridge, raw)
     width = int(ranks.max(initial=0))
     if width < operator.shape[1]:
@@ -109,7 +109,7 @@ def combine(
 
 
 def gather(snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
-    """Snapshots ``rows`` (negative ones from the end) by group: (len(rows), n_groups, m), equal m."""
+    """Snapshots ``rows`` (negative: from the end) by group: (len(rows), n_groups, m), equal m."""
     result: FloatArray = _cpu.gather(
         snapshots.array, snapshots.order[np.asarray(rows, dtype=np.int64)], part.segments
     )
