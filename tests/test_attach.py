@@ -35,19 +35,26 @@ def attached_run(name, steps, build=network, **options):
     return model, optimizer, koop, losses
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_jumps_lower_the_loss_with_every_optimizer(name):
+@pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n != "lbfgs"])
+def test_jumps_lower_the_loss_with_every_first_order_optimizer(name):
     _, _, koop, losses = attached_run(name, 200)
     plain = network()
     reference = train(OPTIMIZERS[name](plain.parameters()), loss_of(plain), 200)
     assert koop.stats.accepted > 0
-    assert koop.stats.steps == 0 or koop.stats.steps <= 200
     assert losses[-1] < reference[-1]
     for record in koop.stats.history:
         if record.accepted:
             assert record.loss_after < record.loss_before
         else:
             assert record.loss_after == record.loss_before
+
+
+def test_lbfgs_closures_go_on_working():
+    """A quasi-Newton method has no linear trajectory to follow; it must only not be harmed."""
+    _, _, koop, losses = attached_run("lbfgs", 100)
+    assert koop.stats.accepted > 0
+    assert losses[-1] < losses[0] / 10
+    assert all(r.loss_after < r.loss_before for r in koop.stats.history if r.accepted)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -171,12 +178,14 @@ def test_warmup_waits_and_auto_waits_for_a_predictable_trajectory():
     assert koop.stats.evaluations > 0
 
 
-def test_rejections_first_slide_the_window_then_double_the_rest():
-    _, _, koop, _ = attached_run("sgd", 500, margin=HOPELESS)
+def test_rejections_double_the_rest_between_attempts():
+    _, _, koop, _ = attached_run("sgd", 600, margin=HOPELESS)
     steps = [r.step for r in koop.stats.history]
     gaps = [b - a for a, b in itertools.pairwise(steps)]
-    # 6 snapshots 3 steps apart; half of them are kept twice; then rests of 1, 2, 4, 8 windows.
-    assert (steps[0], gaps) == (18, [9, 9, 18 + 18, 18 + 36, 18 + 72, 18 + 144])
+    # 6 snapshots 3 steps apart, after a rest of 1, 2, 4, 8, ... windows.
+    assert (steps[0], gaps) == (18, [18 + 18, 18 + 36, 18 + 72, 18 + 144, 18 + 288][: len(gaps)])
+    assert len(gaps) == 4
+    assert koop.stats.snapshots <= 6 * 6
 
 
 def test_gradient_accumulation_counts_optimizer_steps():

@@ -43,7 +43,7 @@ CASES = {
     "right after a jump": (18, {}),
     "in a later window": (50, {}),
     "while resting": (60, {"margin": 0.999}),
-    "in a slid window": (30, {"margin": 0.999}),
+    "in a slid window": (100, {"margin": 0.05}),
     "before the warm-up ends": (5, {"warmup": 20}),
     "before it is ready": (25, {"warmup": "auto"}),
     "with updates": (50, {"observables": "weights+update"}),

@@ -18,6 +18,9 @@ from koopcore.training.placement import (
     wide_dtype,
 )
 
+#: Elements that are subtracted, rounded and added back at a time, while they are in the cache.
+_PIECE = 1 << 18
+
 
 class DifferenceRing:
     """Record snapshots as bfloat16 differences ``d_k`` to the snapshot before.
@@ -102,11 +105,23 @@ class DifferenceRing:
             torch._foreach_copy_(self._anchors, source)
             self.count = 1
             return
-        views = self.unflatten(self.differences[self._head])
-        torch._foreach_copy_(views, torch._foreach_sub(source, self._anchors))
-        self.anchor += self.differences[self._head]
+        slot = self.differences[self._head]
+        if self.size <= _PIECE:
+            torch._foreach_copy_(self.unflatten(slot), torch._foreach_sub(source, self._anchors))
+            self.anchor += slot
+        else:
+            for tensor, start in zip(source, self.offsets, strict=True):
+                self._append(tensor.reshape(-1), start, slot)
         self._head = (self._head + 1) % (self.slots - 1)
         self.count = min(self.count + 1, self.slots)
+
+    def _append(self, values: Tensor, start: int, slot: Tensor) -> None:
+        """Write one flat tensor's differences at ``start``, piece by piece through the cache."""
+        for k in range(0, values.numel(), _PIECE):
+            piece = values[k : k + _PIECE]
+            at = slice(start + k, start + k + piece.numel())
+            slot[at] = piece - self.anchor[at]
+            self.anchor[at] += slot[at]
 
     @torch.no_grad()
     def blend(self, tensors: Sequence[Tensor] | None = None) -> None:

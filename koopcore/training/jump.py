@@ -15,7 +15,7 @@ from koopcore.training import candidates as places
 from koopcore.training.guarded_loss import GuardedLoss
 from koopcore.training.line_search import Found, Ladder, line_search
 from koopcore.training.moments import carry_over
-from koopcore.training.policy import RUNGS, AdaptivePolicy, FixedSchedule
+from koopcore.training.policy import AdaptivePolicy, FixedSchedule
 from koopcore.training.recording import Recording
 from koopcore.training.settings import Settings
 
@@ -62,7 +62,7 @@ class Jump:
         """Fit the recorded window and jump if that lowers the loss (or hindcast allows it)."""
         recording.balance()
         rows, order = recording.ring.snapshots()
-        if not bool(rows[order[-1]].isfinite().all()):
+        if not math.isfinite(float(rows[order[-1]].sum())):
             return Outcome(False, reason="the parameters are not finite", postponed=True)
         options = self.settings
         operators = fit(
@@ -81,20 +81,22 @@ class Jump:
             return Outcome(False, hindcast=hindcast, reason=reason, postponed=True)
         if self.guarded is None:
             return self._blind(recording, operators, policy.blind_horizon(hindcast), hindcast)
-        ladders = self._ladders(operators, rows, order, policy.horizons())
+        ladders = self._ladders(operators, rows, order, policy.horizons(), policy.rungs)
         return self._search(recording, operators, ladders, hindcast)
 
     def _ladders(
-        self, operators: Any, rows: Tensor, order: list[int], horizons: list[int]
+        self, operators: Any, rows: Tensor, order: list[int], horizons: list[int], rungs: int
     ) -> list[Ladder]:
         ladders = []
         for kind in self.settings.candidates:
             if kind == "koopman":
-                ladders.append(Ladder(places.koopman(operators, horizons, RUNGS), RUNGS))
+                ladders.append(Ladder(places.koopman(operators, horizons, rungs), rungs))
             elif kind == "mean":
                 ladders.append(Ladder([places.mean(rows, order)], 1))
             else:
-                ladders.append(Ladder(places.line(rows, order, horizons), RUNGS, bool(ladders)))
+                alone = not ladders  # else a last resort, up as long as each rung gains
+                straight = places.line(rows, order, horizons)
+                ladders.append(Ladder(straight, rungs if alone else 1, fallback=not alone))
         return ladders
 
     def _blind(

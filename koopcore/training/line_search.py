@@ -75,7 +75,7 @@ def line_search(
             vector = candidate.vector()
             loss = evaluate(vector)
             losses.append((candidate.kind, candidate.horizon, loss))
-            usable = math.isfinite(loss) and loss < bar and bool(vector.isfinite().all())
+            usable = math.isfinite(loss) and loss < bar and math.isfinite(float(vector.sum()))
             if usable:
                 good.append((candidate, loss))
             best_so_far = usable and loss < lowest

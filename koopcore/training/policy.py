@@ -11,8 +11,10 @@ from koopcore.training.candidates import geometric
 FIRST_RUNG = 0.25
 RUNG_RATIO = 4.0
 RUNGS = 4
+#: Rungs that are always tried while attempts are being rejected.
+FEWER_RUNGS = 2
 
-#: Rejections in a row after which the window only slides, before resting begins.
+#: Rejections in a row, after a gain, on which the window only slides; then resting begins.
 SLIDES = 2
 #: Doublings of the rest that rejections can add up to.
 MAX_DOUBLINGS = 6
@@ -32,11 +34,12 @@ class AdaptivePolicy:
     """Window after window; the distance between attempts and their reach follow what they gave.
 
     * The ladder of horizons is 1/4, 1, 4, 16 windows, and goes on while its end is the best, up to
-      ``max_horizon`` windows.
+      ``max_horizon`` windows. After a rejection only the first two rungs are sure to be tried.
     * After an accepted jump a new window begins.
-    * After a rejection the newer half of the window is kept: half a window on, it is tried again.
-    * From the third rejection in a row on it rests ``1, 2, 4, ... 64`` windows first, recording
-      nothing, so a run that gains nothing makes a number of attempts logarithmic in its length.
+    * After a rejection that follows a gain the newer half of the window is kept, and tried again
+      half a window on; twice in a row at most.
+    * After any other rejection it rests ``1, 2, 4, ... 64`` windows first, recording nothing, so a
+      run that gains nothing makes a number of attempts logarithmic in its length.
     * ``warmup`` steps pass before the first window; with ``"auto"`` windows are fitted but no loss
       is evaluated until hindcast error and growth say that the trajectory can be predicted.
     """
@@ -49,8 +52,14 @@ class AdaptivePolicy:
         self.start = 0 if warmup == "auto" else int(warmup)
         self.ready = warmup != "auto"
         self.rejected = 0
+        self.slides = 0
         self.keep = 0
         self.over = False
+
+    @property
+    def rungs(self) -> int:
+        """Return how many rungs of the ladder are tried whatever their loss."""
+        return FEWER_RUNGS if self.rejected else RUNGS
 
     def judge(self, hindcast: float, growth: float) -> bool:
         """Return whether a line search is worth its evaluations; growth is per window."""
@@ -71,20 +80,25 @@ class AdaptivePolicy:
     def accepted(self, step: int) -> None:
         """Plan after an accepted jump: a new window, at once."""
         self.rejected = 0
+        self.slides = SLIDES
         self.keep = 0
         self.start = step
 
     def refused(self, step: int) -> None:
         """Plan after an attempt that changed nothing: slide the window, later rest."""
-        doublings = self.rejected - SLIDES
+        if self.slides:
+            self.slides -= 1
+            self.keep = self.window // 2
+            self.start = step
+            return
+        self.keep = 0
+        self.start = step + self.window_steps * 2 ** min(self.rejected, MAX_DOUBLINGS)
         self.rejected += 1
-        rest = 0 if doublings < 0 else self.window_steps * 2 ** min(doublings, MAX_DOUBLINGS)
-        self.keep = 0 if rest else self.window // 2
-        self.start = step + rest
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the policy stands."""
-        return {name: getattr(self, name) for name in ("start", "ready", "rejected", "keep")}
+        names = ("start", "ready", "rejected", "slides", "keep")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
@@ -103,6 +117,7 @@ class FixedSchedule:
         self.stride = stride
         self.window = (t2 - t1) // stride + 1
         self.ready = True
+        self.rungs = 1
         self.keep = 0
         self.over = False
         self._horizon = max(1, round(horizon / stride))
