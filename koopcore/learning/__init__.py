@@ -1,0 +1,55 @@
+"""Koopman operators of nonlinear systems, learned together with their dictionary of observables.
+
+After Liu, Ding, Chen, Yeung, Towards Scalable Koopman Operator Learning (ACC 2020): alternating
+on one machine, distributed over workers that each see a part of the state, and asynchronous.
+Torch is imported by `TorchDictionary` and by the ranks of `DistributedLearner` only.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from koopcore.learning.alternating import AlternatingLearner
+from koopcore.learning.blocks import Blocks
+from koopcore.learning.dictionary import Dictionary, OneLayer
+from koopcore.learning.fixed_dictionaries import Monomials, RadialBasis
+from koopcore.learning.history import DivergenceWarning, History
+from koopcore.learning.layered import Layered
+from koopcore.learning.learned_operator import (
+    LearnedOperator,
+    PredictionErrors,
+    prediction_errors,
+)
+from koopcore.learning.state_inclusive import StateInclusive
+from koopcore.learning.step_sizes import Diminishing, lemma_k, lemma_w, lipschitz_k
+
+if TYPE_CHECKING:
+    from koopcore.learning.torch_dictionary import TorchDictionary as TorchDictionary
+
+__all__ = [
+    "AlternatingLearner",
+    "Blocks",
+    "Dictionary",
+    "Diminishing",
+    "DivergenceWarning",
+    "History",
+    "Layered",
+    "LearnedOperator",
+    "Monomials",
+    "OneLayer",
+    "PredictionErrors",
+    "RadialBasis",
+    "StateInclusive",
+    "TorchDictionary",
+    "lemma_k",
+    "lemma_w",
+    "lipschitz_k",
+    "prediction_errors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TorchDictionary":
+        return import_module("koopcore.learning.torch_dictionary").TorchDictionary
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

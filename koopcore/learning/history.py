@@ -1,0 +1,75 @@
+"""What a learner records: F, both gradient norms and steps per iteration; the optimal tracker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from koopcore.backends.stages import FloatArray
+
+TRACKED = ("gradient", "objective")
+
+
+class DivergenceWarning(UserWarning):
+    """The steps were too long; the last good iterate was kept."""
+
+
+@dataclass
+class History:
+    """One entry per iteration t, and why learning stopped.
+
+    objective: F. gradient_k, gradient_w: ‖∇_K‖_F and ‖∇_W‖. step_k, step_w: η used. The criterion
+    of the paper is E = ‖∇_K‖² + ‖∇_W‖².
+    """
+
+    objective: list[float] = field(default_factory=list)
+    gradient_k: list[float] = field(default_factory=list)
+    gradient_w: list[float] = field(default_factory=list)
+    step_k: list[float] = field(default_factory=list)
+    step_w: list[float] = field(default_factory=list)
+    stopped: str = "iterations"  # or "tolerance", "diverged"
+    best: int = -1  # the iteration whose iterate was kept
+    safe_step: float = float("nan")  # 1/L_K at the kept iterate, where learning diverged
+
+    def add(self, value: float, k: float, w: float, step_k: float, step_w: float) -> None:
+        """Append one iteration."""
+        self.objective.append(value)
+        self.gradient_k.append(k)
+        self.gradient_w.append(w)
+        self.step_k.append(step_k)
+        self.step_w.append(step_w)
+
+    @property
+    def criterion(self) -> FloatArray:
+        """E of every iteration."""
+        return np.square(self.gradient_k) + np.square(self.gradient_w)
+
+    def __len__(self) -> int:
+        return len(self.objective)
+
+
+@dataclass
+class Tracker:
+    """Keeps (θ, K) of the smallest E, or of the smallest F (``by="objective"``)."""
+
+    by: str
+    least: float = float("inf")
+    parameters: FloatArray | None = None
+    operator: FloatArray | None = None
+    iteration: int = -1
+
+    def offer(
+        self, iteration: int, value: float, e: float, parameters: FloatArray, operator: FloatArray
+    ) -> None:
+        """Keep the iterate if it is the best so far; arrays are kept by reference, not copied."""
+        score = e if self.by == "gradient" else value
+        if score < self.least:
+            self.least, self.iteration = score, iteration
+            self.parameters, self.operator = parameters, operator
+
+
+def check_tracked(track: str) -> None:
+    """Raise ValueError for an unknown criterion."""
+    if track not in TRACKED:
+        raise ValueError(f"track is {track!r}; one of {', '.join(map(repr, TRACKED))} is needed")

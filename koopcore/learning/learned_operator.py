@@ -1,0 +1,169 @@
+"""A learned Koopman operator: dictionary, θ, K and read-out, predicting from an initial state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from koopcore import spectrum
+from koopcore.backends.stages import FloatArray
+from koopcore.learning.dictionary import Dictionary
+from koopcore.learning.state_inclusive import StateInclusive
+from koopcore.learning.trajectories import Pairs, Trajectories, pairs
+
+READOUTS = ("least-squares", "state-inclusive")
+_CUTOFF = 1e-9  # relative singular value below which features count as dependent in the read-out
+
+
+@dataclass(frozen=True)
+class LearnedOperator:
+    """ψ(x_n) ≈ Kⁿ ψ(x_0) and x ≈ C ψ(x), for states scaled as z = (x - shift) / scale."""
+
+    dictionary: Dictionary
+    parameters: FloatArray  # θ (p,)
+    operator: FloatArray  # K (h, h)
+    readout: FloatArray  # C (n, h), from features to scaled states
+    shift: FloatArray  # (n,)
+    scale: FloatArray  # (n,)
+
+    def features(self, states: npt.ArrayLike) -> FloatArray:
+        """ψ of states (M, n) in their own unit: (M, h)."""
+        x = np.atleast_2d(np.asarray(states, dtype=np.float64))
+        if x.ndim != 2 or x.shape[1] != len(self.shift):
+            raise ValueError(
+                f"states has shape {np.shape(states)}; (…, {len(self.shift)}) is needed"
+            )
+        return self.dictionary.features(self.parameters, (x - self.shift) / self.scale)
+
+    def states(self, features: FloatArray) -> FloatArray:
+        """States (…, n) read out of features (…, h)."""
+        return (features @ self.readout.T) * self.scale + self.shift
+
+    def predict_features(self, x0: npt.ArrayLike, n_steps: int) -> FloatArray:
+        """K ψ(x_0), …, K^T ψ(x_0): (T, h), or (batch, T, h) for several x_0 (batch, n)."""
+        if isinstance(n_steps, bool) or not isinstance(n_steps, (int, np.integer)) or n_steps < 1:
+            raise ValueError(f"n_steps is {n_steps!r}; a whole number >= 1 is needed")
+        start = np.asarray(x0, dtype=np.float64)
+        if not np.isfinite(start).all():
+            raise ValueError("x0 is not finite; a prediction starts from a finite state")
+        current = self.features(start)
+        result = np.empty((len(current), n_steps, current.shape[1]))
+        with np.errstate(over="ignore", invalid="ignore"):  # |λ| > 1 over many steps is the answer
+            for step in range(n_steps):
+                current = current @ self.operator.T
+                result[:, step] = current
+        return result[0] if start.ndim == 1 else result
+
+    def predict(self, x0: npt.ArrayLike, n_steps: int) -> FloatArray:
+        """States 1 … n_steps after x_0, from x_0 alone: (n_steps, n), or (batch, n_steps, n).
+
+        x0: (n,) or (batch, n), finite. n_steps: >= 1. Cost: 2 h² flops per step.
+        ψ is linear only as far as F is small: the error grows with the horizon, and |λ| > 1
+        grows without bound. Raises ValueError for a wrong width or a state that is not finite.
+        """
+        return self.states(self.predict_features(x0, n_steps))
+
+    def eigenvalues(self) -> npt.NDArray[np.complex128]:
+        """Eigenvalues of K, largest magnitude first."""
+        values = np.linalg.eigvals(self.operator).astype(np.complex128)
+        return values[np.argsort(-np.abs(values), kind="stable")]
+
+    def modes(self) -> npt.NDArray[np.complex128]:
+        """Koopman modes (n, h) in the states' unit, in the order of `eigenvalues`."""
+        values, vectors = np.linalg.eig(self.operator)
+        order = np.argsort(-np.abs(values), kind="stable")
+        return self.scale[:, None] * (self.readout @ vectors[:, order]).astype(np.complex128)
+
+    def growth_rates(self, dt: float = 1.0) -> FloatArray:
+        """log|λ|/dt of every eigenvalue."""
+        return spectrum.growth_rates(self.eigenvalues(), dt)
+
+    def frequencies(self, dt: float = 1.0) -> FloatArray:
+        """arg λ/(2π dt) of every eigenvalue, in cycles per unit of dt."""
+        return spectrum.frequencies(self.eigenvalues(), dt)
+
+
+@dataclass(frozen=True)
+class PredictionErrors:
+    """Relative errors ‖predicted - true‖ / ‖true‖ (Frobenius, over all steps), not in percent."""
+
+    one_step_features: float
+    one_step_states: float
+    multi_step_features: float
+    multi_step_states: float
+
+
+def prediction_errors(learned: LearnedOperator, trajectory: npt.ArrayLike) -> PredictionErrors:
+    """Errors of one-step and of multi-step prediction along a trajectory (T + 1, n), x_0 first.
+
+    One step: from every true x_n to x_{n+1}. Multi-step: all T steps from x_0 alone. Of features
+    ψ, which is what F measures, and of the states read out of them.
+    """
+    true = pairs(trajectory, len(learned.shift)).states
+    features = learned.features(true)
+    one = features[:-1] @ learned.operator.T
+    many = learned.predict_features(true[0], len(true) - 1)
+    return PredictionErrors(
+        relative(one, features[1:]),
+        relative(learned.states(one), true[1:]),
+        relative(many, features[1:]),
+        relative(learned.states(many), true[1:]),
+    )
+
+
+def relative(predicted: FloatArray, true: FloatArray) -> float:
+    """‖predicted - true‖ / ‖true‖; infinite where the prediction is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = float(np.linalg.norm(predicted - true) / np.linalg.norm(true))
+    return error if np.isfinite(error) else float("inf")
+
+
+def fit_readout(dictionary: Dictionary, features: FloatArray, data: Pairs, kind: str) -> FloatArray:
+    """C (n, h): the first n features, or least squares of the states on their features."""
+    if kind == "state-inclusive":
+        return np.eye(dictionary.n_states, dictionary.n_features)
+    solved = np.linalg.lstsq(features, data.states, rcond=_CUTOFF)[0]
+    return np.ascontiguousarray(solved.T)
+
+
+def check_readout(kind: str, dictionary: Dictionary) -> str:
+    """The read-out's name, "auto" resolved; ValueError if the dictionary cannot have it."""
+    inclusive = isinstance(dictionary, StateInclusive)
+    if kind == "auto":
+        return "state-inclusive" if inclusive else "least-squares"
+    if kind not in READOUTS:
+        raise ValueError(f"readout is {kind!r}; 'auto' or one of {READOUTS} is needed")
+    if kind == "state-inclusive" and not inclusive:
+        raise ValueError(
+            f"readout='state-inclusive' needs StateInclusive(dictionary), not {dictionary!r}"
+        )
+    return kind
+
+
+def standardization(data: Pairs, wanted: bool) -> tuple[FloatArray, FloatArray]:
+    """(shift, scale) of the states: mean and standard deviation, or zeros and ones."""
+    n = data.states.shape[1]
+    if not wanted:
+        return np.zeros(n), np.ones(n)
+    scale = data.states.std(axis=0)
+    still = np.flatnonzero((data.states == data.states[0]).all(axis=0))
+    if still.size:
+        raise ValueError(
+            f"states {still.tolist()} never change, so they have no scale; leave them out, "
+            "or learn with standardize=False"
+        )
+    return data.states.mean(axis=0), scale
+
+
+__all__ = [
+    "LearnedOperator",
+    "PredictionErrors",
+    "Trajectories",
+    "check_readout",
+    "fit_readout",
+    "prediction_errors",
+    "relative",
+    "standardization",
+]

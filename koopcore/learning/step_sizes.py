@@ -1,0 +1,106 @@
+"""Step sizes: the exact L_K by power iteration, the Lemma 1 bound on L_W, diminishing steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from koopcore.backends.stages import FloatArray
+from koopcore.learning.activations import activation
+from koopcore.learning.dictionary import OneLayer
+from koopcore.learning.trajectories import Pairs
+
+
+@dataclass(frozen=True)
+class Diminishing:
+    """η_t = first / (t + 1), t = 0, 1, …: min E ≤ c / log T (Theorem 2 of the paper).
+
+    Not for speed: the steps sum to log T, so the last iterations hardly move.
+    """
+
+    first: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.first < np.inf:
+            raise ValueError(f"first is {self.first}; a finite step > 0 is needed")
+
+    def at(self, iteration: int) -> float:
+        """η of iteration ``iteration``, counted from 0."""
+        return self.first / (iteration + 1)
+
+
+def scheduled(step: float | Diminishing, iteration: int) -> float:
+    """The step of an iteration, constant or diminishing."""
+    return step.at(iteration) if isinstance(step, Diminishing) else step
+
+
+def check_step(name: str, step: object, words: tuple[str, ...]) -> None:
+    """Raise unless ``step`` is one of the words, a positive number, or Diminishing."""
+    if isinstance(step, Diminishing) or (isinstance(step, str) and step in words):
+        return
+    number = isinstance(step, (int, float, np.floating)) and not isinstance(step, bool)
+    if number and 0.0 < float(step) < np.inf:  # type: ignore[arg-type]
+        return
+    accepted = ", ".join(map(repr, words))
+    raise ValueError(f"{name} is {step!r}; {accepted}, a number > 0 or Diminishing(...) is needed")
+
+
+def lipschitz_k(
+    features: FloatArray,
+    start: FloatArray | None = None,
+    tolerance: float = 1e-10,
+    most: int = 1000,
+) -> tuple[float, FloatArray]:
+    """L_K = (2/N) λ_max(Σ ψψᵀ), the exact Lipschitz constant of ∇_K F, and its eigenvector.
+
+    features: ψ(x_n), (N, h). Power iteration from ``start``, the eigenvector of the previous
+    iterate where there is one, until the Rayleigh quotient moves by less than ``tolerance``
+    relative. It approaches L_K from below: a step of 1/L_K leaves a factor of 2 to 2/L_K.
+    Cost: 4 N h flops per power, two or three of them from a warm start.
+    """
+    h = features.shape[1]
+    vector = np.full(h, h**-0.5) if start is None else start
+    previous = 0.0
+    for _ in range(most):
+        product = features.T @ (features @ vector)
+        norm = float(np.linalg.norm(product))
+        if norm == 0.0:
+            # A start orthogonal to all features; only zero features are orthogonal to this one.
+            if previous == 0.0 and features.any():
+                vector = features[np.abs(features).sum(axis=1).argmax()]
+                vector = vector / np.linalg.norm(vector)
+                previous = np.inf
+                continue
+            break
+        vector = product / norm
+        if abs(norm - previous) <= tolerance * norm:
+            previous = norm
+            break
+        previous = norm
+    return 2.0 * (previous if np.isfinite(previous) else 0.0) / len(features), vector
+
+
+def lemma_k(dictionary: OneLayer) -> float:
+    """The bound L_K ≤ 2 h², with h² = n_features · b0² ≥ ‖ψ‖² (Lemma 1)."""
+    b0, _, _ = activation(dictionary.activation).bounds
+    return 2.0 * dictionary.n_features * b0**2
+
+
+def lemma_w(dictionary: OneLayer, operator: FloatArray, pairs: Pairs) -> float:
+    """The bound on L_W, the Lipschitz constant of ∇_W F(·, K), of Lemma 1:
+
+        (2/N) Σ { b1²(‖x_{n+1}‖ + κ‖x_n‖)² + b2 (1+κ) h (‖x_{n+1}‖² + κ‖x_n‖²) },  κ = ‖K‖_2
+
+    with h = b0 √n_features ≥ ‖ψ‖. operator: K (n_features, n_features). About ten times too large
+    in practice: steps of 1/L_W are safe for every W, and slow; backtracking is the default.
+    Only for `OneLayer`; other dictionaries have no such constant here.
+    """
+    b0, b1, b2 = activation(dictionary.activation).bounds
+    kappa = float(np.linalg.norm(operator, 2))
+    h = b0 * dictionary.n_features**0.5
+    norms = np.linalg.norm(pairs.states, axis=1)
+    now, ahead = norms[pairs.current], norms[pairs.following]
+    terms = b1**2 * (ahead + kappa * now) ** 2
+    terms = terms + b2 * (1.0 + kappa) * h * (ahead**2 + kappa * now**2)
+    return 2.0 * float(terms.mean())
