@@ -48,6 +48,7 @@ def parts(name="sgd", build=network):
         ({"buffers": "drop"}, ValueError, "accepted are predict, reestimate, keep"),
         ({"candidates": ("guess",)}, ValueError, "accepted are koopman, mean, line"),
         ({"candidates": ()}, ValueError, "candidates is empty"),
+        ({"ladder": 1}, ValueError, r"ladder is 1; give a factor between horizons in \(1, 16\]"),
         ({"slack": 1.0}, ValueError, r"slack is 1.0; give a share of the gain in \[0, 1\)"),
         ({"margin": -0.1}, ValueError, "margin is -0.1"),
         ({"schedule": (10, 20)}, ValueError, r"give \(t1, t2, T\)"),

@@ -11,11 +11,13 @@ pytest.importorskip("torch")
 from koopcore.training.policy import AdaptivePolicy, FixedSchedule
 
 
-def policy(window=9, stride=6, max_horizon=256, warmup=0):
-    return AdaptivePolicy(window, stride, max_horizon, warmup)
+def policy(window=9, stride=6, max_horizon=256, warmup=0, ladder=4):
+    return AdaptivePolicy(window, stride, max_horizon, warmup, ladder)
 
 
-def test_the_ladder_climbs_by_fours_from_a_quarter_window():
+def test_the_ladder_climbs_from_a_quarter_window():
+    assert policy(ladder=2, max_horizon=2).horizons() == [2, 4, 8, 16]
+    assert (policy().rungs, policy(ladder=2).rungs, policy(max_horizon=4).rungs) == (4, 7, 3)
     assert policy().horizons() == [2, 8, 32, 128, 512, 2048]
     assert policy(max_horizon=16).horizons() == [2, 8, 32, 128]
     assert policy(max_horizon=0.5).horizons() == [2]

@@ -31,7 +31,8 @@ def attach(
     backend: str | None = None,
     schedule: tuple[int, int, int] | None = None,
     candidates: Sequence[str] = ("koopman", "mean", "line"),
-    slack: float = 0.4,
+    ladder: float | None = None,
+    slack: float = 0.5,
     margin: float = 0.0,
     record: str | int = 2,
     storage: str = "auto",
@@ -65,8 +66,9 @@ def attach(
         partition: "network", "layers", "nodes", "weights", a :class:`Partition` over the layout
             aligned to 32, or a function ``Layout -> Partition``.
         model, rank, ridge, backend: as in :func:`koopcore.fit`.
-        max_horizon: farthest jump, in windows; the ladder 1/4, 1, 4, 16, ... goes beyond 16 only
-            while its end is the best.
+        max_horizon: farthest jump, in windows. ladder: factor between the horizons tried, from 1/4
+            window up; beyond 16 windows only while the end is the best. None: 2 for optimizers
+            with Adam's moments (their trajectories bend earlier; stride=10 suits them), else 4.
         warmup: steps before the first window, or "auto": until hindcast error and eigenvalues say
             that the trajectory can be predicted.
         schedule: ``(t1, t2, T)`` in optimizer steps: record from t1 to t2, jump T steps once, as
@@ -119,6 +121,7 @@ def attach(
         warmup=warmup,
         schedule=None if schedule is None else tuple(schedule),  # type: ignore[arg-type]
         candidates=tuple(candidates),
+        ladder=default_ladder(optimizer) if ladder is None else ladder,
         slack=slack,
         margin=margin,
         record=record,
@@ -128,3 +131,8 @@ def attach(
         buffers=buffers,
     )
     return Attached(optimizer, module, settings, partition, include, exclude, masters, generators)
+
+
+def default_ladder(optimizer: torch.optim.Optimizer) -> float:
+    """Return the factor between horizons that ``ladder=None`` means for ``optimizer``."""
+    return 2.0 if "betas" in getattr(optimizer, "defaults", {}) else 4.0

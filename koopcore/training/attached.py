@@ -41,7 +41,7 @@ class Attached:
     ) -> None:
         check_optimizer(optimizer)
         self.settings = settings
-        self.stats = Statistics()
+        self._stats = Statistics()
         self.optimizer = optimizer
         self.module = unwrapped(module)
         self._select = (include, exclude, masters)
@@ -65,6 +65,12 @@ class Attached:
             self._recording = self._new_recording()
         self._hook: Any = optimizer.register_step_post_hook(self._after_step)
 
+    @property
+    def stats(self) -> Statistics:
+        """Jumps, accepted ones, steps skipped, seconds spent, and a record per jump."""
+        self._stats.steps = self._step
+        return self._stats
+
     # -- while training ---------------------------------------------------------------------------
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -85,8 +91,8 @@ class Attached:
         recording.blend()
         if to_come == 0:
             recording.ring.commit()
-            self.stats.snapshots += 1
-        self.stats.add_recording(perf_counter() - begun)
+            self._stats.snapshots += 1
+        self._stats.add_recording(perf_counter() - begun)
         if recording.ring.full:
             self._attempt(recording)
 
@@ -117,8 +123,7 @@ class Attached:
         self._report(outcome, perf_counter() - begun)
 
     def _report(self, outcome: Outcome, seconds: float) -> None:
-        self.stats.steps = self._step
-        self.stats.add(
+        self._stats.add(
             JumpRecord(
                 step=self._step,
                 accepted=outcome.accepted,
@@ -164,7 +169,6 @@ class Attached:
         ``torch.load(weights_only=True)`` carry it. Save it together with the model's, the
         optimizer's and the loader's state. Size: one ring.
         """
-        self.stats.steps = self._step
         recording = self._recording
         return {
             "settings": self.settings.identity(),
@@ -208,7 +212,7 @@ class Attached:
         self._step = int(state["step"])
         self._fresh = bool(state["fresh"])
         self._policy.load_state_dict(state["policy"])
-        self.stats.load_state_dict(state["statistics"])
+        self._stats.load_state_dict(state["statistics"])
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:

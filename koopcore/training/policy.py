@@ -7,12 +7,11 @@ from typing import Any
 
 from koopcore.training.candidates import geometric
 
-#: Horizons in windows: the first rung, the factor from rung to rung, rungs that are always tried.
+#: Horizons in windows: the first rung, the rungs up to which the ladder is always tried, and up to
+#: which while attempts are being rejected.
 FIRST_RUNG = 0.25
-RUNG_RATIO = 4.0
-RUNGS = 4
-#: Rungs that are always tried while attempts are being rejected.
-FEWER_RUNGS = 2
+SURE = 16.0
+SURE_WHEN_REJECTED = 1.0
 
 #: Rejections in a row, after a gain, on which the window only slides; then resting begins.
 SLIDES = 2
@@ -33,8 +32,9 @@ BLIND_LEAST = 0.5
 class AdaptivePolicy:
     """Window after window; the distance between attempts and their reach follow what they gave.
 
-    * The ladder of horizons is 1/4, 1, 4, 16 windows, and goes on while its end is the best, up to
-      ``max_horizon`` windows. After a rejection only the first two rungs are sure to be tried.
+    * The ladder of horizons starts at 1/4 window, each ``ladder`` times the one before; it is tried
+      up to 16 windows (up to 1 while attempts are being rejected) and goes on while its end is
+      the best, up to ``max_horizon`` windows.
     * After an accepted jump a new window begins.
     * After a rejection that follows a gain the newer half of the window is kept, and tried again
       half a window on; twice in a row at most.
@@ -44,10 +44,13 @@ class AdaptivePolicy:
       is evaluated until hindcast error and growth say that the trajectory can be predicted.
     """
 
-    def __init__(self, window: int, stride: int, max_horizon: float, warmup: int | str) -> None:
+    def __init__(
+        self, window: int, stride: int, max_horizon: float, warmup: int | str, ladder: float
+    ) -> None:
         self.window = window
         self.stride = stride
         self.max_horizon = float(max_horizon)
+        self.ladder = float(ladder)
         self.window_steps = window * stride
         self.start = 0 if warmup == "auto" else int(warmup)
         self.ready = warmup != "auto"
@@ -59,7 +62,8 @@ class AdaptivePolicy:
     @property
     def rungs(self) -> int:
         """Return how many rungs of the ladder are tried whatever their loss."""
-        return FEWER_RUNGS if self.rejected else RUNGS
+        sure = SURE_WHEN_REJECTED if self.rejected else SURE
+        return len(self._up_to(min(sure, self.max_horizon)))
 
     def judge(self, hindcast: float, growth: float) -> bool:
         """Return whether a line search is worth its evaluations; growth is per window."""
@@ -69,8 +73,11 @@ class AdaptivePolicy:
 
     def horizons(self) -> list[int]:
         """Return the ladder in snapshots, ascending."""
+        return self._up_to(self.max_horizon)
+
+    def _up_to(self, windows: float) -> list[int]:
         span = self.window - 1
-        return geometric(FIRST_RUNG * span, self.max_horizon * span, RUNG_RATIO)
+        return geometric(FIRST_RUNG * span, windows * span, self.ladder)
 
     def blind_horizon(self, hindcast: float) -> int:
         """Return how far to jump without a loss, in snapshots; 0 for not at all."""

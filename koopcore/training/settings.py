@@ -32,6 +32,7 @@ class Settings:
     schedule: tuple[int, int, int] | None
     candidates: tuple[str, ...]
     margin: float
+    ladder: float
     slack: float
     record: str | int
     storage: str
@@ -49,6 +50,10 @@ class Settings:
         at_least("stride", self.stride, 1)
         if not self.max_horizon > 0 or math.isinf(self.max_horizon):
             raise ValueError(f"max_horizon is {self.max_horizon!r} windows; give a number > 0")
+        if not 1 < self.ladder <= 16:
+            raise ValueError(
+                f"ladder is {self.ladder!r}; give a factor between horizons in (1, 16]"
+            )
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin is {self.margin!r}; give a share of the loss in [0, 1)")
         if self.warmup != "auto":
@@ -92,7 +97,9 @@ class Settings:
         """Return a fresh policy for these options."""
         if self.schedule is not None:
             return FixedSchedule(*self.schedule, self.stride)
-        return AdaptivePolicy(self.window, self.stride, self.max_horizon, self.warmup)
+        return AdaptivePolicy(
+            self.window, self.stride, self.max_horizon, self.warmup, self.ladder
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return the options that a saved state depends on."""
