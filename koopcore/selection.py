@@ -9,6 +9,9 @@ import numpy as np
 from koopcore.backends.stages import IntArray
 from koopcore.fitted import Fitted
 
+ROUNDING = 1e-8
+"""Hindcast errors below this, √u, are rounding (they are roots of float64 differences): equal."""
+
 
 class Candidate(NamedTuple):
     """One way to fit: a model of `koopcore.fit`, and its ridge."""
@@ -20,10 +23,13 @@ class Candidate(NamedTuple):
 def candidates(n: int, rank: int | None, ridge: float) -> list[Candidate]:
     """What ``model="auto"`` tries on a window of n snapshots; a rank or ridge given stays fixed.
 
+    Simplest first, as ties go to the earlier: a straight line is no operator's to explain, and the
+    affine model has the eigenvalue 1 exactly where the linear one estimates it.
+
     Ridges bracket the noise of float32 snapshots (1e-12: rounding only; 1e-6: minibatch noise).
     """
     ridges = (0.0, 1e-9, 1e-5) if rank is None and ridge == 0.0 else (ridge,)
-    models = ["linear"] * (n >= 2) + ["affine"] * (n >= 3)
+    models = ["affine"] * (n >= 3) + ["linear"] * (n >= 2)
     tried = [Candidate(model, value) for model in models for value in ridges]
     return [Candidate("trend", 0.0), *tried]
 
@@ -31,14 +37,14 @@ def candidates(n: int, rank: int | None, ridge: float) -> list[Candidate]:
 def best_of(tried: list[list[Fitted]], groups: IntArray) -> list[Fitted]:
     """Of fits of the same ``groups`` by several candidates, each group's best by hindcast.
 
-    Ties, and windows too short for a hindcast, go to the earlier candidate.
+    Ties to rounding, and windows too short for a hindcast, go to the earlier candidate.
     """
     errors = np.full((len(tried), len(groups)), np.inf)
     for row, fits in enumerate(tried):
         for fit in fits:
             positions = np.searchsorted(groups, fit.groups)
             errors[row, positions] = np.where(np.isnan(fit.hindcast), np.inf, fit.hindcast)
-    best = errors.argmin(axis=0)
+    best = np.maximum(errors, ROUNDING).argmin(axis=0)
     chosen = []
     for row, fits in enumerate(tried):
         for fit in fits:
