@@ -22,12 +22,13 @@ class ArrayView(NamedTuple):
 
 def view(value: Any, name: str) -> ArrayView:
     """``value`` as an `ArrayView`; a TypeError that says what is accepted for anything else."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
         if value.dtype.char not in "fd":
             _check_dtype(value.dtype.name, name)
         if not value.dtype.isnative:
             raise TypeError(f"{name} is stored in the other byte order ({value.dtype}); convert it")
-        return ArrayView("cpu", value, _as_it_is)
+        plain = value if type(value) is np.ndarray else np.asarray(value)  # a matrix indexes oddly
+        return ArrayView("cpu", plain, _as_it_is)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         _check_dtype(str(value.dtype).removeprefix("torch."), name)
