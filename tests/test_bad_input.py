@@ -42,6 +42,8 @@ REFUSED = [
     ("complex", X.astype(complex), {}, TypeError, r"dtype complex128"),
     ("booleans", X > 0, {}, TypeError, r"dtype bool"),
     ("objects", X.astype(object), {}, TypeError, r"dtype object"),
+    ("byte order", X.astype(">f8"), {}, TypeError, r"other byte order \(>f8\); convert it"),
+    ("masked", np.ma.masked_array(X), {}, TypeError, r"snapshots is a MaskedArray; a NumPy"),
     ("torch half", torch.ones(8, 20, dtype=torch.float16), {}, TypeError, r"dtype float16"),
     ("torch bfloat16", torch.ones(8, 20, dtype=torch.bfloat16), {}, TypeError, r"dtype bfloat16"),
     ("torch integers", torch.ones(8, 20, dtype=torch.int64), {}, TypeError, r"dtype int64"),
