@@ -16,8 +16,7 @@ template <class U> KOOPCORE_INLINE void store(Vec value, char *p, std::ptrdiff_t
   const double limit = sizeof(U) == sizeof(float) ? double(FLT_MAX) : DBL_MAX;
   value = value > limit ? SimdLanes::broadcast(limit) : value;
   value = value < -limit ? SimdLanes::broadcast(-limit) : value;
-  typedef U Narrow __attribute__((vector_size(kLanes * sizeof(U))));
-  const Narrow x = __builtin_convertvector(value, Narrow);
+  const Narrow<U> x = narrow<U>(value);
   if (count == kLanes && step == sizeof(U)) {
     __builtin_memcpy(p, &x, sizeof x);
     return;

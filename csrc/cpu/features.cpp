@@ -22,14 +22,13 @@ void find_offsets(const Groups &groups, std::ptrdiff_t step, std::int64_t first,
 }
 
 template <class T> KOOPCORE_INLINE Vec gather_at(const char *row, const std::ptrdiff_t *offset) {
-  typedef T Narrow __attribute__((vector_size(kLanes * sizeof(T))));
-  Narrow x;
+  Narrow<T> x;
   for (int lane = 0; lane < kLanes; ++lane) {
     T one;
     __builtin_memcpy(&one, row + offset[lane], sizeof one);
     x[lane] = one;
   }
-  return __builtin_convertvector(x, Vec);
+  return widen(x);
 }
 
 // y_t for t = t0 … t0 + rows - 1: differences, or reflected snapshots.

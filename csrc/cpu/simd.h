@@ -68,12 +68,40 @@ struct SimdLanes {
 struct OwnTag {};
 using Scalar = ScalarLanes<OwnTag>;
 
+template <class T> struct NarrowOf {
+  typedef T Type __attribute__((vector_size(kLanes * sizeof(T))));
+};
+template <class T> using Narrow = typename NarrowOf<T>::Type;
+
+// Conversions between float32 and float64. Spelled out because GCC 12 splits its generic ones into
+// halves, with a shuffle for each; the masked forms are the ones without an uninitialized operand.
+KOOPCORE_INLINE Vec widen(Narrow<double> x) { return x; }
+KOOPCORE_INLINE Vec widen(Narrow<float> x) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_cvtps_pd(0xff, (__m256)x);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_cvtps_pd((__m128)x);
+#else
+  return __builtin_convertvector(x, Vec);
+#endif
+}
+template <class T> KOOPCORE_INLINE Narrow<T> narrow(Vec x);
+template <> KOOPCORE_INLINE Narrow<double> narrow<double>(Vec x) { return x; }
+template <> KOOPCORE_INLINE Narrow<float> narrow<float>(Vec x) {
+#if defined(__AVX512F__)
+  return (Narrow<float>)_mm512_maskz_cvtpd_ps(0xff, (__m512d)x);
+#elif defined(__AVX2__)
+  return (Narrow<float>)_mm256_cvtpd_ps((__m256d)x);
+#else
+  return __builtin_convertvector(x, Narrow<float>);
+#endif
+}
+
 // W consecutive numbers from memory of any alignment, as float64.
 template <class T> KOOPCORE_INLINE Vec load(const void *p) {
-  typedef T Narrow __attribute__((vector_size(kLanes * sizeof(T))));
-  Narrow x;
+  Narrow<T> x;
   __builtin_memcpy(&x, p, sizeof x);
-  return __builtin_convertvector(x, Vec);
+  return widen(x);
 }
 
 // The first `count` < W of consecutive numbers, zeros behind them; nothing past them is read.
@@ -99,15 +127,14 @@ template <class T> KOOPCORE_INLINE Vec load_first(const void *p, int count) {
 // `count` <= W numbers `step` bytes apart; the other lanes are zero. Built in registers: a vector
 // read back from scalar stores would wait for all of them.
 template <class T> KOOPCORE_INLINE Vec gather(const char *p, std::ptrdiff_t step, int count) {
-  typedef T Narrow __attribute__((vector_size(kLanes * sizeof(T))));
-  Narrow x;
+  Narrow<T> x;
   for (int i = 0; i < kLanes; ++i) {
     T one = T(0);
     if (i < count)
       __builtin_memcpy(&one, p + i * step, sizeof one);
     x[i] = one;
   }
-  return __builtin_convertvector(x, Vec);
+  return widen(x);
 }
 
 // v[i] becomes the vector of the i-th lanes of v[0] … v[W-1].

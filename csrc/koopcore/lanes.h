@@ -27,7 +27,7 @@ constexpr std::int64_t kDirectSteps = 1024;
 // The tolerances of backends/stages.py, u = 2^-53: a pivot in time order below 16 n·u of its
 // diagonal is noise; diagonal pivoting stops at pivots below 4 n·u of the largest diagonal.
 KOOPCORE_HD static constexpr double breakdown_tolerance(int n) { return 16.0 * n * 0x1p-53; }
-KOOPCORE_HD static constexpr double rank_tolerance(int n) { return 4.0 * n * 0x1p-53; }
+KOOPCORE_HD static constexpr double rank_tolerance(int n) { return 2.0 * n * 0x1p-53; }
 KOOPCORE_HD static constexpr int packed_size(int n) { return n * (n + 1) / 2; }
 KOOPCORE_HD static constexpr int packed_index(int i, int j) { return i * (i + 1) / 2 + j; }
 
