@@ -90,8 +90,8 @@ def test_every_group_gets_its_own_best(m, backend):
     assert ops.model.tolist() == ["trend", "affine", "trend", "trend"]
     for group, columns in enumerate(np.split(np.arange(4 * m), 4)):
         alone = fit_auto(x[:, columns], backend)
-        # Another array: a column may fall into another lane of a vector, with or without FMA.
-        np.testing.assert_allclose(ops.predict(5)[columns], alone.predict(5), rtol=1e-12)
+        # Another array, with other strides: sums in another order, times κ² of up to 1e6.
+        np.testing.assert_allclose(ops.predict(5)[columns], alone.predict(5), rtol=1e-8)
         assert ops.rank[group] == alone.rank[0]
 
 
