@@ -2,9 +2,10 @@
 
 from koopcore.training.attach import attach
 from koopcore.training.attached import Attached
+from koopcore.training.averaging import ExponentialAverage, WindowAverage
 from koopcore.training.difference_ring import DifferenceRing
 from koopcore.training.guarded_loss import GuardedLoss
-from koopcore.training.line_search import Candidate, Found, line_search
+from koopcore.training.line_search import Candidate, Found, Ladder, line_search
 from koopcore.training.ring import SnapshotRing
 from koopcore.training.statistics import JumpRecord, Statistics
 
@@ -12,11 +13,14 @@ __all__ = [
     "Attached",
     "Candidate",
     "DifferenceRing",
+    "ExponentialAverage",
     "Found",
     "GuardedLoss",
     "JumpRecord",
+    "Ladder",
     "SnapshotRing",
     "Statistics",
+    "WindowAverage",
     "attach",
     "line_search",
 ]
