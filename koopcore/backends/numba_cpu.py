@@ -12,8 +12,8 @@ from koopcore.backends.numba_kernels.combine import combine_range
 from koopcore.backends.numba_kernels.feature_gram import feature_range
 from koopcore.backends.numba_kernels.gather import gather_range, scatter_range
 from koopcore.backends.numba_kernels.gram import gram_range
-from koopcore.backends.numba_kernels.gram_solve import gram_solve_range
 from koopcore.backends.numba_kernels.project import project_range
+from koopcore.backends.numba_kernels.project_any import project_any_range
 from koopcore.backends.numba_kernels.rollout import rollout_range
 from koopcore.backends.numba_kernels.rollout_dense import dense_range
 from koopcore.backends.numba_kernels.simd import WIDTH
@@ -43,6 +43,7 @@ STAGES = (
     "gather",
     "scatter",
 )
+CACHED = 1 << 16  # float64 numbers of Gram matrices kept between two stages: half a megabyte
 
 
 def unavailable() -> str | None:
@@ -70,7 +71,8 @@ def solve(gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
     """Companion coefficients of every group, with rank, residual, condition and hindcast."""
     groups = len(gram)
     result = _companion(groups, n - 1 - int(affine))
-    packed, tolerance = frozen(gram), breakdown_tolerance(n - 1 - int(affine))
+    packed = np.require(gram, requirements=["C", "W"])  # as gram_solve has it: compiled once
+    tolerance = breakdown_tolerance(n - 1 - int(affine))
 
     def work(low: int, high: int) -> None:
         solve_range(
@@ -90,12 +92,16 @@ def gram_solve(snapshots: Snapshots, part: Partition, affine: bool, holdout: int
     result = _companion(part.n_groups, n - 1 - int(affine))
     memory, rows, step = window(snapshots)
     tolerance = breakdown_tolerance(n - 1 - int(affine))
+    block = max(CACHED // packed_size(n) // WIDTH, 1) * WIDTH
 
     def work(low: int, high: int) -> None:
-        gram_solve_range(
-            memory, rows, step, *cut.segments, int(affine), holdout, tolerance,
-            low, high, tuple(result),
-        )
+        packed = np.empty((min(block, high - low), packed_size(n)))
+        for first in range(low, high, block):
+            last = min(first + block, high)
+            gram_range(memory, rows, step, *cut.segments, first, last, packed)
+            solve_range(
+                packed, n, int(affine), holdout, tolerance, 0, last - first, first, tuple(result)
+            )
 
     cost = piece_sizes(cut) * packed_size(n) + (n**3 // 6 + 8 * n * n)
     spread(work, np.cumsum(cost), WIDTH)
@@ -128,23 +134,31 @@ def project(
     groups, n, _ = a.shape
     cap = n if rank is None else min(rank, n)
     result = Projection(
-        np.zeros((groups, n, n)) if cap < n else np.empty((groups, n, n)),
+        np.empty((groups, n, n)),
         np.empty((groups, n, n)),
         np.empty((groups, n)),
-        np.empty(groups, dtype=np.int64),
-        np.empty(groups),
+        np.full(groups, -1 if n else 0),  # -1: not done yet
+        np.full(groups, np.inf),
     )
     given = [tuple(flat(array)) for array in (a, h, g)]
 
-    def work(low: int, high: int) -> None:
-        project_range(
-            *given, n, cap, float(ridge), bool(raw), rank_tolerance(n), low, high, tuple(result)
+    options = float(ridge), rank_tolerance(n)
+    if cap == n > 0:
+
+        def work(low: int, high: int) -> None:
+            project_range(*given, n, *options, low, high, tuple(result))
+
+        spread(work, equal_ends(groups, 3 * n**3), WIDTH)
+    left = np.flatnonzero(result.rank < 0)
+
+    def work_any(low: int, high: int) -> None:
+        project_any_range(
+            *given, n, cap, options[0], bool(raw), options[1], left, low, high, tuple(result)
         )
 
-    if n:
-        spread(work, equal_ends(groups, 2 * n**3), WIDTH)
-    width = int(result.rank.max(initial=0)) if n else 0
-    if width == n and n:
+    spread(work_any, equal_ends(len(left), 30 * n**3))
+    width = int(result.rank.max(initial=0))
+    if width == n:
         return result
     return Projection(
         np.ascontiguousarray(result.operator[:, :width, :width]),

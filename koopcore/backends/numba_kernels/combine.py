@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.numba_kernels.compiled import kernel
+from koopcore.backends.numba_kernels.compiled import inner, kernel
 from koopcore.backends.numba_kernels.simd import WIDTH, clip, constant, fill, fma, load, store
 
 
@@ -44,7 +44,7 @@ def combine_range(memory, rows, step, pointer, start, length, stride, owner, low
                                out, out_rows, target + column * out_hop, limit)
 
 
-@kernel
+@inner
 def combine_one(memory, rows, first, count, shift, at, n, out, target, limit):
     """One horizon, three vectors of columns at a time so that their sums overlap."""
     done = 0
@@ -77,7 +77,7 @@ def combine_one(memory, rows, first, count, shift, at, n, out, target, limit):
         done += WIDTH
 
 
-@kernel
+@inner
 def combine_four(memory, rows, first, count, shift, at, n, out, out_rows, target, limit):
     """Four horizons from one pass over the snapshots."""
     bound = constant(limit)
@@ -99,7 +99,7 @@ def combine_four(memory, rows, first, count, shift, at, n, out, out_rows, target
         store(out, out_rows[3] + place, clip(x + y3, bound))
 
 
-@kernel
+@inner
 def combine_column(memory, rows, place, shift, out, out_rows, target, limit):
     """One parameter, at any stride."""
     for i in range(len(out_rows)):

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 
+# Division by zero gives inf or nan, as in NumPy. No fast-math: sums are reordered only where a
+# kernel does so itself, with the vectors of `simd`. Wrappers for C callers would never be called.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+
+
+def _version() -> str:
+    """A digest of all sources that are compiled into one another."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for source in [*sorted(here.glob("*.py")), here.parent / "stages.py"]:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:10]
+
+
+_VERSION = _version()
+
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call; later processes load the machine code from the cache on disk.
+    """Compile at the first call; later processes load the machine code from the cache on disk."""
+    return _compiled(function, **_OPTIONS)
 
-    Division by zero gives inf or nan, as in NumPy. No fast-math: a kernel whose sums may be
-    reordered says so itself, with the vectors of `simd`.
-    """
-    options = {"nogil": True, "error_model": "numpy"}
+
+def inner(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of a kernel, only to be called by other compiled functions: nothing to unbox."""
+    return _compiled(function, no_cpython_wrapper=True, **_OPTIONS)
+
+
+def _compiled(function: Callable[..., Any], **options: bool | str) -> Callable[..., Any]:
+    # Numba's cache notices when the file of a function changes, not when that of a function it
+    # calls does; its entries are found by qualified name.
+    function.__qualname__ = f"{function.__name__}_{_VERSION}"
     try:
         compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no directory can be written, not even the user's: compile each time

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.numba_kernels.compiled import kernel
-from koopcore.backends.numba_kernels.lanes import add_multiple, dot
-from koopcore.backends.numba_kernels.simd import WIDTH, fma, load, store
+from koopcore.backends.numba_kernels.compiled import inner, kernel
+from koopcore.backends.numba_kernels.lanes import add_multiple, copy, dot
+from koopcore.backends.numba_kernels.simd import WIDTH, constant, fma, load, store
 
 CHUNK = 32  # snapshots held at a time, so that memory does not grow with the window
 
@@ -32,8 +32,9 @@ def feature_range(memory, rows, step, pointer, start, length, stride, m, affine,
         place_lanes(step, pointer, start, length, stride, first, high, places)
         take_snapshot(memory, rows[len(rows) - 1], places, last, 0)
         factor = reflection(last, m, normal)
-        square[:] = 0.0
-        motion[:] = 0.0
+        for j in range(wide * wide):
+            store(square, j * WIDTH, constant(0.0))
+            store(motion, j * WIDTH, constant(0.0))
         if affine:
             take_snapshot(memory, rows[0], places, before, 0)
         take_column(memory, rows, 0, places, affine, last, normal, factor, before, f, 0, m)
@@ -46,14 +47,13 @@ def feature_range(memory, rows, step, pointer, start, length, stride, m, affine,
                     take_column(memory, rows, done + k, places, affine, last, normal, factor,
                                 before, f, k * wide, m)
                 add_chunk(f, wide, count, square, motion)
-                for j in range(wide * WIDTH):
-                    f[j] = f[count * wide * WIDTH + j]
+                copy(f, count * wide, f, 0, wide)
                 done += count
             for lane in range(min(WIDTH, high - first)):
                 put_matrices(square, motion, m, wide, lane, out[i, first + lane])
 
 
-@kernel
+@inner
 def place_lanes(step, pointer, start, length, stride, first, stop, places):
     """Where parameter i of lane l stands in a snapshot; lanes past ``stop`` repeat the last."""
     for lane in range(WIDTH):
@@ -65,14 +65,14 @@ def place_lanes(step, pointer, start, length, stride, first, stop, places):
                 i += WIDTH
 
 
-@kernel
+@inner
 def take_snapshot(memory, row, places, lanes, at):
     """One snapshot of all lanes."""
     for i in range(len(places)):
         lanes[at + i] = memory[row + places[i]]
 
 
-@kernel
+@inner
 def reflection(last, m, normal):
     """Set v = last ± ‖last‖ e_1 and give 2 / vᵀv, zero where v is: H = I - 2 v vᵀ / vᵀv."""
     scratch = np.empty(WIDTH)
@@ -87,7 +87,7 @@ def reflection(last, m, normal):
     return load(scratch, 0)
 
 
-@kernel
+@inner
 def take_column(memory, rows, k, places, affine, last, normal, factor, before, f, at, m):
     """f_k: the difference d_{k+1}, or H(x - last) + H last with H last = -(v - last)."""
     if affine:
@@ -105,7 +105,7 @@ def take_column(memory, rows, k, places, affine, last, normal, factor, before, f
     store(f, at * WIDTH, load(f, at * WIDTH) - (load(normal, 0) - load(last, 0)))
 
 
-@kernel
+@inner
 def add_chunk(f, wide, count, square, motion):
     """Add Σ_k f_k f_kᵀ, its lower tiles, and Σ_k (f_{k+1} - f_k) f_kᵀ; tiles are 2x4."""
     for i in range(0, wide, 2):
@@ -115,7 +115,7 @@ def add_chunk(f, wide, count, square, motion):
             add_tile(f, wide, count, i, j, True, motion)
 
 
-@kernel
+@inner
 def add_tile(f, wide, count, i, j, ahead, sums):
     """Rows i, i + 1 and columns j .. j + 3 of one of the sums."""
     p, q = (i * wide + j) * WIDTH, ((i + 1) * wide + j) * WIDTH
@@ -148,7 +148,7 @@ def add_tile(f, wide, count, i, j, ahead, sums):
     store(sums, q + 3 * WIDTH, q3)
 
 
-@kernel
+@inner
 def put_matrices(square, motion, m, wide, lane, out):
     """C, both triangles from the lower one, and E = C + motion."""
     for i in range(m):

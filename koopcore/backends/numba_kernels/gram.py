@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.numba_kernels.compiled import kernel
+from koopcore.backends.numba_kernels.compiled import inner, kernel
 from koopcore.backends.numba_kernels.simd import WIDTH, add_sums, constant, fma, load, store
 
 PANEL = 3072  # float64 numbers in a panel: 24 KiB, beside the accumulators in 32 KiB
@@ -22,7 +22,8 @@ def gram_range(memory, rows, step, pointer, start, length, stride, low, high, ou
     panel = np.zeros(4 * blocks * columns)
     sums = np.zeros(8 * blocks * (blocks + 1))
     for group in range(low, high):
-        sums[:] = 0.0
+        for i in range(0, len(sums), WIDTH):
+            store(sums, i, constant(0.0))
         filled = 0
         for segment in range(pointer[group], pointer[group + 1]):
             done = 0
@@ -45,7 +46,7 @@ def gram_range(memory, rows, step, pointer, start, length, stride, low, high, ou
         unpack_tiles(sums, n, out[group - low])
 
 
-@kernel
+@inner
 def fill_panel(memory, rows, first, count, stride, panel, columns, at):
     """Columns at .. at + count - 1 of the panel: x_1, then the differences, row by row."""
     n = len(rows)
@@ -69,7 +70,7 @@ def fill_panel(memory, rows, first, count, stride, panel, columns, at):
             last = value
 
 
-@kernel
+@inner
 def add_panel(panel, columns, used, blocks, sums):
     """Add the panel's inner products, tile after tile of the lower block triangle."""
     at = 0
@@ -81,7 +82,7 @@ def add_panel(panel, columns, used, blocks, sums):
         at += 16
 
 
-@kernel
+@inner
 def add_tile(panel, a, b, columns, used, sums, at):
     """sums[at + 4 i + j] += ⟨row a + i, row b + j⟩ over the first ``used`` columns."""
     c00 = c01 = c02 = c03 = constant(0.0)
@@ -106,7 +107,7 @@ def add_tile(panel, a, b, columns, used, sums, at):
     )
 
 
-@kernel
+@inner
 def unpack_tiles(sums, n, out):
     """Tiles of 4x4 by blocks of rows to the packed lower triangle."""
     at = 0

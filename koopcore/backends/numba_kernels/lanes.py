@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.numba_kernels.compiled import kernel
+from koopcore.backends.numba_kernels.compiled import inner
 from koopcore.backends.numba_kernels.simd import WIDTH, constant, fma, load, store
 
 
-@kernel
+@inner
 def take_lanes(rows, first, stop, lanes):
     """Lane l = rows[first + l]; lanes past ``stop`` repeat the last row, so that they stay tame."""
     for lane in range(WIDTH):
@@ -17,7 +17,7 @@ def take_lanes(rows, first, stop, lanes):
             lanes[i * WIDTH + lane] = row[i]
 
 
-@kernel
+@inner
 def put_lanes(lanes, first, stop, rows):
     """rows[first + l] = lane l, for the rows before ``stop``."""
     for lane in range(min(WIDTH, stop - first)):
@@ -26,7 +26,7 @@ def put_lanes(lanes, first, stop, rows):
             row[i] = lanes[i * WIDTH + lane]
 
 
-@kernel
+@inner
 def dot(a, at_a, b, at_b, count):
     """Σ a[at_a + i] b[at_b + i], in ascending order, so that the newest number is needed last."""
     total = constant(0.0)
@@ -35,7 +35,7 @@ def dot(a, at_a, b, at_b, count):
     return total
 
 
-@kernel
+@inner
 def add_multiple(y, at_y, factor, x, at_x, count):
     """y[at_y + i] += factor x[at_x + i]."""
     for i in range(count):
@@ -43,7 +43,14 @@ def add_multiple(y, at_y, factor, x, at_x, count):
         store(y, place, fma(factor, load(x, (at_x + i) * WIDTH), load(y, place)))
 
 
-@kernel
+@inner
+def copy(source, at_source, target, at_target, count):
+    """target[at_target + i] = source[at_source + i]."""
+    for i in range(count):
+        store(target, (at_target + i) * WIDTH, load(source, (at_source + i) * WIDTH))
+
+
+@inner
 def power_of_two_scale(diagonal, scale):
     """s with s² diagonal in [1/2, 2), read off the exponent's bits; 1 where it is zero or nan."""
     bits, s = diagonal.view(np.int64), scale.view(np.int64)

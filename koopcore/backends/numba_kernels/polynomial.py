@@ -5,12 +5,12 @@ Entry i of a vector stands for x^i; the companion matrix multiplies by x, and a 
 
 from __future__ import annotations
 
-from koopcore.backends.numba_kernels.compiled import kernel
-from koopcore.backends.numba_kernels.lanes import add_multiple
+from koopcore.backends.numba_kernels.compiled import inner
+from koopcore.backends.numba_kernels.lanes import add_multiple, copy
 from koopcore.backends.numba_kernels.simd import WIDTH, constant, fma, load, store
 
 
-@kernel
+@inner
 def long_rollout(a, n, horizon, power, total, scratch):
     """power = a x^{T-1} and total = a (1 + x + … + x^{T-1}) mod p; scratch holds 4 n vectors.
 
@@ -41,14 +41,7 @@ def long_rollout(a, n, horizon, power, total, scratch):
     add_multiple(total, 0, constant(1.0), power, 0, n)  # the last of the T terms
 
 
-@kernel
-def copy(source, at_source, target, at_target, count):
-    """target[at_target + i] = source[at_source + i]."""
-    for i in range(count):
-        store(target, (at_target + i) * WIDTH, load(source, (at_source + i) * WIDTH))
-
-
-@kernel
+@inner
 def multiply(a, n, u, at_u, v, at_v, product):
     """product[: n] = u v mod p; entries n .. 2n - 2 are scratch."""
     for i in range(2 * n - 1):
@@ -59,7 +52,7 @@ def multiply(a, n, u, at_u, v, at_v, product):
         add_multiple(product, degree - n, load(product, degree * WIDTH), a, 0, n)
 
 
-@kernel
+@inner
 def times_x(a, n, u, at):
     """u = x u mod p."""
     overflow = load(u, (at + n - 1) * WIDTH)

@@ -1,72 +1,90 @@
 """K = VᵀHV and z = Vᵀg with V Vᵀ = A⁺ by pivoted Cholesky, WIDTH groups side by side.
 
-At full rank V = P L⁻ᵀ is triangular up to the order of the pivots, and so is every product; the
-groups of lower rank and those to be truncated go one by one through pseudo_inverse.py.
+At full rank V = P L⁻ᵀ, triangular up to the order of the pivots. The groups of lower rank, and
+those to be truncated, are left to project_any.py, which takes them one by one.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.numba_kernels.compiled import kernel
+from koopcore.backends.numba_kernels.compiled import inner, kernel
 from koopcore.backends.numba_kernels.lanes import add_multiple, dot, power_of_two_scale
-from koopcore.backends.numba_kernels.pseudo_inverse import whiten
-from koopcore.backends.numba_kernels.simd import WIDTH, constant, load, sqrt, store
+from koopcore.backends.numba_kernels.simd import WIDTH, constant, fma, load, sqrt, store
 
 
 @kernel
-def project_range(a, h, g, n, cap, ridge, raw, tolerance, low, high, result):
-    """Groups low .. high - 1; a, h and g are (memory, origin, strides) of (n_groups, n, n)."""
+def project_range(a, h, g, n, ridge, tolerance, low, high, result):
+    """Groups low .. high - 1; a, h and g are (memory, origin, strides) of (n_groups, n, n).
+
+    A group of lower rank is left with rank -1 and nothing else.
+    """
     operator, whitener, start, ranks, condition = result
-    matrix = np.empty(n * n * WIDTH)
+    wide = (n + 3) // 4 * 4  # columns of zeros, so that products need no remainder
+    matrix = np.zeros(n * wide * WIDTH)
     scale = np.empty(n * WIDTH)
     factor = np.zeros(n * n * WIDTH)
     inverse = np.zeros(n * n * WIDTH)
-    product = np.empty(n * n * WIDTH)
+    v = np.zeros(n * wide * WIDTH)
+    product = np.zeros(n * wide * WIDTH)
     order = np.empty(n * WIDTH, dtype=np.int64)
     rank = np.empty(WIDTH, dtype=np.int64)
     z = np.empty(n * WIDTH)
     for first in range(low, high, WIDTH):
-        take_scaled(a, n, first, high, ridge, matrix, scale)
+        take_matrices(a, n, n, first, high, matrix)
+        equilibrate(matrix, n, ridge, scale)
         pivoted_cholesky(matrix, n, tolerance, factor, order, rank)
-        if cap >= n and rank.max() == n:
-            invert(factor, n, inverse)
-            take_permuted(h, g, n, first, high, order, scale, matrix, z)
-            congruence(inverse, matrix, n, product)
-            for i in range(n - 1, -1, -1):
-                store(z, i * WIDTH, dot(inverse, i * n, z, 0, i + 1))
+        invert(factor, n, inverse)
+        whiten(inverse, n, wide, order, scale, v)
+        take_matrices(h, n, n, first, high, matrix)
+        multiply(matrix, n, n, 1, v, wide, product)  # H V
+        multiply(v, n, 1, wide, product, wide, matrix)  # VᵀHV
+        take_vectors(g, n, first, high, z)
         for lane in range(min(WIDTH, high - first)):
             group = first + lane
-            if cap >= n and rank[lane] == n:
-                largest = smallest = factor[lane]
-                for i in range(n):
-                    pivot = factor[(i * n + i) * WIDTH + lane]
-                    largest, smallest = max(largest, pivot), min(smallest, pivot)
-                    start[group, i] = z[i * WIDTH + lane]
-                    row = order[i * WIDTH + lane]
-                    weight = scale[row * WIDTH + lane]
-                    for j in range(n):
-                        operator[group, i, j] = product[(i * n + j) * WIDTH + lane]
-                        whitener[group, row, j] = weight * inverse[(j * n + i) * WIDTH + lane]
-                ranks[group], condition[group] = n, largest / smallest
-            else:
-                ranks[group], condition[group] = project_one(
-                    a, h, g, n, cap, ridge, raw, tolerance, group,
-                    operator[group], whitener[group], start[group]
-                )
+            if rank[lane] < n:
+                ranks[group] = -1
+                continue
+            largest = smallest = factor[lane]
+            for i in range(n):
+                pivot = factor[(i * n + i) * WIDTH + lane]
+                largest, smallest = max(largest, pivot), min(smallest, pivot)
+                begin = 0.0
+                for j in range(n):
+                    operator[group, i, j] = matrix[(i * wide + j) * WIDTH + lane]
+                    whitener[group, i, j] = v[(i * wide + j) * WIDTH + lane]
+                    begin += v[(j * wide + i) * WIDTH + lane] * z[j * WIDTH + lane]
+                start[group, i] = begin
+            ranks[group], condition[group] = n, largest / smallest
 
 
-@kernel
-def take_scaled(a, n, first, stop, ridge, matrix, scale):
-    """Equilibrated matrices with the ridge added; lanes past ``stop`` repeat the last group."""
-    memory, origin, (across, down, along) = a
-    diagonal = np.empty(n * WIDTH)
+@inner
+def take_matrices(source, n, wide, first, stop, matrix):
+    """Lane l = matrix first + l; lanes past ``stop`` repeat the last group."""
+    memory, origin, (across, down, along) = source
     for lane in range(WIDTH):
         corner = origin + min(first + lane, stop - 1) * across
         for i in range(n):
             for j in range(n):
-                matrix[(i * n + j) * WIDTH + lane] = memory[corner + i * down + j * along]
-            diagonal[i * WIDTH + lane] = matrix[(i * n + i) * WIDTH + lane]
+                matrix[(i * wide + j) * WIDTH + lane] = memory[corner + i * down + j * along]
+
+
+@inner
+def take_vectors(source, n, first, stop, z):
+    """Lane l = vector first + l, likewise."""
+    memory, origin, (across, down) = source
+    for lane in range(WIDTH):
+        corner = origin + min(first + lane, stop - 1) * across
+        for i in range(n):
+            z[i * WIDTH + lane] = memory[corner + i * down]
+
+
+@inner
+def equilibrate(matrix, n, ridge, scale):
+    """Scale to diagonals in [1/2, 2), and add the ridge times their mean."""
+    diagonal = np.empty(n * WIDTH)
+    for i in range(n):
+        store(diagonal, i * WIDTH, load(matrix, (i * n + i) * WIDTH))
     power_of_two_scale(diagonal, scale)
     trace = constant(0.0)
     for i in range(n):
@@ -81,13 +99,12 @@ def take_scaled(a, n, first, stop, ridge, matrix, scale):
         store(matrix, place, load(matrix, place) + shift)
 
 
-@kernel
+@inner
 def pivoted_cholesky(matrix, n, tolerance, factor, order, rank):
     """a[p, p] = L Lᵀ; a lane whose pivots fall to the noise is carried along, and never read."""
     rest = np.empty(n * WIDTH)
     column = np.empty(n * WIDTH)
     noise = np.zeros(WIDTH)
-    rank[:] = n
     for i in range(n):
         for lane in range(WIDTH):
             entry = matrix[(i * n + i) * WIDTH + lane]
@@ -97,6 +114,7 @@ def pivoted_cholesky(matrix, n, tolerance, factor, order, rank):
                 noise[lane] = entry
     for lane in range(WIDTH):
         noise[lane] *= tolerance
+        rank[lane] = n
     for k in range(n):
         for lane in range(WIDTH):
             j, best = k, rest[k * WIDTH + lane]
@@ -124,13 +142,13 @@ def pivoted_cholesky(matrix, n, tolerance, factor, order, rank):
             store(rest, i * WIDTH, load(rest, i * WIDTH) - entry * entry)
 
 
-@kernel
+@inner
 def swap(array, i, j):
     """Exchange two numbers."""
     array[i], array[j] = array[j], array[i]
 
 
-@kernel
+@inner
 def invert(factor, n, inverse):
     """L⁻¹, row by row; above its diagonal stay the zeros it came with."""
     for i in range(n):
@@ -143,69 +161,44 @@ def invert(factor, n, inverse):
         store(inverse, (i * n + i) * WIDTH, reciprocal)
 
 
-@kernel
-def take_permuted(h, g, n, first, stop, order, scale, matrix, z):
-    """H and g equilibrated like A, in the order of its pivots."""
-    memory, origin, (across, down, along) = h
-    vectors, vector_origin, (vector_across, vector_down) = g
-    for lane in range(WIDTH):
-        group = min(first + lane, stop - 1)
-        corner = origin + group * across
-        for i in range(n):
+@inner
+def whiten(inverse, n, wide, order, scale, v):
+    """V = P L⁻ᵀ unscaled: row ``order[i]`` is column i of L⁻¹ times the scale of that row."""
+    for i in range(n):
+        for lane in range(WIDTH):
             row = order[i * WIDTH + lane]
             weight = scale[row * WIDTH + lane]
-            z[i * WIDTH + lane] = weight * vectors[
-                vector_origin + group * vector_across + row * vector_down]
+            for c in range(n):
+                v[(row * wide + c) * WIDTH + lane] = inverse[(c * n + i) * WIDTH + lane] * weight
+
+
+@inner
+def multiply(x, n, down, along, y, wide, out):
+    """out = X Y, (n, wide) each, in tiles of 2x4; X_ij stands at ``i down + j along``."""
+    for i in range(0, n, 2):
+        other = min(i + 1, n - 1)  # an odd last row is done twice
+        for c in range(0, wide, 4):
+            p0 = p1 = p2 = p3 = constant(0.0)
+            q0 = q1 = q2 = q3 = constant(0.0)
             for j in range(n):
-                column = order[j * WIDTH + lane]
-                entry = memory[corner + row * down + column * along]
-                matrix[(i * n + j) * WIDTH + lane] = entry * weight * scale[column * WIDTH + lane]
-
-
-@kernel
-def congruence(inverse, h, n, product):
-    """product = W H Wᵀ for the lower triangular W; ``h`` becomes H Wᵀ."""
-    for i in range(n):
-        for c in range(n - 1, -1, -1):
-            store(h, (i * n + c) * WIDTH, dot(h, i * n, inverse, c * n, c + 1))
-    for i in range(n):
-        for c in range(n):
-            store(product, (i * n + c) * WIDTH, constant(0.0))
-        for k in range(i + 1):
-            add_multiple(product, i * n, load(inverse, (i * n + k) * WIDTH), h, k * n, n)
-
-
-@kernel
-def project_one(a, h, g, n, cap, ridge, raw, tolerance, group, operator, whitener, start):
-    """One group of any rank: rank and condition."""
-    memory, origin, (across, down, along) = a
-    matrix = np.empty((n, n))
-    scale = np.empty(n)
-    diagonal = np.empty(n)
-    corner = origin + group * across
-    for i in range(n):
-        diagonal[i] = memory[corner + i * (down + along)]
-    power_of_two_scale(diagonal, scale)
-    trace = 0.0
-    for i in range(n):
-        for j in range(n):
-            matrix[i, j] = memory[corner + i * down + j * along] * scale[i] * scale[j]
-        trace += matrix[i, i]
-    for i in range(n):
-        matrix[i, i] += ridge * trace / n
-    rank, condition = whiten(matrix, scale, cap, raw, tolerance, whitener)
-    memory, origin, (across, down, along) = h
-    vectors, vector_origin, (vector_across, vector_down) = g
-    corner = origin + group * across
-    operator[:, :] = 0.0
-    start[:] = 0.0
-    for i in range(n):
-        entry = vectors[vector_origin + group * vector_across + i * vector_down]
-        for c in range(rank):
-            start[c] += whitener[i, c] * entry
-            total = 0.0  # (H V)_ic, then its share of VᵀHV
-            for j in range(n):
-                total += memory[corner + i * down + j * along] * whitener[j, c]
-            for q in range(rank):
-                operator[q, c] += whitener[i, q] * total
-    return rank, condition
+                p = load(x, (i * down + j * along) * WIDTH)
+                q = load(x, (other * down + j * along) * WIDTH)
+                place = (j * wide + c) * WIDTH
+                r = load(y, place)
+                p0, q0 = fma(p, r, p0), fma(q, r, q0)
+                r = load(y, place + WIDTH)
+                p1, q1 = fma(p, r, p1), fma(q, r, q1)
+                r = load(y, place + 2 * WIDTH)
+                p2, q2 = fma(p, r, p2), fma(q, r, q2)
+                r = load(y, place + 3 * WIDTH)
+                p3, q3 = fma(p, r, p3), fma(q, r, q3)
+            place = (i * wide + c) * WIDTH
+            store(out, place, p0)
+            store(out, place + WIDTH, p1)
+            store(out, place + 2 * WIDTH, p2)
+            store(out, place + 3 * WIDTH, p3)
+            place = (other * wide + c) * WIDTH
+            store(out, place, q0)
+            store(out, place + WIDTH, q1)
+            store(out, place + 2 * WIDTH, q2)
+            store(out, place + 3 * WIDTH, q3)

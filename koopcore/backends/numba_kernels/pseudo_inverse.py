@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.numba_kernels.compiled import kernel
+from koopcore.backends.numba_kernels.compiled import inner
 
 SWEEPS = 30  # of Jacobi rotations; convergence is quadratic and takes six to ten
 
 
-@kernel
+@inner
 def whiten(a, scale, cap, raw, tolerance, v):
     """Write V (N, r) of the scaled (N, N) matrix ``a`` and give r, and cond(F)."""
     n = len(a)
     factor = np.zeros((n, n))
-    order = np.arange(n)
+    order = np.empty(n, dtype=np.int64)
     rank = pivoted_cholesky(a, tolerance, factor, order)
-    v[:, :] = 0.0
+    for i in range(n):
+        for j in range(n):
+            v[i, j] = 0.0
     if rank == 0:
         return 0, np.inf
     largest, smallest = factor[0, 0], factor[0, 0]
@@ -29,13 +31,14 @@ def whiten(a, scale, cap, raw, tolerance, v):
     return min(cap, rank), largest / smallest
 
 
-@kernel
+@inner
 def pivoted_cholesky(a, tolerance, factor, order):
     """Diagonally pivoted a[p, p] = L Lᵀ stopped at the noise; the rank."""
     n = len(a)
     rest = np.empty(n)
     largest = 0.0
     for i in range(n):
+        order[i] = i
         rest[i] = a[i, i]
         if not rest[i] <= largest:
             largest = rest[i]
@@ -65,7 +68,7 @@ def pivoted_cholesky(a, tolerance, factor, order):
     return n
 
 
-@kernel
+@inner
 def invert(factor, order, scale, rank, v):
     """V = L (LᵀL)⁻¹ through L = unit·D, whose columns the pivoting leaves well conditioned."""
     n = len(factor)
@@ -93,7 +96,7 @@ def invert(factor, order, scale, rank, v):
             v[order[k], i] = y[i] / factor[i, i] * scale[order[k]]
 
 
-@kernel
+@inner
 def truncate(factor, order, scale, rank, cap, raw, v):
     """V from the leading singular values of F = Q R, R = Lᵀ unscaled: one-sided Jacobi on its rows.
 
@@ -126,7 +129,7 @@ def truncate(factor, order, scale, rank, cap, raw, v):
                 v[i, c] += v[i + 1, c]
 
 
-@kernel
+@inner
 def row_product(r, p, q):
     """⟨row p, row q⟩."""
     total = 0.0
@@ -135,7 +138,7 @@ def row_product(r, p, q):
     return total
 
 
-@kernel
+@inner
 def orthogonalize(r):
     """Rotate rows until they are orthogonal to working precision (Hestenes 1958)."""
     for _ in range(SWEEPS):

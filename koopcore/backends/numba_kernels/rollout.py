@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.numba_kernels.compiled import kernel
+from koopcore.backends.numba_kernels.compiled import inner, kernel
 from koopcore.backends.numba_kernels.lanes import dot, take_lanes
 from koopcore.backends.numba_kernels.polynomial import long_rollout
 from koopcore.backends.numba_kernels.simd import WIDTH, constant, load, store
@@ -48,7 +48,7 @@ def rollout_range(coefficients, affine, horizons, low, high, weights, growth):
             put_weights(w, a, power, columns, first, high, weights[i], growth[i])
 
 
-@kernel
+@inner
 def recur(a, columns, steps, sequence, sums):
     """s_t and Σ_{u≤t} s_u for t = -columns .. steps - 1, at index columns + t."""
     for i in range(columns):
@@ -64,7 +64,7 @@ def recur(a, columns, steps, sequence, sums):
         store(sums, (columns + t) * WIDTH, running)
 
 
-@kernel
+@inner
 def convolve(a, columns, sequence, horizon, out):
     """out_i = Σ_{j≤i} a_{i-j} s_{T-1-j}."""
     newest = columns + horizon - 1
@@ -72,7 +72,7 @@ def convolve(a, columns, sequence, horizon, out):
         store(out, i * WIDTH, dot(a, 0, sequence, newest - i, i + 1))
 
 
-@kernel
+@inner
 def to_basis(power, total, columns, affine, w):
     """Weights on [x_1, d_1, …] from c_T on [x_2 … x_n], or from Σ c on [d_2 … d_{n-1}]."""
     if affine:
@@ -88,7 +88,7 @@ def to_basis(power, total, columns, affine, w):
         store(w, 0, running)
 
 
-@kernel
+@inner
 def put_weights(w, a, power, columns, first, stop, weights, growth):
     """Write the lanes' weights and ‖c_T‖ / ‖a‖; 1 and infinity where the rollout diverged."""
     n = weights.shape[1]
@@ -107,5 +107,6 @@ def put_weights(w, a, power, columns, first, stop, weights, growth):
                 start += a[i * WIDTH + lane] ** 2
             growth[first + lane] = np.sqrt(now) / np.sqrt(start)
         else:
-            weights[first + lane, :] = 1.0
+            for i in range(n):
+                weights[first + lane, i] = 1.0
             growth[first + lane] = np.inf

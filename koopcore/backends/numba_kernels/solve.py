@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.numba_kernels.compiled import kernel
+from koopcore.backends.numba_kernels.compiled import inner, kernel
 from koopcore.backends.numba_kernels.lanes import (
     add_multiple,
     dot,
@@ -51,7 +51,7 @@ def solve_range(gram, n, affine, holdout, tolerance, low, high, at, result):
                     result[4][at + first - low + lane] = error[lane]
 
 
-@kernel
+@inner
 def cholesky(g, affine, rows, scale, tolerance, factor, inverse, rank):
     """L of the scaled Gram matrix column by column, 1 / diag L, and the rank of every lane.
 
@@ -59,8 +59,9 @@ def cholesky(g, affine, rows, scale, tolerance, factor, inverse, rank):
     last row is the right-hand side, its pivot the squared residual; negative ones are rounding.
     """
     columns = rows - 1
-    rank[:] = columns
     pivots = np.empty(WIDTH)
+    for lane in range(WIDTH):
+        rank[lane] = columns
     for k in range(rows):
         at = (k + affine) * (k + affine + 1) // 2 + affine
         sk = load(scale, k * WIDTH)
@@ -87,7 +88,7 @@ def cholesky(g, affine, rows, scale, tolerance, factor, inverse, rank):
             store(factor, (i * rows + k) * WIDTH, entry * reciprocal)
 
 
-@kernel
+@inner
 def recurrence(factor, inverse, scale, rows, k, affine, a):
     """Coefficients of column k on the k columns before it, on snapshots or on differences."""
     for i in range(k):
@@ -105,7 +106,7 @@ def recurrence(factor, inverse, scale, rows, k, affine, a):
         store(a, (k - 1) * WIDTH, load(a, (k - 1) * WIDTH) + constant(1.0))
 
 
-@kernel
+@inner
 def put_fit(factor, inverse, scale, a, rows, rank, lane, group, result):
     """Write one lane, as far as its rank allows."""
     coefficients, ranks, residual, condition, hindcast_error = result
@@ -113,7 +114,8 @@ def put_fit(factor, inverse, scale, a, rows, rank, lane, group, result):
     ranks[group] = rank
     hindcast_error[group] = np.nan
     if rank < columns:
-        coefficients[group, :] = 0.0
+        for i in range(columns):
+            coefficients[group, i] = 0.0
         residual[group] = 0.0
         condition[group] = np.inf
         return
@@ -127,7 +129,7 @@ def put_fit(factor, inverse, scale, a, rows, rank, lane, group, result):
     residual[group] = factor[corner] / scale[columns * WIDTH + lane]
 
 
-@kernel
+@inner
 def hindcast(g, a, kept, n, affine, holdout, error):
     """‖B w - x_n‖ / ‖x_n - x_{n-holdout}‖ of the held-out fit, from G = BᵀB."""
     sequence = np.empty((kept + holdout + 1) * WIDTH)
@@ -162,7 +164,7 @@ def hindcast(g, a, kept, n, affine, holdout, error):
             error[lane] = 0.0
 
 
-@kernel
+@inner
 def tame(w, count):
     """A divergent hindcast counts as no motion at all, as in the rollout."""
     for lane in range(WIDTH):
