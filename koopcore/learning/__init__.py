@@ -11,8 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from koopcore.learning.alternating import AlternatingLearner
+from koopcore.learning.asynchronous import AsynchronousLearner
 from koopcore.learning.blocks import Blocks
 from koopcore.learning.dictionary import Dictionary, OneLayer
+from koopcore.learning.distributed import DistributedLearner
 from koopcore.learning.fixed_dictionaries import Monomials, RadialBasis
 from koopcore.learning.history import DivergenceWarning, History
 from koopcore.learning.layered import Layered
@@ -21,17 +23,22 @@ from koopcore.learning.learned_operator import (
     PredictionErrors,
     prediction_errors,
 )
+from koopcore.learning.objective import simultaneous_step
+from koopcore.learning.persistence import load, save
 from koopcore.learning.state_inclusive import StateInclusive
 from koopcore.learning.step_sizes import Diminishing, lemma_k, lemma_w, lipschitz_k
+from koopcore.learning.supervisor import WorkerError
 
 if TYPE_CHECKING:
     from koopcore.learning.torch_dictionary import TorchDictionary as TorchDictionary
 
 __all__ = [
     "AlternatingLearner",
+    "AsynchronousLearner",
     "Blocks",
     "Dictionary",
     "Diminishing",
+    "DistributedLearner",
     "DivergenceWarning",
     "History",
     "Layered",
@@ -42,10 +49,14 @@ __all__ = [
     "RadialBasis",
     "StateInclusive",
     "TorchDictionary",
+    "WorkerError",
     "lemma_k",
     "lemma_w",
     "lipschitz_k",
+    "load",
     "prediction_errors",
+    "save",
+    "simultaneous_step",
 ]
 
 

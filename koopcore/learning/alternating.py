@@ -10,18 +10,14 @@ import numpy as np
 
 from koopcore.backends.stages import FloatArray
 from koopcore.learning.alternation import Alternation, Iterate
+from koopcore.learning.assembly import assemble
 from koopcore.learning.dictionary import Dictionary
 from koopcore.learning.estimator import Learner, generator, whole
 from koopcore.learning.history import DivergenceWarning, History, Tracker, check_tracked
-from koopcore.learning.learned_operator import (
-    LearnedOperator,
-    check_readout,
-    fit_readout,
-    standardization,
-)
 from koopcore.learning.progress import counted
+from koopcore.learning.readout import check_readout
 from koopcore.learning.step_sizes import Diminishing, check_step, lipschitz_k
-from koopcore.learning.trajectories import Pairs, Trajectories, pairs
+from koopcore.learning.trajectories import Pairs, Trajectories, pairs, standardization
 
 StepK: TypeAlias = Literal["lipschitz"] | float | Diminishing
 StepW: TypeAlias = Literal["backtracking", "lemma"] | float | Diminishing
@@ -47,8 +43,10 @@ class AlternatingLearner(Learner):
     (1/L_W of Lemma 1; `OneLayer` only), a number, or `Diminishing`. readout: "auto",
     "least-squares" or "state-inclusive". standardize: learn on (x - mean) / standard deviation.
     track: keep the smallest "gradient" E or the smallest "objective" F. ridge: of the exact step,
-    relative. tolerance: stop when E ≤ tolerance · E_0. random_state: seed of W. progress: a bar on
-    standard error. K starts at the identity.
+    relative. polish: solve for K exactly once more, at the kept W: the small singular directions
+    of ψ, which gradient steps of 1/L_K hardly move, then fit too. tolerance: stop when
+    E ≤ tolerance · E_0. random_state: seed of W. progress: a bar on standard error. K starts at
+    the identity.
 
     After ``fit``: ``operator_`` (`LearnedOperator`), ``history_`` (`History`).
     Cost per iteration for N pairs, h features: (8 to 10) N h² flops, one linearization and one
@@ -68,6 +66,7 @@ class AlternatingLearner(Learner):
         standardize: bool = False,
         track: Literal["gradient", "objective"] = "gradient",
         ridge: float = 0.0,
+        polish: bool = False,
         tolerance: float = 0.0,
         random_state: int | np.random.Generator | None = 0,
         progress: bool = False,
@@ -81,6 +80,7 @@ class AlternatingLearner(Learner):
         self.standardize = standardize
         self.track = track
         self.ridge = ridge
+        self.polish = polish
         self.tolerance = tolerance
         self.random_state = random_state
         self.progress = progress
@@ -111,7 +111,7 @@ class AlternatingLearner(Learner):
         tracker, self.history_ = self._iterate(
             alternation, np.array(parameters), np.array(operator), callback
         )
-        self.operator_ = _assembled(self, data, tracker, shift, scale)
+        self.operator_ = assemble(self, data, tracker, shift, scale)
         if self.history_.stopped == "diverged":
             self._warn(data)
         return self
@@ -174,26 +174,3 @@ class AlternatingLearner(Learner):
             DivergenceWarning,
             stacklevel=3,
         )
-
-
-def _assembled(
-    learner: AlternatingLearner, data: Pairs, kept: Tracker, shift: FloatArray, scale: FloatArray
-) -> LearnedOperator:
-    return assemble(learner.dictionary, learner.readout, data, kept, shift, scale)
-
-
-def assemble(
-    dictionary: Dictionary,
-    readout: str,
-    data: Pairs,
-    kept: Tracker,
-    shift: FloatArray,
-    scale: FloatArray,
-) -> LearnedOperator:
-    """The learned operator of a tracker's iterate, with its read-out fitted on all states."""
-    assert kept.parameters is not None
-    assert kept.operator is not None
-    features = dictionary.features(kept.parameters, data.states)
-    kind = check_readout(readout, dictionary)
-    c = fit_readout(dictionary, features, data, kind)
-    return LearnedOperator(dictionary, kept.parameters, kept.operator, c, shift, scale)

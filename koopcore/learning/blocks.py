@@ -9,8 +9,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from koopcore.backends.stages import FloatArray
-from koopcore.learning.dictionary import Dictionary, OneLayer, Pullback
-from koopcore.learning.layered import Layered
+from koopcore.learning.dictionary import Dictionary, Pullback
 
 
 @dataclass(frozen=True)
@@ -19,8 +18,9 @@ class Blocks:
 
     dictionaries: one per block. states: the state indices of each block; together they must name
     every state exactly once. Without ``states`` the blocks follow each other.
-    θ is the blocks' parameters one after another. Equal `OneLayer` or `Layered` blocks run as one
-    batch of matrix products. Source: Liu, Ding, Chen, Yeung 2020, Assumption 3.
+    θ is the blocks' parameters one after another. Equal blocks of `OneLayer` or `Layered`,
+    state-inclusive or not, run as one batch of matrix products.
+    Source: Liu, Ding, Chen, Yeung 2020, Assumption 3.
     """
 
     dictionaries: tuple[Dictionary, ...]
@@ -68,7 +68,7 @@ class Blocks:
 
     def linearized(self, parameters: FloatArray, states: FloatArray) -> tuple[FloatArray, Pullback]:
         first = self.dictionaries[0]
-        if isinstance(first, (OneLayer, Layered)) and all(d == first for d in self.dictionaries):
+        if getattr(first, "batched", False) and all(d == first for d in self.dictionaries):
             return self._batched(first, parameters, states)
         runs = [
             d.linearized(parameters[own], states[:, list(part)])
@@ -86,7 +86,7 @@ class Blocks:
         return np.concatenate([features for features, _ in runs], axis=1), pullback
 
     def _batched(
-        self, one: OneLayer | Layered, parameters: FloatArray, states: FloatArray
+        self, one: Dictionary, parameters: FloatArray, states: FloatArray
     ) -> tuple[FloatArray, Pullback]:
         count, points = len(self.dictionaries), len(states)
         stacked = np.ascontiguousarray(

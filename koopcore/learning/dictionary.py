@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 import numpy as np
 
@@ -66,6 +66,7 @@ class OneLayer:
     n_features: int
     activation: str = "tanh"
     scale: float = 1.0
+    batched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         activation(self.activation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,13 +30,16 @@ class Layered:
     activation: str = "tanh"
     bias: float = 0.5
     scale: float = 1.0
+    batched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
         activation(self.activation)
         if not self.widths:
             raise ValueError("widths is empty; at least one layer is needed, such as (15, 15, 15)")
-        at_least_one(n_states=self.n_states, **{f"widths[{i}]": w for i, w in _named(self.widths)})
+        at_least_one(
+            n_states=self.n_states, **{f"widths[{i}]": w for i, w in enumerate(self.widths)}
+        )
 
     @property
     def n_features(self) -> int:
@@ -103,7 +107,3 @@ class Layered:
 
     def _shapes(self) -> list[tuple[int, int]]:
         return list(pairwise((self.n_states, *self.widths)))
-
-
-def _named(widths: tuple[int, ...]) -> list[tuple[int, int]]:
-    return list(enumerate(widths))

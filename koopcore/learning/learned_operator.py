@@ -10,11 +10,7 @@ import numpy.typing as npt
 from koopcore import spectrum
 from koopcore.backends.stages import FloatArray
 from koopcore.learning.dictionary import Dictionary
-from koopcore.learning.state_inclusive import StateInclusive
-from koopcore.learning.trajectories import Pairs, Trajectories, pairs
-
-READOUTS = ("least-squares", "state-inclusive")
-_CUTOFF = 1e-9  # relative singular value below which features count as dependent in the read-out
+from koopcore.learning.trajectories import pairs
 
 
 @dataclass(frozen=True)
@@ -118,52 +114,3 @@ def relative(predicted: FloatArray, true: FloatArray) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         error = float(np.linalg.norm(predicted - true) / np.linalg.norm(true))
     return error if np.isfinite(error) else float("inf")
-
-
-def fit_readout(dictionary: Dictionary, features: FloatArray, data: Pairs, kind: str) -> FloatArray:
-    """C (n, h): the first n features, or least squares of the states on their features."""
-    if kind == "state-inclusive":
-        return np.eye(dictionary.n_states, dictionary.n_features)
-    solved = np.linalg.lstsq(features, data.states, rcond=_CUTOFF)[0]
-    return np.ascontiguousarray(solved.T)
-
-
-def check_readout(kind: str, dictionary: Dictionary) -> str:
-    """The read-out's name, "auto" resolved; ValueError if the dictionary cannot have it."""
-    inclusive = isinstance(dictionary, StateInclusive)
-    if kind == "auto":
-        return "state-inclusive" if inclusive else "least-squares"
-    if kind not in READOUTS:
-        raise ValueError(f"readout is {kind!r}; 'auto' or one of {READOUTS} is needed")
-    if kind == "state-inclusive" and not inclusive:
-        raise ValueError(
-            f"readout='state-inclusive' needs StateInclusive(dictionary), not {dictionary!r}"
-        )
-    return kind
-
-
-def standardization(data: Pairs, wanted: bool) -> tuple[FloatArray, FloatArray]:
-    """(shift, scale) of the states: mean and standard deviation, or zeros and ones."""
-    n = data.states.shape[1]
-    if not wanted:
-        return np.zeros(n), np.ones(n)
-    scale = data.states.std(axis=0)
-    still = np.flatnonzero((data.states == data.states[0]).all(axis=0))
-    if still.size:
-        raise ValueError(
-            f"states {still.tolist()} never change, so they have no scale; leave them out, "
-            "or learn with standardize=False"
-        )
-    return data.states.mean(axis=0), scale
-
-
-__all__ = [
-    "LearnedOperator",
-    "PredictionErrors",
-    "Trajectories",
-    "check_readout",
-    "fit_readout",
-    "prediction_errors",
-    "relative",
-    "standardization",
-]

@@ -22,6 +22,11 @@ class StateInclusive:
     inner: Dictionary
 
     @property
+    def batched(self) -> bool:
+        """Whether leading axes of θ and states are a batch."""
+        return bool(getattr(self.inner, "batched", False))
+
+    @property
     def n_states(self) -> int:
         return self.inner.n_states
 

@@ -71,6 +71,21 @@ def separate(trajectories: Trajectories) -> list[npt.NDArray[Any]]:
     return [np.asarray(item) for item in items]
 
 
+def standardization(data: Pairs, wanted: bool) -> tuple[FloatArray, FloatArray]:
+    """(shift, scale) of the states: mean and standard deviation, or zeros and ones."""
+    n = data.states.shape[1]
+    if not wanted:
+        return np.zeros(n), np.ones(n)
+    scale = data.states.std(axis=0)
+    still = np.flatnonzero((data.states == data.states[0]).all(axis=0))
+    if still.size:
+        raise ValueError(
+            f"states {still.tolist()} never change, so they have no scale; leave them out, "
+            "or learn with standardize=False"
+        )
+    return data.states.mean(axis=0), scale
+
+
 def _checked(k: int, given: npt.NDArray[Any]) -> FloatArray:
     if given.ndim != 2 or given.shape[1] == 0:
         raise ValueError(

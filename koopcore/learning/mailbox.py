@@ -1,0 +1,87 @@
+"""The last messages that arrived from every peer, and the bound on how old they may be."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from koopcore.backends.stages import FloatArray
+
+FINAL = 2**62
+"""Stamp of a worker's last message: never too old."""
+
+_PATIENCE = 0.05  # seconds between two repeats of the own messages while waiting
+
+
+class PeerLost(RuntimeError):
+    """A peer closed its connection or kept silent; ``peer`` is its number."""
+
+    def __init__(self, message: str, peer: int) -> None:
+        super().__init__(message)
+        self.peer = peer
+
+
+class Mailbox:
+    """Latest message of each kind from each peer; older ones that arrive late are ignored."""
+
+    def __init__(self, peers: list[int]) -> None:
+        self.peers = peers
+        self.delays: Counter[int] = Counter()  # iterations between need and stamp of what was used
+        self._arrived = threading.Condition()
+        self._latest: dict[tuple[str, int], tuple[int, FloatArray]] = {}
+        self._closed: set[int] = set()
+
+    def put(self, kind: str, peer: int, stamp: int, content: FloatArray) -> None:
+        """Called by receiving threads."""
+        with self._arrived:
+            known = self._latest.get((kind, peer))
+            if known is None or stamp > known[0]:
+                self._latest[kind, peer] = (stamp, content)
+                self._arrived.notify_all()
+
+    def close(self, peer: int) -> None:
+        """The peer's connection ended: what it sent stays, nothing more will come."""
+        with self._arrived:
+            self._closed.add(peer)
+            self._arrived.notify_all()
+
+    def wait(
+        self,
+        kind: str,
+        now: int,
+        bound: int,
+        timeout: float,
+        repeat: Callable[[], object],
+    ) -> dict[int, FloatArray]:
+        """Every peer's latest message of a kind, none older than ``bound`` iterations.
+
+        Goes on at once with what is there, if it is young enough. Otherwise waits, calling
+        ``repeat`` now and then: peers that wait for a lost message of ours get it again. Raises
+        `PeerLost` naming the peer that is closed, or too old after ``timeout`` seconds.
+        """
+        least = max(0, now - bound)
+        until = time.monotonic() + timeout
+        with self._arrived:
+            while True:
+                late = [p for p in self.peers if self._stamp(kind, p) < least]
+                if not late:
+                    break
+                gone = [p for p in late if p in self._closed]
+                if gone:
+                    raise PeerLost(f"worker {gone[0]} closed its connection", gone[0])
+                if time.monotonic() > until:
+                    raise PeerLost(
+                        f"no {kind} of iteration {least} or later from worker {late[0]} for "
+                        f"{timeout:g} s (its last was of iteration {self._stamp(kind, late[0])})",
+                        late[0],
+                    )
+                if not self._arrived.wait(_PATIENCE):
+                    repeat()
+            for peer in self.peers:
+                self.delays[max(0, now - self._stamp(kind, peer))] += 1
+            return {p: self._latest[kind, p][1] for p in self.peers}
+
+    def _stamp(self, kind: str, peer: int) -> int:
+        return self._latest.get((kind, peer), (-1, None))[0]
