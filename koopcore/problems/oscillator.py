@@ -99,6 +99,8 @@ class OscillatorBatch:
         Raises ValueError for another shape. Cost: about 60 kflop per row forward, three times
         that where a gradient is wanted.
         """
+        if not torch.is_grad_enabled():
+            return self._forward(params).loss  # needs_input_grad knows nothing of no_grad
         return _Loss.apply(params, self)
 
     def loss_and_gradient(self, params: Tensor) -> tuple[Tensor, Tensor]:
