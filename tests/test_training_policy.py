@@ -26,19 +26,30 @@ def test_the_ladder_climbs_from_a_quarter_window():
 
 def test_an_accepted_jump_begins_a_new_window_at_once():
     plan = policy()
-    plan.accepted(54)
+    plan.accepted(54, 8)
     assert (plan.start, plan.keep, plan.rungs) == (54, 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("jumped", "first", "rungs"), [(0, 2, 4), (32, 2, 4), (128, 8, 3), (512, 32, 2), (2048, 128, 1)]
+)
+def test_rungs_far_below_the_last_jump_are_left_out(jumped, first, rungs):
+    plan = policy()
+    plan.accepted(54, jumped)
+    assert (plan.horizons()[0], plan.horizons()[-1], plan.rungs) == (first, 2048, rungs)
+    plan.refused(108)
+    assert (plan.horizons()[0], plan.rungs) == (2, 4)
 
 
 def test_after_a_gain_two_rejections_slide_the_window_before_it_rests():
     plan = policy()
-    plan.accepted(54)
+    plan.accepted(54, 8)
     seen = []
     for step in (108, 138, 168, 276, 438):
         plan.refused(step)
         seen.append((plan.start - step, plan.keep, plan.rungs))
     assert seen == [(0, 4, 4), (0, 4, 4), (54, 0, 2), (108, 0, 2), (216, 0, 2)]
-    plan.accepted(600)
+    plan.accepted(600, 8)
     plan.refused(654)
     assert (plan.start, plan.keep) == (654, 4)
 
@@ -84,7 +95,7 @@ def test_a_blind_jump_is_as_long_as_the_hindcast_allows(hindcast, snapshots):
 def test_a_policy_continues_from_its_state():
     plan = policy(warmup="auto")
     plan.judge(0.0, 0.0)
-    plan.accepted(54)
+    plan.accepted(54, 8)
     plan.refused(108)
     other = policy(warmup="auto")
     other.load_state_dict(plan.state_dict())
@@ -107,9 +118,9 @@ def test_the_papers_schedule(t1, t2, horizon, stride, window, snapshots):
     assert plan.blind_horizon(9.9) == snapshots
     assert plan.judge(9.9, 9.9)
     assert not plan.over
-    for finish in (plan.accepted, plan.refused):
+    for finish in (lambda: plan.accepted(t2, 1), lambda: plan.refused(t2)):
         plan.over = False
-        finish(t2)
+        finish()
         other = FixedSchedule(t1, t2, horizon, stride)
         other.load_state_dict(plan.state_dict())
         assert plan.over

@@ -73,8 +73,9 @@ def attach(
             that the trajectory can be predicted.
         schedule: ``(t1, t2, T)`` in optimizer steps: record from t1 to t2, jump T steps once, as
             in the paper; replaces window, warmup and adaptation. Without ``loss`` unconditional.
-        candidates: of "koopman", "mean" (of the window), "line" (straight line; after others only
-            where none of them beat the present loss).
+        candidates: of "koopman", "mean" (of the window), "line" (straight line). Those named after
+            "koopman" are tried only where it does not beat the present loss; put "mean" before it
+            where minibatch noise dominates.
         slack: among candidates with a loss of at most ``L* + slack (L - L*)``, ``L*`` the lowest
             and ``L`` the present one, the longest horizon wins; 0 takes the lowest.
         margin: share of the loss by which a winner must lie below it; for noisy losses.

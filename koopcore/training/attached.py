@@ -114,7 +114,7 @@ class Attached:
         self._fresh = True
         outcome = self._jump.attempt(recording, policy)
         if outcome.accepted:
-            policy.accepted(self._step)
+            policy.accepted(self._step, outcome.horizon)
         else:
             policy.refused(self._step)
             if policy.keep:

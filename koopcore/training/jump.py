@@ -87,16 +87,17 @@ class Jump:
     def _ladders(
         self, operators: Any, rows: Tensor, order: list[int], horizons: list[int], rungs: int
     ) -> list[Ladder]:
-        ladders = []
+        ladders: list[Ladder] = []
+        after = False  # what follows the Koopman trajectory is a last resort
         for kind in self.settings.candidates:
             if kind == "koopman":
                 ladders.append(Ladder(places.koopman(operators, horizons, rungs), rungs))
             elif kind == "mean":
-                ladders.append(Ladder([places.mean(rows, order)], 1))
+                ladders.append(Ladder([places.mean(rows, order)], 1, fallback=after))
             else:
-                alone = not ladders  # else a last resort, up as long as each rung gains
                 straight = places.line(rows, order, horizons)
-                ladders.append(Ladder(straight, rungs if alone else 1, fallback=not alone))
+                ladders.append(Ladder(straight, 1 if after else rungs, fallback=after))
+            after = after or kind == "koopman"
         return ladders
 
     def _blind(
@@ -183,8 +184,8 @@ class Jump:
 def median_hindcast(operators: Any, n_groups: int) -> float:
     """Return the median hindcast error of the first ``n_groups`` groups (the weights')."""
     errors = np.asarray(operators.hindcast_error, dtype=np.float64)[:n_groups]
-    known = errors[~np.isnan(errors)]  # windows of fewer than 5 snapshots have no hindcast
-    return float(np.median(known)) if known.size else math.inf
+    known = np.sort(errors[~np.isnan(errors)])  # windows of few snapshots have no hindcast
+    return float(known[known.size // 2]) if known.size else math.inf
 
 
 def window_growth(operators: Any, recording: Recording) -> float:

@@ -7,9 +7,10 @@ from typing import Any
 
 from koopcore.training.candidates import geometric
 
-#: Horizons in windows: the first rung, the rungs up to which the ladder is always tried, and up to
-#: which while attempts are being rejected.
+#: Horizons in windows: the first rung (and the share of the last jump below which none is tried),
+#: the rungs up to which the ladder is always tried, and up to which while nothing is accepted.
 FIRST_RUNG = 0.25
+SHARE_OF_LAST = 1 / 16
 SURE = 16.0
 SURE_WHEN_REJECTED = 1.0
 
@@ -34,7 +35,7 @@ class AdaptivePolicy:
 
     * The ladder of horizons starts at 1/4 window, each ``ladder`` times the one before; it is tried
       up to 16 windows (up to 1 while attempts are being rejected) and goes on while its end is
-      the best, up to ``max_horizon`` windows.
+      the best, up to ``max_horizon`` windows. After a jump of ``h`` windows it starts at ``h/16``.
     * After an accepted jump a new window begins.
     * After a rejection that follows a gain the newer half of the window is kept, and tried again
       half a window on; twice in a row at most.
@@ -56,6 +57,7 @@ class AdaptivePolicy:
         self.ready = warmup != "auto"
         self.rejected = 0
         self.slides = 0
+        self.last = 0.0  # windows that the last accepted jump went, 0 after a rejection
         self.keep = 0
         self.over = False
 
@@ -77,15 +79,17 @@ class AdaptivePolicy:
 
     def _up_to(self, windows: float) -> list[int]:
         span = self.window - 1
-        return geometric(FIRST_RUNG * span, windows * span, self.ladder)
+        ladder = geometric(FIRST_RUNG * span, windows * span, self.ladder)
+        return [h for h in ladder if h >= SHARE_OF_LAST * self.last * span] or ladder[-1:]
 
     def blind_horizon(self, hindcast: float) -> int:
         """Return how far to jump without a loss, in snapshots; 0 for not at all."""
         windows = min(self.max_horizon, BLIND_ERROR / max(hindcast, 1e-12))
         return round(windows * (self.window - 1)) if windows >= BLIND_LEAST else 0
 
-    def accepted(self, step: int) -> None:
-        """Plan after an accepted jump: a new window, at once."""
+    def accepted(self, step: int, horizon: float) -> None:
+        """Plan after an accepted jump of ``horizon`` snapshots: a new window, at once."""
+        self.last = horizon / (self.window - 1)
         self.rejected = 0
         self.slides = SLIDES
         self.keep = 0
@@ -93,6 +97,7 @@ class AdaptivePolicy:
 
     def refused(self, step: int) -> None:
         """Plan after an attempt that changed nothing: slide the window, later rest."""
+        self.last = 0.0
         if self.slides:
             self.slides -= 1
             self.keep = self.window // 2
@@ -104,7 +109,7 @@ class AdaptivePolicy:
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the policy stands."""
-        names = ("start", "ready", "rejected", "slides", "keep")
+        names = ("start", "ready", "rejected", "slides", "last", "keep")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -141,7 +146,7 @@ class FixedSchedule:
         """Return the one horizon, in snapshots."""
         return self._horizon
 
-    def accepted(self, step: int) -> None:
+    def accepted(self, step: int, horizon: float) -> None:
         """Stop recording for good."""
         self.over = True
 
