@@ -87,7 +87,8 @@ class AsyncWorker:
         start = time.perf_counter()
         for t in range(rules.n_iterations):
             error, back = self._exchange(t, t)
-            rows, slope = mine.gradients(self._features, error, back)
+            rows = mine.row_gradient(self._features, error)
+            slope = mine.parameter_gradient(error, back)
             moved = mine.parameters - scheduled(rules.step_w, t) * slope
             moved_rows = mine.rows - scheduled(rules.step_k, t) * rows
             if not (np.isfinite(moved).all() and np.isfinite(moved_rows).all()):

@@ -40,11 +40,12 @@ class DistributedLearner(Learner):
 
     dictionary: `Blocks`. workers: ranks, at most one per block; blocks are dealt out in runs.
     k_step: "gradient", or "exact": every rank solves for its rows of K by the engine, from the
-    features that it has anyway. step_w: a number, `Diminishing`, or "backtracking": a step after
-    which F has not fallen enough is taken back and halved, at the price of one iteration's
-    messages. step_k: "lipschitz", a number or `Diminishing`; with backtracking, K and W share the
-    step. backend: "gloo" (CPU) or "nccl" (one GPU per rank for the messages). timeout: seconds
-    that a collective may take. report_every: iterations between the states that the caller is
+    features that it has anyway. step_w: a number or `Diminishing`: Algorithm 2; or
+    "backtracking": `AlternatingLearner`'s iterations, K first (which takes no message), where a
+    step of W after which F has not fallen enough is taken back and halved, at the price of one
+    iteration's messages. step_k: "lipschitz" (always so with backtracking), a number or
+    `Diminishing`. backend: "gloo" (CPU) or "nccl" (one GPU per rank for the messages). timeout:
+    seconds that a collective may take. report_every: iterations between the states that the caller is
     sent, of which the last is what remains if a worker dies; checkpoint: where it is then saved.
     The other parameters are those of `AlternatingLearner`.
 

@@ -35,7 +35,10 @@ class LearnedOperator:
 
     def states(self, features: FloatArray) -> FloatArray:
         """States (…, n) read out of features (…, h)."""
-        return (features @ self.readout.T) * self.scale + self.shift
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # of a prediction that grew without bound
+            return (features @ self.readout.T) * self.scale + self.shift
 
     def predict_features(self, x0: npt.ArrayLike, n_steps: int) -> FloatArray:
         """K ψ(x_0), …, K^T ψ(x_0): (T, h), or (batch, T, h) for several x_0 (batch, n)."""

@@ -90,23 +90,23 @@ class Rank:
         ]
         return np.concatenate(parts, axis=1), rows[:, -2:].sum(axis=0)
 
-    def exchange(self, error: FloatArray) -> tuple[FloatArray, float]:
-        """Σ_v K_viᵀ e^v (N, h_i), and Σ_v ‖e^v‖²: each rank sends its part to each other."""
+    def exchange(self, error: FloatArray, tested: FloatArray) -> tuple[FloatArray, float, float]:
+        """Σ_v K_viᵀ e^v (N, h_i), F, and F of the errors ``tested``, from all ranks."""
         points = len(error)
         contributions = error @ self.mine.rows  # (N, h), the columns of rank v for rank v
-        square = float(np.vdot(error, error))
+        squares = (float(np.vdot(error, error)), float(np.vdot(tested, tested)))
         cuts = np.cumsum(self.widths)[:-1]
-        pieces = [np.append(part, square) for part in np.split(contributions, cuts, axis=1)]
+        pieces = [np.append(part, squares) for part in np.split(contributions, cuts, axis=1)]
         outgoing = torch.from_numpy(np.concatenate(pieces)).to(self.device)
         sizes = [piece.size for piece in pieces]
-        own = points * self.widths[self.rank] + 1
+        own = points * self.widths[self.rank] + 2
         incoming = torch.empty(own * len(self.widths), dtype=torch.float64, device=self.device)
         dist.all_to_all_single(incoming, outgoing, [own] * len(self.widths), sizes)
         received = incoming.cpu().numpy().reshape(len(self.widths), own)
         self.traffic.exchanged += (len(self.widths) - 1) * own * 8
         self.traffic.sent += (sum(sizes) - sizes[self.rank]) * 8
         total = received.sum(axis=0)
-        return total[:-1].reshape(points, -1), float(total[-1]) / points
+        return total[:-2].reshape(points, -1), float(total[-2]) / points, float(total[-1]) / points
 
 
 def iterate(
@@ -117,7 +117,7 @@ def iterate(
     tracker = Tracker(rules.track, parameters=mine.parameters, operator=mine.rows)
     exact, searching = rules.k_step == "exact", rules.step_w == "backtracking"
     last: Accepted | None = None
-    eta, power = 1.0, None
+    eta, power, reported = 1.0, None, 0
     start = time.perf_counter()
 
     def settle(squares: Any) -> None:
@@ -134,45 +134,59 @@ def iterate(
             squares = (float(np.sum(last.slope_k**2)), float(np.sum(last.slope_w**2)))
         features, total = rank.gather(mine.linearize(), squares)
         settle(total)
+        error = tested = mine.errors(features)
+        step_k = step_w = math.nan
         if exact:
             mine.rows = exact_operator(features, mine.data, rules.ridge, mine.own)
-        error = mine.errors(features)
-        back, value = rank.exchange(error)
+            error = tested = mine.errors(features)
+        elif searching:
+            # Algorithm 1's order, K first: it takes no message. The search compares F at the old K.
+            slope_k = mine.row_gradient(features, error)
+            constant, ahead = lipschitz_k(features[mine.data.current], power, 1e-6)
+            step_k = 1.0 / constant
+            mine.rows = mine.rows - step_k * slope_k
+            error = mine.errors(features)
+        back, value, compared = rank.exchange(error, tested)
         rank.traffic.iterations += 1
         if searching and last is not None:
-            fall = 0.5 * eta * float(total[1] if exact else total.sum())
-            if not value <= last.value - fall:
+            if not compared <= last.value - 0.5 * eta * float(total[1]):
                 eta *= 0.5
                 if eta < _SMALLEST:
                     history.stopped = "tolerance"
                     break
                 mine.parameters = last.parameters - eta * last.slope_w
-                mine.rows = last.rows if exact else last.rows - eta * last.slope_k
+                mine.rows = last.rows
                 continue
             eta *= _GROWTH
         first = history.objective[0] if len(history) else value
         if not (np.isfinite(value) and value <= max(_RUNAWAY * first, 1e-300)):
             history.stopped = "diverged"
             break
-        slope_k, slope_w = mine.gradients(features, error, back)
+        slope_w = mine.parameter_gradient(error, back)
         if exact:
-            slope_k = np.zeros_like(slope_k)
+            slope_k = np.zeros_like(mine.rows)
+        elif searching:
+            power = ahead
+        else:
+            slope_k = mine.row_gradient(features, error)
         number = 0 if last is None else last.number + 1
         last = Accepted(mine.parameters, mine.rows, value, slope_k, slope_w, number)
-        step_k = step_w = eta
-        if not searching:
+        if searching:
+            step_w = eta
+        else:
             step_w = scheduled(rules.step_w, t)  # type: ignore[arg-type]
-            step_k = step_w
-        if rules.step_k == "lipschitz" and not exact and not searching:
-            constant, power = lipschitz_k(features[mine.data.current], power, 1e-6)
-            step_k = 1.0 / constant
-        elif not isinstance(rules.step_k, str):
-            step_k = scheduled(rules.step_k, t)
+        if not (exact or searching):
+            if isinstance(rules.step_k, str):
+                constant, power = lipschitz_k(features[mine.data.current], power, 1e-6)
+                step_k = 1.0 / constant
+            else:
+                step_k = scheduled(rules.step_k, t)
+            mine.rows = last.rows - step_k * slope_k
         last.steps = (step_k, step_w)
         mine.parameters = last.parameters - step_w * slope_w
-        mine.rows = last.rows - step_k * slope_k
-        if t % rules.report_every == rules.report_every - 1:
+        if t - reported >= rules.report_every:
             report(t, tracker, history)
+            reported = t
     rank.traffic.seconds = time.perf_counter() - start
     if last is not None and history.stopped != "diverged":
         ends = torch.tensor([np.sum(last.slope_k**2), np.sum(last.slope_w**2)]).to(rank.device)

@@ -78,13 +78,14 @@ class Share:
         )
         return error
 
-    def gradients(
-        self, features: FloatArray, error: FloatArray, back: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
-        """∇F by the own rows of K (h_i, h) and by θ_i; back: Σ_v K_viᵀ e^v as rows (N, h_i)."""
-        rows = (-2.0 / self.data.n_pairs) * (error.T @ features[self.data.current])
-        at_features = feature_gradient(self.data, error, back, len(features))
-        return rows, self._pullback(at_features)
+    def row_gradient(self, features: FloatArray, error: FloatArray) -> FloatArray:
+        """∇F by the own rows of K, (h_i, h): needs no message beyond the features."""
+        return (-2.0 / self.data.n_pairs) * (error.T @ features[self.data.current])
+
+    def parameter_gradient(self, error: FloatArray, back: FloatArray) -> FloatArray:
+        """∇F by θ_i, with back = Σ_v K_viᵀ e^v as rows (N, h_i), at the last linearization."""
+        points = len(self.data.states)
+        return self._pullback(feature_gradient(self.data, error, back, points))
 
 
 def share(
