@@ -63,7 +63,12 @@ void combine_run(const CombineJob &job, std::int64_t first, std::int64_t stride,
     for (; count >= V * kLanes; count -= V * kLanes) {
       predict<U, H, V>(
           w.n, weights,
-          [&](int k, int v) { return load<T>(w.rows[k] + offset + v * kLanes * step); }, value);
+          [&](int k, int v) {
+            if (v * kLanes * sizeof(T) % kPrefetchLine == 0)
+              __builtin_prefetch(w.rows[k] + offset + v * kLanes * step + kPrefetchAhead);
+            return load<T>(w.rows[k] + offset + v * kLanes * step);
+          },
+          value);
       for (int h = 0; h < H; ++h)
         for (int v = 0; v < V; ++v)
           store<U>(value[h][v], out + h * job.out_row + v * kLanes * out_step, out_step, kLanes);

@@ -68,7 +68,13 @@ void pack(const Window &w, const Groups &groups, Piece &at, int columns, double 
     done += take;
     if (step == sizeof(T)) {
       for (; take >= kLanes; take -= kLanes, offset += kLanes * step, chunk += chunk_size)
-        difference_rows(w.n, chunk, [&](int k) { return load<T>(w.rows[k] + offset); });
+        if (offset & (kPrefetchLine - 1) & -std::ptrdiff_t(kLanes * sizeof(T)))
+          difference_rows(w.n, chunk, [&](int k) { return load<T>(w.rows[k] + offset); });
+        else // once per cache line
+          difference_rows(w.n, chunk, [&](int k) {
+            __builtin_prefetch(w.rows[k] + offset + kPrefetchAhead);
+            return load<T>(w.rows[k] + offset);
+          });
     } else {
       for (; take >= kLanes; take -= kLanes, offset += kLanes * step, chunk += chunk_size)
         difference_rows(w.n, chunk,

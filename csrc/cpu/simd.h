@@ -97,6 +97,9 @@ template <> KOOPCORE_INLINE Narrow<float> narrow<float>(Vec x) {
 #endif
 }
 
+// Bytes by which snapshots are fetched ahead: the hardware follows n streams, but not across pages.
+constexpr std::ptrdiff_t kPrefetchAhead = 1024, kPrefetchLine = 64;
+
 // W consecutive numbers from memory of any alignment, as float64.
 template <class T> KOOPCORE_INLINE Vec load(const void *p) {
   Narrow<T> x;

@@ -17,7 +17,7 @@ template <class L> struct CompanionFit {
 
 // Numbers (Real) that `fit_companion` needs as work space.
 KOOPCORE_HD static constexpr int companion_work(int n) {
-  return packed_size(n) + 5 * n + rollout_work(n);
+  return packed_size(n) + 8 * n + rollout_work(n);
 }
 
 // Coefficients a (k) of column k on the columns before it: on snapshots, or on differences.
@@ -55,13 +55,18 @@ KOOPCORE_HD typename L::Real hindcast_error(const typename L::Real *gram, int n,
     weights[i] = i < n - holdout ? weights[i] - 1.0 : L::broadcast(-1.0);
   for (int i = 0; i < n; ++i) {
     const Real *row = gram + packed_index(i, 0);
-    Real off = zero;
-    for (int j = 0; j < i; ++j)
-      off += row[j] * weights[j];
-    square += weights[i] * (2.0 * off + row[i] * weights[i]);
+    Real even = zero, odd = zero;
+    int k = 0;
+    for (; k + 2 <= i; k += 2) {
+      even += row[k] * weights[k];
+      odd += row[k + 1] * weights[k + 1];
+    }
+    if (k < i)
+      even += row[k] * weights[k];
+    square += weights[i] * (2.0 * (even + odd) + row[i] * weights[i]);
     if (i < n - holdout)
       continue;
-    off = zero;
+    Real off = zero;
     for (int j = n - holdout; j < i; ++j)
       off += row[j];
     movement += 2.0 * off + row[i];
@@ -81,7 +86,7 @@ KOOPCORE_HD CompanionFit<L> fit_companion(const typename L::Real *gram, int n, b
   const int columns = n - 1 - first;
   const int rows = columns + 1;
   Real *factor = work, *scale = factor + packed_size(n);
-  Real *products = scale + n, *shorter = products + n, *weights = shorter + n;
+  Real *products = scale + n, *shorter = products + 4 * n, *weights = shorter + n;
   Real *rest = weights + 2 * n;
 
   for (int i = 0; i < rows; ++i)

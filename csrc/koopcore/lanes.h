@@ -17,6 +17,13 @@
 #define KOOPCORE_HD
 #endif
 
+// Before loops of at most eight turns over arrays that belong in registers.
+#if defined(__CUDACC__) || defined(__clang__)
+#define KOOPCORE_UNROLL _Pragma("unroll")
+#else
+#define KOOPCORE_UNROLL _Pragma("GCC unroll 8")
+#endif
+
 namespace koopcore {
 
 // A rollout whose weights grow past this is divergent (WEIGHT_LIMIT in backends/stages.py).
@@ -27,7 +34,9 @@ constexpr std::int64_t kDirectSteps = 1024;
 // The tolerances of backends/stages.py, u = 2^-53: a pivot in time order below 16 n·u of its
 // diagonal is noise; diagonal pivoting stops at pivots below 4 n·u of the largest diagonal.
 KOOPCORE_HD static constexpr double breakdown_tolerance(int n) { return 16.0 * n * 0x1p-53; }
-KOOPCORE_HD static constexpr double rank_tolerance(int n) { return 2.0 * n * 0x1p-53; }
+KOOPCORE_HD static constexpr double rank_tolerance(int n) {
+  return 2.0 * (n > 16 ? n : 16) * 0x1p-53;
+}
 KOOPCORE_HD static constexpr int packed_size(int n) { return n * (n + 1) / 2; }
 KOOPCORE_HD static constexpr int packed_index(int i, int j) { return i * (i + 1) / 2 + j; }
 

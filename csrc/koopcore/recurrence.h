@@ -14,10 +14,12 @@
 namespace koopcore {
 
 constexpr int kStepBuffer = 256; // values of q kept in the buffer besides the last N
+constexpr int kSteps = 8;        // values of q made together
 
 // Numbers (Real) that `rollout` needs as work space.
 KOOPCORE_HD static constexpr int rollout_work(int columns) {
-  return 2 * (columns + kStepBuffer + 8) + 2 * columns + polynomial_work(columns);
+  return kSteps + columns + 2 * (columns + kStepBuffer + kSteps) + 2 * columns +
+         polynomial_work(columns);
 }
 
 // The impulse response as a sliding buffer: at(t) points at q_t, with at least N older values.
@@ -26,8 +28,12 @@ template <class L> class ImpulseResponse {
 
 public:
   KOOPCORE_HD ImpulseResponse(const Real *a, int columns, bool sums, Real *work)
-      : a_(a), columns_(columns), sums_(sums), q_(work + columns),
-        total_(work + 2 * columns + kStepBuffer + 8) {
+      : a_(work + kSteps), columns_(columns), sums_(sums), q_(a_ + 2 * columns),
+        total_(q_ + columns + kStepBuffer + kSteps) {
+    for (int j = 0; j < kSteps; ++j)
+      a_[j - kSteps] = L::broadcast(0.0);
+    for (int i = 0; i < columns; ++i)
+      a_[i] = a[i];
     for (int i = -columns; i < 0; ++i)
       q_[i] = total_[i] = L::broadcast(0.0);
     q_[0] = total_[0] = L::broadcast(1.0);
@@ -35,7 +41,7 @@ public:
 
   KOOPCORE_HD void advance(std::int64_t t) {
     while (offset_ + newest_ < t) {
-      if (newest_ + 4 > kStepBuffer)
+      if (newest_ + kSteps > kStepBuffer)
         slide();
       step();
     }
@@ -44,41 +50,33 @@ public:
   KOOPCORE_HD const Real *sum(std::int64_t t) const { return total_ + (t - offset_); }
 
 private:
-  // Four steps at a time: each loaded value of q serves four chains.
+  // Eight steps at a time: each loaded value of q serves eight chains.
   KOOPCORE_HD void step() {
     const int t = newest_ + 1;
     const Real *window = q_ + (t - columns_);
-    const Real zero = L::broadcast(0.0);
-    Real s0 = zero, s1 = zero, s2 = zero, s3 = zero, a1 = zero, a2 = zero, a3 = zero;
+    Real s[kSteps];
+    KOOPCORE_UNROLL
+    for (int j = 0; j < kSteps; ++j)
+      s[j] = L::broadcast(0.0);
     for (int i = 0; i < columns_; ++i) {
-      const Real x = window[i], a0 = a_[i];
-      s0 += a0 * x;
-      s1 += a1 * x;
-      s2 += a2 * x;
-      s3 += a3 * x;
-      a3 = a2;
-      a2 = a1;
-      a1 = a0;
+      const Real x = window[i];
+      KOOPCORE_UNROLL
+      for (int j = 0; j < kSteps; ++j)
+        s[j] += a_[i - j] * x;
     }
-    s1 += a1 * s0;
-    s2 += a2 * s0;
-    s3 += a3 * s0;
-    s2 += a1 * s1;
-    s3 += a2 * s1;
-    s3 += a1 * s2;
-    Real *out = q_ + t;
-    out[0] = s0;
-    out[1] = s1;
-    out[2] = s2;
-    out[3] = s3;
-    if (sums_) {
-      Real *total = total_ + t;
-      total[0] = total[-1] + s0;
-      total[1] = total[0] + s1;
-      total[2] = total[1] + s2;
-      total[3] = total[2] + s3;
-    }
-    newest_ += 4;
+    KOOPCORE_UNROLL
+    for (int j = 0; j < kSteps; ++j)
+      KOOPCORE_UNROLL
+    for (int later = j + 1; later < kSteps; ++later)
+      s[later] += a_[columns_ - later + j] * s[j];
+    KOOPCORE_UNROLL
+    for (int j = 0; j < kSteps; ++j)
+      q_[t + j] = s[j];
+    if (sums_)
+      KOOPCORE_UNROLL
+    for (int j = 0; j < kSteps; ++j)
+      total_[t + j] = total_[t + j - 1] + s[j];
+    newest_ += kSteps;
   }
 
   // Only the last N values are looked at again: horizons come in ascending order.
@@ -91,7 +89,7 @@ private:
     newest_ = 0;
   }
 
-  const Real *a_;
+  Real *a_; // behind kSteps zeros: a coefficient of negative index is one
   int columns_;
   bool sums_;
   Real *q_, *total_;
