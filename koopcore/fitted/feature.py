@@ -14,13 +14,13 @@ from koopcore.backends.reference import reflect, unreflect
 from koopcore.backends.stages import WEIGHT_LIMIT, FloatArray, IntArray, Projection, Snapshots
 from koopcore.fitted.base import (
     GroupFit,
-    fit_matrices,
     group_values,
     put_group_values,
     relative,
     sorted_eigenvalues,
     unit_modes,
 )
+from koopcore.fitted.second_pass import refined
 from koopcore.partition import Partition
 
 
@@ -49,6 +49,8 @@ class FeatureFit(GroupFit):
         on: str | None,
     ) -> FeatureFit:
         """Fit groups of one size m from their moments at `feature_stops`."""
+        if not affine:
+            silence_rounding(moments)
         kept = len(snapshots.order) - holdout
         last, before, held, held_before = group_values(
             snapshots, part, [-1, -2, kept - 1, kept - 2], on
@@ -57,9 +59,11 @@ class FeatureFit(GroupFit):
             starts = (last - before, held - held_before)
         else:
             starts = (reflect(last[:, None], last)[:, 0], reflect(held[:, None], last)[:, 0])
-        projection, readout = _projected(moments[0], starts[0], rank, ridge, on)
-        if snapshots.array.dtype == np.float64 and rank is None and ridge == 0.0:
-            projection, readout = refined(snapshots, part, affine, projection, starts[0], on)
+        projection = _projected(moments[0], starts[0], rank, ridge, on)
+        exact = snapshots.array.dtype == np.float64 and rank is None and ridge == 0.0
+        if exact and projection.start.size:
+            projection = refined(snapshots, part, affine, starts[0], projection, on)
+        readout = moments[0, :, 1] @ projection.whitener
         fit = cls(
             part,
             groups,
@@ -74,9 +78,9 @@ class FeatureFit(GroupFit):
         if len(moments) == 2:
             shorter = _projected(moments[1], starts[1], rank, ridge, on)
             states = stage("rollout_dense", backend=on)(
-                shorter[0].operator, shorter[0].start, affine, [holdout]
+                shorter.operator, shorter.start, affine, [holdout]
             )[0][0]
-            predicted = (shorter[1] @ states[:, :, None])[:, :, 0]
+            predicted = (moments[1, :, 1] @ (shorter.whitener @ states[:, :, None]))[:, :, 0]
             target = last - held if affine else starts[0]
             fit.hindcast = relative(
                 np.linalg.norm(predicted - target, axis=1), np.linalg.norm(last - held, axis=1)
@@ -135,46 +139,24 @@ class FeatureFit(GroupFit):
         return states.transpose(1, 0, 2), np.where(_diverged(states), np.inf, growth)
 
 
+def silence_rounding(moments: FloatArray) -> None:
+    """Zero the reflected coordinates that hold nothing but the rounding of the reflection.
+
+    A motion along x_n alone leaves them at a few units in the last place; scaled to unit columns,
+    as a fit does, that noise would look like motion.
+    """
+    squares = np.einsum("sgii->sgi", moments[:, :, 0])
+    floor = (16.0 * np.finfo(np.float64).eps) ** 2 * squares.sum(axis=2, keepdims=True)
+    noise = squares <= floor
+    if noise.any():
+        moments[:, :, :] *= ~noise[:, :, None, None, :]
+        moments[:, :, 0] *= ~noise[:, :, :, None]
+
+
 def feature_stops(n: int, affine: bool, holdout: int) -> list[int]:
     """Where the moments are taken: the whole window, and the one that the hindcast sees."""
     kept = n - holdout
     return [n, kept] if kept - 1 - affine >= 1 else [n]
-
-
-def refined(
-    snapshots: Snapshots,
-    part: Partition,
-    affine: bool,
-    projection: Projection,
-    start: FloatArray,
-    on: str | None,
-) -> tuple[Projection, FloatArray]:
-    """A second pass in whitened coordinates, as CholeskyQR2: accurate for cond(F) up to 1e8.
-
-    A Gram matrix squares cond(F). Snapshots stored in float32 carry more noise than that costs;
-    float64 ones do not, and groups of this side are small enough to be read twice.
-    """
-    moments, ahead_moments = [], []
-    for group in range(part.n_groups):
-        rows = fit_matrices(snapshots, part, group, affine)
-        if not affine:
-            rows = reflect(rows, rows[-1])
-        whitened = rows[:-1] @ projection.whitener[group]
-        moments.append(whitened.T @ whitened)
-        ahead_moments.append(rows[1:].T @ whitened)
-    transposed = projection.whitener.transpose(0, 2, 1)
-    cross = np.stack(ahead_moments)  # (n_groups, m, r) F'FᵀV
-    second: Projection = stage("project", backend=on)(
-        np.stack(moments),
-        transposed @ cross,
-        (transposed @ start[:, :, None])[:, :, 0],
-        None,
-        0.0,
-        False,
-    )
-    whitener = projection.whitener @ second.whitener
-    refined = second._replace(whitener=whitener, condition=projection.condition)
-    return refined, cross @ second.whitener
 
 
 def _diverged(states: FloatArray) -> npt.NDArray[np.bool_]:
@@ -184,11 +166,11 @@ def _diverged(states: FloatArray) -> npt.NDArray[np.bool_]:
 
 def _projected(
     moments: FloatArray, start: FloatArray, rank: int | None, ridge: float, on: str | None
-) -> tuple[Projection, FloatArray]:
+) -> Projection:
     c, e = np.ascontiguousarray(moments[:, 0]), np.ascontiguousarray(moments[:, 1])
     limit = None if rank is None else min(rank, c.shape[1])
     projection: Projection = stage("project", backend=on)(c, e, start, limit, ridge, False)
-    return projection, e @ projection.whitener
+    return projection
 
 
 def _residual(
