@@ -45,8 +45,8 @@ class DistributedLearner(Learner):
     step of W after which F has not fallen enough is taken back and halved, at the price of one
     iteration's messages. step_k: "lipschitz" (always so with backtracking), a number or
     `Diminishing`. backend: "gloo" (CPU) or "nccl" (one GPU per rank for the messages). timeout:
-    seconds that a collective may take. report_every: iterations between the states that the caller is
-    sent, of which the last is what remains if a worker dies; checkpoint: where it is then saved.
+    seconds that a collective may take. report_every: iterations between the states that the caller
+    is sent, of which the last is what remains if a worker dies; checkpoint: where to save it then.
     The other parameters are those of `AlternatingLearner`.
 
     After ``fit``: ``operator_``, ``history_``, ``traffic_`` (one `Traffic` per rank).
