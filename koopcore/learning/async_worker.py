@@ -12,7 +12,7 @@ from koopcore.backends.stages import FloatArray
 from koopcore.learning.mailbox import FINAL, Mailbox, PeerLost
 from koopcore.learning.share import Share
 from koopcore.learning.step_sizes import Diminishing, scheduled
-from koopcore.learning.supervisor import Report
+from koopcore.learning.supervisor import Report, tell
 from koopcore.learning.transport import Network, Transport
 
 
@@ -46,15 +46,15 @@ def run_worker(
     mailbox = Mailbox(peers)
     transport = Transport(number, mailbox, rules.network)
     with Listener(("127.0.0.1", 0), backlog=len(slices), authkey=key) as listener:
-        pipe.send(Report("address", 0, listener.address))
+        tell(pipe, Report("address", 0, listener.address))
         transport.connect(listener, pipe.recv(), key)
     worker = AsyncWorker(number, slices, mine, rules, mailbox, transport, pipe)
     try:
         worker.iterate()
     except PeerLost as error:
-        pipe.send(Report("failed", worker.done, (str(error), error.peer)))
+        tell(pipe, Report("failed", worker.done, (str(error), error.peer)))
     except FloatingPointError:
-        pipe.send(Report("diverged", worker.done))
+        tell(pipe, Report("diverged", worker.done))
     else:
         # Others may still be on their way: what they lost is repeated until the pipe is closed.
         while not pipe.poll(0.05):
@@ -106,7 +106,7 @@ class AsyncWorker:
             self.transport.sent_bytes,
             seconds,
         )
-        self.pipe.send(Report("done", self.done, finished))
+        tell(self.pipe, Report("done", self.done, finished))
 
     def _exchange(self, t: int, stamp: int) -> tuple[FloatArray, FloatArray]:
         """Send ψ_i, take everybody's; send K_ivᵀ e^i, take everybody's: e^i and Σ_v K_viᵀ e^v."""
@@ -138,4 +138,4 @@ class AsyncWorker:
             float(np.vdot(rows, rows)),
             float(np.vdot(slope, slope)),
         )
-        self.pipe.send(Report("state", self.done, (mine.parameters, mine.rows, numbers)))
+        tell(self.pipe, Report("state", self.done, (mine.parameters, mine.rows, numbers)))

@@ -14,7 +14,7 @@ from koopcore.learning.alternating import StepK
 from koopcore.learning.assembly import assemble
 from koopcore.learning.blocks import Blocks
 from koopcore.learning.estimator import Learner, generator, whole
-from koopcore.learning.history import DivergenceWarning, History, Tracker, check_tracked
+from koopcore.learning.history import DivergenceWarning, Tracker, check_tracked
 from koopcore.learning.learned_operator import LearnedOperator
 from koopcore.learning.persistence import save
 from koopcore.learning.readout import check_readout
@@ -104,7 +104,7 @@ class DistributedLearner(Learner):
         """
         from koopcore.learning.ranks import run_rank
 
-        division = self._check()
+        division = self._check(self.workers)
         data = pairs(X, self.dictionary.n_states)
         shift, scale = standardization(data, self.standardize)
         data = data.with_states((data.states - shift) / scale)
@@ -138,6 +138,47 @@ class DistributedLearner(Learner):
         self._conclude(ended, data, shift, scale)
         return self
 
+    def own_states(self) -> list[int]:
+        """State columns that this rank of an initialized process group is to bring."""
+        return self._division_here().states(_this_rank())
+
+    def fit_rank(
+        self,
+        part: Trajectories,
+        *,
+        initial: tuple[FloatArray, FloatArray] | None = None,
+    ) -> DistributedLearner:
+        """Learn as one rank of the process group that ``torchrun`` or the caller has made.
+
+        part: trajectories of `own_states` only, in that order; all ranks the same times.
+        The group's size stands for ``workers``; random_state must be a seed, the same on all ranks.
+        Every rank gets the whole operator. initial: (θ, K), whole. Raises RuntimeError without a
+        group, ValueError for a group with more ranks than blocks.
+        """
+        from koopcore.learning.torchrun import learn_here
+
+        division = self._division_here()
+        if not isinstance(self.random_state, (int, np.integer)):
+            raise ValueError(
+                f"random_state is {self.random_state!r}; ranks need the same integer seed"
+            )
+        start = initial or (
+            self.dictionary.initial(generator(self.random_state)),
+            np.eye(self.dictionary.n_features),
+        )
+        self.operator_, self.history_, self.traffic_ = learn_here(self, division, part, start)
+        return self
+
+    def _division_here(self) -> Division:
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            raise RuntimeError(
+                "there is no process group: call torch.distributed.init_process_group first, or "
+                "fit(X), which starts its own ranks"
+            )
+        return self._check(dist.get_world_size())
+
     def rules(self) -> Any:
         """What every rank is told; also for ranks that are started by ``torchrun``."""
         from koopcore.learning.ranks import Rules
@@ -157,7 +198,7 @@ class DistributedLearner(Learner):
     ) -> None:
         kept = joined([r.content for r in ended])
         assert kept is not None
-        self.history_: History = ended[0].content[2]
+        self.history_ = ended[0].content[2]
         self.traffic_ = [r.content[3] for r in ended]
         self.operator_ = assemble(self, data, kept, shift, scale)
         if self.history_.stopped == "diverged":
@@ -171,8 +212,8 @@ class DistributedLearner(Learner):
                 stacklevel=3,
             )
 
-    def _check(self) -> Division:
-        division = divide(self.dictionary, whole("workers", self.workers))
+    def _check(self, workers: int) -> Division:
+        division = divide(self.dictionary, whole("workers", workers))
         whole("n_iterations", self.n_iterations)
         whole("report_every", self.report_every)
         if self.k_step not in ("gradient", "exact"):
@@ -184,6 +225,12 @@ class DistributedLearner(Learner):
         if not self.timeout > 0.0:
             raise ValueError(f"timeout is {self.timeout}; seconds > 0 are needed")
         return division
+
+
+def _this_rank() -> int:
+    import torch.distributed as dist
+
+    return dist.get_rank()
 
 
 def joined(parts: list[Any]) -> Tracker | None:

@@ -62,7 +62,7 @@ class Mailbox:
         `PeerLost` naming the peer that is closed, or too old after ``timeout`` seconds.
         """
         least = max(0, now - bound)
-        until = time.monotonic() + timeout
+        waited, looked = 0.0, time.monotonic()
         with self._arrived:
             while True:
                 late = [p for p in self.peers if self._stamp(kind, p) < least]
@@ -71,7 +71,10 @@ class Mailbox:
                 gone = [p for p in late if p in self._closed]
                 if gone:
                     raise PeerLost(f"worker {gone[0]} closed its connection", gone[0])
-                if time.monotonic() > until:
+                # Time in which this process itself was suspended is no silence of the peer's.
+                now_is = time.monotonic()
+                waited, looked = waited + min(now_is - looked, 2.0 * _PATIENCE), now_is
+                if waited > timeout:
                     raise PeerLost(
                         f"no {kind} of iteration {least} or later from worker {late[0]} for "
                         f"{timeout:g} s (its last was of iteration {self._stamp(kind, late[0])})",

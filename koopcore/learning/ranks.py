@@ -18,7 +18,7 @@ from koopcore.learning.exact_step import exact_operator
 from koopcore.learning.history import History, Tracker
 from koopcore.learning.share import Share
 from koopcore.learning.step_sizes import Diminishing, lipschitz_k, scheduled
-from koopcore.learning.supervisor import Report
+from koopcore.learning.supervisor import Report, tell
 
 _SMALLEST = 1e-18
 _GROWTH = 1.5
@@ -206,7 +206,7 @@ def run_rank(pipe: Connection, number: int, meeting: str, backend: str, *given: 
         nonlocal done
         done = t
         state = (tracker.parameters, tracker.operator, len(history), _latest(history))
-        pipe.send(Report("state", t, state))
+        tell(pipe, Report("state", t, state))
 
     try:
         dist.init_process_group(
@@ -219,11 +219,11 @@ def run_rank(pipe: Connection, number: int, meeting: str, backend: str, *given: 
         rank = Rank(share_, widths, number, _device(backend, number))
         tracker, history = iterate(rank, rules, report)
         content = (tracker.parameters, tracker.operator, history, rank.traffic)
-        pipe.send(Report("done", len(history), content))
+        tell(pipe, Report("done", len(history), content))
         dist.destroy_process_group()
     except Exception as error:  # every failure is told to the supervisor, which names the worker
         told = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        pipe.send(Report("failed", done, (f"lost the other ranks or failed ({told})", None)))
+        tell(pipe, Report("failed", done, (f"lost the other ranks or failed ({told})", None)))
 
 
 def _latest(history: History) -> float:

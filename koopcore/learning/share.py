@@ -92,10 +92,18 @@ def share(
     division: Division, worker: int, data: Pairs, parameters: FloatArray, operator: FloatArray
 ) -> Share:
     """A worker's share of the whole problem; it receives no column of another's states."""
+    part = np.ascontiguousarray(data.states[:, division.states(worker)])
+    return share_of(division, worker, data.with_states(part), parameters, operator)
+
+
+def share_of(
+    division: Division, worker: int, part: Pairs, parameters: FloatArray, operator: FloatArray
+) -> Share:
+    """A worker's share, given the pairs of its own states alone."""
     own = division.feature_slices()[worker]
     return Share(
         division.blocks.subset(division.runs[worker]),
-        data.with_states(np.ascontiguousarray(data.states[:, division.states(worker)])),
+        part,
         own,
         parameters[division.parameter_slices()[worker]].copy(),
         np.ascontiguousarray(operator[own]),

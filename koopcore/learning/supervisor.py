@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -19,6 +20,12 @@ class Report(NamedTuple):
     kind: str  # "address", "state", "done", "failed", "diverged"
     iteration: int
     content: Any = None
+
+
+def tell(pipe: Connection, report: Report) -> None:
+    """Send a report, unless the supervisor has gone: then there is nobody to tell."""
+    with suppress(OSError):
+        pipe.send(report)
 
 
 class WorkerError(RuntimeError):
@@ -75,14 +82,17 @@ class Supervisor:
         timeout: seconds without any report from any worker. Raises `WorkerError`.
         """
         found: dict[int, Report] = {}
-        heard = time.monotonic()
+        silent, looked = 0.0, time.monotonic()
         while len(found) < len(self.pipes):
             missing = [n for n in range(len(self.pipes)) if n not in found]
             ready = wait([self.pipes[n] for n in missing], timeout=0.2)
+            # Time in which this process itself was suspended is no silence of the workers'.
+            now = time.monotonic()
+            silent, looked = silent + min(now - looked, 0.4), now
             for number in missing:
                 if self.pipes[number] not in ready:
                     continue
-                heard = time.monotonic()
+                silent = 0.0
                 report = self._receive(number)
                 if report.kind == "state":
                     self.states[number] = report
@@ -94,7 +104,7 @@ class Supervisor:
                     raise FloatingPointError(f"worker {number}, iteration {report.iteration}")
                 else:
                     self._explain(number, report)
-            if time.monotonic() - heard > timeout:
+            if silent > timeout:
                 first = next(n for n in missing if n not in found)
                 raise WorkerError(
                     f"no worker reported for {timeout:g} s; waiting for worker {first}", first
