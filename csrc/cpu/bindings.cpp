@@ -144,9 +144,8 @@ py::tuple project_of(const Doubles &a, const Doubles &h, const Doubles &g, int r
                     h.shape(0) == a.shape(0) && h.shape(1) == a.shape(1) &&
                     h.shape(2) == a.shape(1) && g.shape(0) == a.shape(0) &&
                     g.shape(1) == a.shape(1);
-  if (!good || a.shape(1) < 1)
-    throw std::invalid_argument("a and h must have the shape (n_groups, N, N) and g (n_groups, N), "
-                                "with N >= 1");
+  if (!good)
+    throw std::invalid_argument("a and h must have the shape (n_groups, N, N) and g (n_groups, N)");
   if (rank < 0 || !(ridge >= 0.0))
     throw std::invalid_argument("rank and ridge must not be negative");
   const std::int64_t groups = a.shape(0), size = a.shape(1);
@@ -204,6 +203,76 @@ py::tuple rollout_dense_of(const Doubles &operators, const Doubles &start, bool 
     rollout_dense(kernels, job);
   }
   return py::make_tuple(std::move(states), std::move(growth));
+}
+
+// (operator, whitener, start, rank, condition, readout, residual, hindcast), of the full width m.
+py::tuple feature_fit_of(const py::array &array, const Index &order, const py::tuple &segments,
+                         bool affine, int holdout) {
+  const SnapshotArgument snapshots(array, order);
+  const GroupsArgument groups(segments);
+  const std::int64_t m = equal_size(groups.view), count = groups.view.count;
+  if (holdout < 1 || snapshots.view.n < 2 + int(affine))
+    throw std::invalid_argument("a fit needs a holdout of at least 1 and " +
+                                std::to_string(2 + int(affine)) + " snapshots");
+  py::array_t<double> operators({count, m, m}), whitener({count, m, m}), readout({count, m, m});
+  py::array_t<double> start({count, m}), condition(count), residual(count), hindcast(count);
+  py::array_t<std::int64_t> ranks(count);
+  const FeatureFitJob job{snapshots.view,
+                          groups.view,
+                          int(m),
+                          affine,
+                          holdout,
+                          operators.mutable_data(),
+                          whitener.mutable_data(),
+                          readout.mutable_data(),
+                          start.mutable_data(),
+                          ranks.mutable_data(),
+                          condition.mutable_data(),
+                          residual.mutable_data(),
+                          hindcast.mutable_data()};
+  const Kernels &kernels = chosen_kernels();
+  {
+    py::gil_scoped_release release;
+    feature_fit(kernels, job);
+  }
+  return py::make_tuple(std::move(operators), std::move(whitener), std::move(start),
+                        std::move(ranks), std::move(condition), std::move(readout),
+                        std::move(residual), std::move(hindcast));
+}
+
+void feature_endpoint_of(const py::array &array, const Index &order, const py::tuple &segments,
+                         const Doubles &operators, const Doubles &start, const Doubles &readout,
+                         bool affine, const std::vector<std::int64_t> &horizons,
+                         const py::array &out) {
+  const SnapshotArgument snapshots(array, order);
+  const GroupsArgument groups(segments);
+  const std::int64_t m = equal_size(groups.view), count = groups.view.count;
+  if (operators.ndim() != 3 || start.ndim() != 2 || readout.ndim() != 3 ||
+      operators.shape(0) != count || start.shape(0) != count || readout.shape(0) != count ||
+      operators.shape(1) != start.shape(1) || operators.shape(2) != start.shape(1) ||
+      readout.shape(1) != m || readout.shape(2) != start.shape(1))
+    throw std::invalid_argument("operator must have the shape (n_groups, r, r), start (n_groups, "
+                                "r) and readout (n_groups, m, r)");
+  const SortedHorizons sorted(horizons);
+  const OutputArgument to(out, std::int64_t(horizons.size()), snapshots.view.size);
+  const FeatureEndpointJob job{snapshots.view,
+                               groups.view,
+                               int(m),
+                               int(start.shape(1)),
+                               affine,
+                               operators.data(),
+                               start.data(),
+                               readout.data(),
+                               sorted.horizons.data(),
+                               sorted.slots.data(),
+                               int(horizons.size()),
+                               to.data,
+                               to.row,
+                               to.step,
+                               to.is_double};
+  const Kernels &kernels = chosen_kernels();
+  py::gil_scoped_release release;
+  feature_endpoint(kernels, job);
 }
 
 py::array_t<double> gather_of(const py::array &array, const Index &order,
@@ -270,6 +339,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("rollout", &rollout_of);
   m.def("combine", &combine_of);
   m.def("feature_gram", &feature_gram_of);
+  m.def("feature_fit", &feature_fit_of);
+  m.def("feature_endpoint", &feature_endpoint_of);
   m.def("project", &project_of);
   m.def("rollout_dense", &rollout_dense_of);
   m.def("gather", &gather_of);

@@ -55,6 +55,29 @@ void project(const Kernels &kernels, const ProjectJob &job, std::int64_t groups)
                  });
 }
 
+void feature_fit(const Kernels &kernels, const FeatureFitJob &job) {
+  check_groups(job.groups, job.window.size);
+  check_equal_sizes(job.groups, job.m);
+  const double m = job.m, groups = double(job.groups.count);
+  for_each_lanes(kernels, job.groups.count,
+                 groups * m * (job.window.n * (1.0 + 0.1 * m) + m * (4.0 + 0.8 * m)),
+                 kernels.feature_fit_scratch(job.m),
+                 [&](std::int64_t first, int count, double *scratch) {
+                   kernels.feature_fit_batch(job, first, count, scratch);
+                 });
+}
+
+void feature_endpoint(const Kernels &kernels, const FeatureEndpointJob &job) {
+  check_groups(job.groups, job.window.size);
+  check_equal_sizes(job.groups, job.m);
+  const double r = job.rank, groups = double(job.groups.count);
+  for_each_lanes(kernels, job.groups.count, groups * r * r * (4.0 + 2.0 * job.n_horizons),
+                 kernels.feature_endpoint_scratch(job.m, job.rank, job.horizons, job.n_horizons),
+                 [&](std::int64_t first, int count, double *scratch) {
+                   kernels.feature_endpoint_batch(job, first, count, scratch);
+                 });
+}
+
 void rollout_dense(const Kernels &kernels, const DenseRolloutJob &job) {
   const double steps =
       job.n_horizons == 0 ? 0.0 : std::min(double(job.horizons[job.n_horizons - 1]), 200.0);

@@ -13,6 +13,8 @@ namespace koopcore::cpu {
 
 namespace {
 
+constexpr int kMostLanes = 8;
+
 constexpr std::size_t round_up(std::size_t doubles) { return (doubles + 7) / 8 * 8; }
 
 // Estimates of the work, in nanoseconds of one core; they only decide about threads.
@@ -44,39 +46,47 @@ std::vector<double> gram_of_parts(const Kernels &kernels, const Window &window,
   return sums;
 }
 
-// Calls take(range of groups, entries of group) … over all groups: the Gram entries of each batch
-// of W groups are in scratch when `batch(first, count, entries, rest of scratch)` is called.
+// Calls batch(first, count, lanes, rest of scratch) for all groups, W at a time, with their packed
+// Gram matrices in cache, one group per lane: lanes (n(n+1)/2, W).
 template <class Batch>
 void for_each_batch(const Kernels &kernels, const Window &window, const Groups &groups,
                     double extra_work, std::size_t extra_scratch, Batch &&batch) {
-  const int n = window.n, lanes = kernels.lanes;
+  const int n = window.n, lanes = kernels.lanes, entries = kernels.gram_entries(n);
+  std::vector<std::int32_t> map(entries);
+  kernels.gram_map(n, map.data());
   const Plan plan = make_plan(groups, lanes);
-  const std::size_t entries = kernels.gram_entries(n);
   const std::vector<double> parts = gram_of_parts(kernels, window, groups, plan, entries);
+  const auto is_large = [&](std::int64_t group) {
+    return !plan.first_part.empty() && plan.first_part[group] < plan.first_part[group + 1];
+  };
   const std::size_t own = round_up(kernels.gram_scratch(n));
-  const std::size_t batch_size = round_up(entries * lanes);
+  const std::size_t apart = round_up(std::size_t(entries) * lanes);
+  const std::size_t together = round_up(std::size_t(packed_size(n)) * lanes);
   const double work = extra_work + (plan.parts.empty() ? gram_work(double(plan.parameters), n) : 0);
-  for_each_task(std::int64_t(plan.ranges.size()) - 1, work, own + batch_size + extra_scratch,
+  const auto take = [&](std::int64_t first, int count, double *scratch) {
+    double *memory = scratch + own, *gram = memory + apart;
+    if (count == lanes && kernels.gram_lanes(window, groups, first, map.data(), gram, scratch))
+      return;
+    const double *of_lane[kMostLanes];
+    for (int lane = 0; lane < lanes; ++lane) {
+      const std::int64_t group = first + lane;
+      of_lane[lane] = lane < count ? memory + std::ptrdiff_t(lane) * entries : of_lane[0];
+      if (lane < count && is_large(group))
+        of_lane[lane] = &parts[plan.first_part[group] * entries];
+      else if (lane < count)
+        kernels.gram_piece(window, groups, whole_group(groups, group),
+                           memory + std::ptrdiff_t(lane) * entries, scratch);
+    }
+    kernels.interleave(of_lane, map.data(), entries, gram);
+  };
+  for_each_task(std::int64_t(plan.ranges.size()) - 1, work, own + apart + together + extra_scratch,
                 [&](std::int64_t task, double *scratch) {
-                  double *memory = scratch + own;
-                  const double *of_lane[16];
+                  double *gram = scratch + own + apart;
                   const std::int64_t end = plan.ranges[task + 1];
                   for (std::int64_t first = plan.ranges[task]; first < end; first += lanes) {
                     const int count = int(std::min<std::int64_t>(lanes, end - first));
-                    for (int lane = 0; lane < count; ++lane) {
-                      const std::int64_t group = first + lane;
-                      const bool large = !plan.first_part.empty() &&
-                                         plan.first_part[group] < plan.first_part[group + 1];
-                      of_lane[lane] = memory + lane * entries;
-                      if (large)
-                        of_lane[lane] = &parts[plan.first_part[group] * entries];
-                      else
-                        kernels.gram_piece(window, groups, whole_group(groups, group),
-                                           memory + lane * entries, scratch);
-                    }
-                    for (int lane = count; lane < lanes; ++lane)
-                      of_lane[lane] = of_lane[0];
-                    batch(first, count, of_lane, memory + batch_size);
+                    take(first, count, scratch);
+                    batch(first, count, gram, gram + together);
                   }
                 });
 }
@@ -85,17 +95,10 @@ void for_each_batch(const Kernels &kernels, const Window &window, const Groups &
 
 void gram(const Kernels &kernels, const Window &window, const Groups &groups, double *out) {
   check_groups(groups, window.size);
-  const int n = window.n;
-  std::vector<std::int32_t> map(kernels.gram_entries(n));
-  kernels.gram_map(n, map.data());
+  const int entries = packed_size(window.n);
   for_each_batch(kernels, window, groups, 0.0, 0,
-                 [&](std::int64_t first, int count, const double *const *entries, double *) {
-                   for (int lane = 0; lane < count; ++lane) {
-                     double *row = out + (first + lane) * packed_size(n);
-                     for (std::size_t i = 0; i < map.size(); ++i)
-                       if (map[i] >= 0)
-                         row[map[i]] = entries[lane][i];
-                   }
+                 [&](std::int64_t first, int count, const double *lanes, double *) {
+                   kernels.separate(lanes, entries, count, out + first * entries);
                  });
 }
 
@@ -104,17 +107,19 @@ void solve(const Kernels &kernels, const double *gram, std::int64_t groups, int 
   const int size = packed_size(n), lanes = kernels.lanes;
   std::vector<std::int32_t> identity(size);
   std::iota(identity.begin(), identity.end(), 0);
-  const SolveJob job{n, affine, holdout, out, identity.data(), size};
+  const SolveJob job{n, affine, holdout, out};
   const std::int64_t per_task = 8 * lanes;
+  const std::size_t together = round_up(std::size_t(size) * lanes);
   for_each_task((groups + per_task - 1) / per_task, solve_work(double(groups), n),
-                kernels.solve_scratch(n), [&](std::int64_t task, double *scratch) {
-                  const double *of_lane[16];
+                together + kernels.solve_scratch(n), [&](std::int64_t task, double *scratch) {
+                  const double *of_lane[kMostLanes];
                   const std::int64_t end = std::min(groups, (task + 1) * per_task);
                   for (std::int64_t first = task * per_task; first < end; first += lanes) {
                     const int count = int(std::min<std::int64_t>(lanes, end - first));
                     for (int lane = 0; lane < lanes; ++lane)
                       of_lane[lane] = gram + (first + (lane < count ? lane : 0)) * size;
-                    kernels.solve_batch(job, of_lane, first, count, scratch);
+                    kernels.interleave(of_lane, identity.data(), size, scratch);
+                    kernels.solve_batch(job, scratch, first, count, scratch + together);
                   }
                 });
 }
@@ -122,14 +127,12 @@ void solve(const Kernels &kernels, const double *gram, std::int64_t groups, int 
 void gram_solve(const Kernels &kernels, const Window &window, const Groups &groups, bool affine,
                 int holdout, const CompanionArrays &out) {
   check_groups(groups, window.size);
-  const int n = window.n, entries = kernels.gram_entries(n);
-  std::vector<std::int32_t> map(entries);
-  kernels.gram_map(n, map.data());
-  const SolveJob job{n, affine, holdout, out, map.data(), entries};
+  const int n = window.n;
+  const SolveJob job{n, affine, holdout, out};
   for_each_batch(kernels, window, groups, solve_work(double(groups.count), n),
                  kernels.solve_scratch(n),
-                 [&](std::int64_t first, int count, const double *const *of_lane, double *rest) {
-                   kernels.solve_batch(job, of_lane, first, count, rest);
+                 [&](std::int64_t first, int count, const double *lanes, double *rest) {
+                   kernels.solve_batch(job, lanes, first, count, rest);
                  });
 }
 

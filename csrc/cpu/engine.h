@@ -24,6 +24,8 @@ void combine(const Kernels &kernels, const CombineJob &job);
 void feature_gram(const Kernels &kernels, const MomentsJob &job);
 void project(const Kernels &kernels, const ProjectJob &job, std::int64_t groups);
 void rollout_dense(const Kernels &kernels, const DenseRolloutJob &job);
+void feature_fit(const Kernels &kernels, const FeatureFitJob &job);
+void feature_endpoint(const Kernels &kernels, const FeatureEndpointJob &job);
 // size: parameters in a snapshot.
 void gather(const Kernels &kernels, const GatherJob &job, std::int64_t size);
 void scatter(const Kernels &kernels, const ScatterJob &job, std::int64_t size);

@@ -1,55 +1,10 @@
 // Feature-side moments of W groups at a time, and copies of single snapshots by group.
+#include "cpu/accumulate.h"
 #include "cpu/kernels.h"
-#include "cpu/simd.h"
-#include "koopcore/moments.h"
 
 namespace koopcore::cpu::KOOPCORE_ISA {
 
 namespace {
-
-constexpr int kBlockRows = 16; // snapshots that are taken together
-
-// offset[i·W + lane] <- where parameter i of the group in this lane stands in a snapshot, in bytes.
-void find_offsets(const Groups &groups, std::ptrdiff_t step, std::int64_t first, int count,
-                  std::ptrdiff_t *offset) {
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const std::int64_t group = first + (lane < count ? lane : 0);
-    std::int64_t i = 0;
-    for (std::int64_t s = groups.ptr[group]; s < groups.ptr[group + 1]; ++s)
-      for (std::int64_t k = 0; k < groups.length[s]; ++k)
-        offset[i++ * kLanes + lane] = step * (groups.start[s] + k * groups.stride[s]);
-  }
-}
-
-template <class T> KOOPCORE_INLINE Vec gather_at(const char *row, const std::ptrdiff_t *offset) {
-  Narrow<T> x;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    T one;
-    __builtin_memcpy(&one, row + offset[lane], sizeof one);
-    x[lane] = one;
-  }
-  return widen(x);
-}
-
-// y_t for t = t0 … t0 + rows - 1: differences, or reflected snapshots.
-template <class T>
-void block_of_rows(const MomentsJob &job, const Reflection<SimdLanes> &reflection, const Vec *last,
-                   const std::ptrdiff_t *offset, int t0, int rows, Vec *y) {
-  const int m = job.m;
-  const char *const *row = job.window.rows;
-  for (int t = 0; t < rows; ++t) {
-    Vec *out = y + t * m;
-    if (job.affine) {
-      for (int i = 0; i < m; ++i)
-        out[i] = gather_at<T>(row[t0 + t + 1], offset + i * kLanes) -
-                 gather_at<T>(row[t0 + t], offset + i * kLanes);
-    } else {
-      for (int i = 0; i < m; ++i)
-        out[i] = gather_at<T>(row[t0 + t], offset + i * kLanes) - last[i];
-      reflection.apply(out, m);
-    }
-  }
-}
 
 void emit(const MomentsJob &job, int stop, std::int64_t first, int count, const Vec *c,
           const Vec *e) {
@@ -67,39 +22,9 @@ void emit(const MomentsJob &job, int stop, std::int64_t first, int count, const 
 
 template <class T>
 void moments_of(const MomentsJob &job, std::int64_t first, int count, double *scratch) {
-  const int m = job.m;
-  Vec *c = reinterpret_cast<Vec *>(scratch), *e = c + m * m, *last = e + m * m, *v = last + m;
-  Vec *y = v + m, *change = y + (kBlockRows + 1) * m;
-  auto *offset = reinterpret_cast<std::ptrdiff_t *>(change + kBlockRows * m);
-  find_offsets(job.groups, job.window.step, first, count, offset);
-  Reflection<SimdLanes> reflection{v, Vec{}, Vec{}};
-  if (!job.affine) {
-    for (int i = 0; i < m; ++i)
-      last[i] = gather_at<T>(job.window.rows[job.window.n - 1], offset + i * kLanes);
-    reflection.set(last, m);
-  }
-  for (int i = 0; i < 2 * m * m; ++i)
-    c[i] = Vec{};
-  int t = 0; // rows summed; y[0] holds row t when `ready`
-  bool ready = false;
-  for (int stop = 0; stop < job.n_stops; ++stop) {
-    const int end = int(job.stops[stop]) - 1 - int(job.affine);
-    while (t < end) {
-      const int rows = end - t < kBlockRows ? end - t : kBlockRows;
-      if (!ready)
-        block_of_rows<T>(job, reflection, last, offset, t, 1, y);
-      block_of_rows<T>(job, reflection, last, offset, t + 1, rows, y + m);
-      for (int i = 0; i < rows * m; ++i)
-        change[i] = y[i + m] - y[i];
-      add_outer<SimdLanes>(y, y, rows, m, true, c);
-      add_outer<SimdLanes>(change, y, rows, m, false, e);
-      for (int i = 0; i < m; ++i)
-        y[i] = y[rows * m + i];
-      ready = true;
-      t += rows;
-    }
-    emit(job, stop, first, count, c, e);
-  }
+  accumulate<T>(
+      job.window, job.groups, job.affine, job.m, job.stops, job.n_stops, first, count, scratch,
+      [&](int stop, const Moments &sums) { emit(job, stop, first, count, sums.c, sums.e); });
 }
 
 template <class T> void gather_group(const GatherJob &job, std::int64_t group) {
@@ -137,9 +62,7 @@ template <class T> void scatter_group(const ScatterJob &job, std::int64_t group)
 
 } // namespace
 
-std::size_t moments_scratch(int m) {
-  return std::size_t(2 * m * m + 3 * m + (2 * kBlockRows + 1) * m) * kLanes;
-}
+std::size_t moments_scratch(int m) { return accumulation_scratch(m); }
 
 void moments_batch(const MomentsJob &job, std::int64_t first, int count, double *scratch) {
   (job.window.is_double ? moments_of<double> : moments_of<float>)(job, first, count, scratch);

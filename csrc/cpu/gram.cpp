@@ -5,88 +5,21 @@
 // which.
 #include "cpu/kernels.h"
 #include "cpu/panel.h"
+#include "cpu/tiles.h"
 
 namespace koopcore::cpu::KOOPCORE_ISA {
 
 namespace {
 
-// Rows of a tile: 16 sums and 5 operands fit 32 registers, 9 and 4 fit 16.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTile = 4;
-#else
-constexpr int kTile = 3;
-#endif
 constexpr int kPanelBytes = 32768;
-
-constexpr int padded(int sums) { return (sums + kLanes - 1) / kLanes * kLanes; }
-constexpr int tile_sums(int rows, bool diagonal) {
-  return diagonal ? rows * (rows + 1) / 2 : rows * kTile;
-}
+// Groups of at most this many parameters are taken W at a time, one per lane.
+constexpr int kLaneParameters = 96;
 
 // Panel columns for n rows: the panel stays in the first-level cache as long as n allows.
 int panel_columns(int n) {
   const int columns = kPanelBytes / int(sizeof(double)) / n / kLanes * kLanes;
   return columns < 4 * kLanes ? 4 * kLanes : columns;
 }
-
-// Where the sums of a tile go: kept for the next panel, or added up and written out.
-struct Stage {
-  bool resume, finish;
-};
-
-template <int R, bool Diagonal>
-void tile(const double *panel, int chunks, int n, int top, int left, Stage stage, Vec *sums,
-          double *entries) {
-  constexpr int used = tile_sums(R, Diagonal);
-  constexpr int C = Diagonal ? R : kTile;
-  Vec s[padded(used)];
-  for (int i = 0; i < padded(used); ++i)
-    s[i] = stage.resume && i < used ? sums[i] : Vec{};
-  const double *a = panel + top * kLanes, *b = panel + left * kLanes;
-  for (int chunk = 0; chunk < chunks; ++chunk, a += n * kLanes, b += n * kLanes) {
-    Vec x[R];
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r)
-      __builtin_memcpy(&x[r], a + r * kLanes, sizeof(Vec));
-#pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) {
-      Vec y;
-      if (Diagonal)
-        y = x[c];
-      else
-        __builtin_memcpy(&y, b + c * kLanes, sizeof(Vec));
-#pragma GCC unroll 4
-      for (int r = Diagonal ? c : 0; r < R; ++r)
-        s[Diagonal ? r * (r + 1) / 2 + c : r * kTile + c] += x[r] * y;
-    }
-  }
-  if (!stage.finish) {
-    for (int i = 0; i < used; ++i)
-      sums[i] = s[i];
-    return;
-  }
-  for (int i = 0; i < padded(used); i += kLanes) {
-    const Vec total = sum_lanes(s + i);
-    __builtin_memcpy(entries + i, &total, sizeof total);
-  }
-}
-
-template <bool Diagonal>
-void tile_of(int rows, const double *panel, int chunks, int n, int top, int left, Stage stage,
-             Vec *sums, double *entries) {
-  switch (rows) {
-  case 1:
-    return tile<1, Diagonal>(panel, chunks, n, top, left, stage, sums, entries);
-  case 2:
-    return tile<2, Diagonal>(panel, chunks, n, top, left, stage, sums, entries);
-  case 3:
-    return tile<3, Diagonal>(panel, chunks, n, top, left, stage, sums, entries);
-  default:
-    return tile<kTile, Diagonal>(panel, chunks, n, top, left, stage, sums, entries);
-  }
-}
-
-int rows_at(int n, int top) { return n - top < kTile ? n - top : kTile; }
 
 template <class T>
 void gram_of(const Window &w, const Groups &groups, Piece piece, double *entries, double *scratch) {
@@ -103,19 +36,125 @@ void gram_of(const Window &w, const Groups &groups, Piece piece, double *entries
     left -= columns;
     pack<T>(w, groups, piece, columns, panel);
     const int chunks = (columns + kLanes - 1) / kLanes;
-    const Stage stage{resume, left == 0};
-    int at = 0;
-    for (int top = 0; top < n; top += kTile) {
-      const int rows = rows_at(n, top);
-      for (int across = 0; across < top; across += kTile) {
-        tile_of<false>(rows, panel, chunks, n, top, across, stage, sums + at, entries + at);
-        at += padded(tile_sums(rows, false));
-      }
-      tile_of<true>(rows, panel, chunks, n, top, top, stage, sums + at, entries + at);
-      at += padded(tile_sums(rows, true));
-    }
+    add_tiles(panel, chunks, n, {resume, left == 0}, sums, entries);
     resume = true;
   }
+}
+
+// W groups of m parameters at once: their columns are transposed on the way into the panel, so that
+// a lane is a group, nothing has to be added across lanes, and small m wastes no lane.
+template <class T> class LanePanel {
+public:
+  LanePanel(const Window &w, const Groups &groups, std::int64_t first) : w_(w), groups_(groups) {
+    for (int lane = 0; lane < kLanes; ++lane)
+      at_[lane] = {groups.ptr[first + lane], 0, 0};
+  }
+
+  // Packs the next `columns` parameters of every group.
+  void pack(int columns, double *panel) {
+    while (columns > 0) {
+      int take = columns;
+      bool contiguous = true;
+      std::ptrdiff_t offset[kLanes], step[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const Piece &at = at_[lane];
+        const std::int64_t left = groups_.length[at.segment] - at.within;
+        take = left < take ? int(left) : take;
+        step[lane] = w_.step * groups_.stride[at.segment];
+        offset[lane] = w_.step * groups_.start[at.segment] + at.within * step[lane];
+        contiguous = contiguous && step[lane] == sizeof(T);
+      }
+      advance(take);
+      columns -= take;
+      for (; contiguous && take >= kLanes; take -= kLanes) {
+        block(offset, panel);
+        panel += kLanes * w_.n * kLanes;
+        for (int lane = 0; lane < kLanes; ++lane)
+          offset[lane] += kLanes * sizeof(T);
+      }
+      for (; take > 0; --take) {
+        column(offset, panel);
+        panel += w_.n * kLanes;
+        for (int lane = 0; lane < kLanes; ++lane)
+          offset[lane] += step[lane];
+      }
+    }
+  }
+
+private:
+  void advance(int take) {
+    for (Piece &at : at_) {
+      at.within += take;
+      if (at.within == groups_.length[at.segment])
+        at = {at.segment + 1, 0, 0};
+    }
+  }
+
+  void block(const std::ptrdiff_t *offset, double *panel) const {
+    Vec previous[kLanes], v[kLanes];
+    for (int k = 0; k < w_.n; ++k, panel += kLanes) {
+      for (int lane = 0; lane < kLanes; ++lane)
+        v[lane] = load<T>(w_.rows[k] + offset[lane]);
+      transpose(v);
+      for (int c = 0; c < kLanes; ++c) {
+        const Vec entry = k == 0 ? v[c] : v[c] - previous[c];
+        __builtin_memcpy(panel + c * w_.n * kLanes, &entry, sizeof entry);
+        previous[c] = v[c];
+      }
+    }
+  }
+
+  void column(const std::ptrdiff_t *offset, double *panel) const {
+    difference_rows(w_.n, panel, [&](int k) {
+      Narrow<T> x;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        T one;
+        __builtin_memcpy(&one, w_.rows[k] + offset[lane], sizeof one);
+        x[lane] = one;
+      }
+      return widen(x);
+    });
+  }
+
+  const Window &w_;
+  const Groups &groups_;
+  Piece at_[kLanes];
+};
+
+template <class T>
+void gram_of_lanes(const Window &w, const Groups &groups, std::int64_t first, int m,
+                   const std::int32_t *map, Vec *gram, double *scratch) {
+  const int n = w.n, entries = gram_entries(n);
+  // Parameters per panel, a multiple of W: one of these takes the room of W columns of a piece.
+  const int fit = panel_columns(n) / kLanes / kLanes * kLanes;
+  const int most = fit < kLanes ? kLanes : fit;
+  const int panels = (m + most - 1) / most;
+  const int width = ((m + panels - 1) / panels + kLanes - 1) / kLanes * kLanes;
+  Vec *sums = reinterpret_cast<Vec *>(scratch);
+  double *panel = scratch + std::size_t(entries) * kLanes;
+  LanePanel<T> lanes(w, groups, first);
+  for (int done = 0; done < m; done += width) {
+    const int columns = m - done < width ? m - done : width;
+    lanes.pack(columns, panel);
+    add_tiles(panel, columns, n, {done > 0, false}, sums, nullptr);
+  }
+  for (int i = 0; i < entries; ++i)
+    if (map[i] >= 0)
+      gram[map[i]] = sums[i];
+}
+
+// m of W groups of equal and small size; 0 otherwise.
+int equal_small_size(const Groups &groups, std::int64_t first) {
+  std::int64_t common = 0;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    std::int64_t m = 0;
+    for (std::int64_t s = groups.ptr[first + lane]; s < groups.ptr[first + lane + 1]; ++s)
+      m += groups.length[s];
+    if (m > kLaneParameters || (lane > 0 && m != common))
+      return 0;
+    common = m;
+  }
+  return int(common);
 }
 
 } // namespace
@@ -143,7 +182,8 @@ void gram_map(int n, std::int32_t *map) {
 }
 
 std::size_t gram_scratch(int n) {
-  return std::size_t(panel_columns(n)) * n + std::size_t(gram_entries(n)) * kLanes;
+  const int columns = panel_columns(n) < kLanes * kLanes ? kLanes * kLanes : panel_columns(n);
+  return std::size_t(columns) * n + std::size_t(gram_entries(n)) * kLanes;
 }
 
 void gram_piece(const Window &w, const Groups &groups, Piece piece, double *entries,
@@ -152,6 +192,17 @@ void gram_piece(const Window &w, const Groups &groups, Piece piece, double *entr
     gram_of<double>(w, groups, piece, entries, scratch);
   else
     gram_of<float>(w, groups, piece, entries, scratch);
+}
+
+bool gram_lanes(const Window &w, const Groups &groups, std::int64_t first, const std::int32_t *map,
+                double *lanes, double *scratch) {
+  const int m = equal_small_size(groups, first);
+  if (m == 0)
+    return false;
+  (w.is_double ? gram_of_lanes<double> : gram_of_lanes<float>)(w, groups, first, m, map,
+                                                               reinterpret_cast<Vec *>(lanes),
+                                                               scratch);
+  return true;
 }
 
 } // namespace koopcore::cpu::KOOPCORE_ISA

@@ -10,8 +10,16 @@ void gram_map(int n, std::int32_t *map);
 std::size_t gram_scratch(int n);
 void gram_piece(const Window &w, const Groups &groups, Piece piece, double *entries,
                 double *scratch);
+// The packed Gram matrices of W groups from `first` on, one group per lane: (n(n+1)/2, W). Returns
+// false, and does nothing, unless they are small and of equal size. `map` as from gram_map.
+bool gram_lanes(const Window &w, const Groups &groups, std::int64_t first, const std::int32_t *map,
+                double *lanes, double *scratch);
+// lanes[map[i]] <- entry i of W groups; padding (map[i] < 0) is dropped.
+void interleave(const double *const *groups, const std::int32_t *map, int entries, double *lanes);
+// (count, entries) from lanes (entries, W).
+void separate(const double *lanes, int entries, int count, double *out);
 std::size_t solve_scratch(int n);
-void solve_batch(const SolveJob &job, const double *const *entries, std::int64_t first, int count,
+void solve_batch(const SolveJob &job, const double *lanes, std::int64_t first, int count,
                  double *scratch);
 std::size_t rollout_scratch(int columns);
 void rollout_batch(const RolloutJob &job, std::int64_t first, int count, double *scratch);
@@ -24,6 +32,11 @@ void project_batch(const ProjectJob &job, std::int64_t first, int count, double 
 std::size_t rollout_dense_scratch(int size, const std::int64_t *horizons, int n_horizons);
 void rollout_dense_batch(const DenseRolloutJob &job, std::int64_t first, int count,
                          double *scratch);
+std::size_t feature_fit_scratch(int m);
+void feature_fit_batch(const FeatureFitJob &job, std::int64_t first, int count, double *scratch);
+std::size_t feature_endpoint_scratch(int m, int rank, const std::int64_t *horizons, int n_horizons);
+void feature_endpoint_batch(const FeatureEndpointJob &job, std::int64_t first, int count,
+                            double *scratch);
 void gather_groups(const GatherJob &job, std::int64_t first, std::int64_t end);
 void scatter_groups(const ScatterJob &job, std::int64_t first, std::int64_t end);
 

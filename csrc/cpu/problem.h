@@ -39,9 +39,6 @@ struct SolveJob {
   bool affine;
   int holdout;
   CompanionArrays out;
-  // Gram entry `i` of a group stands in the packed lower triangle at map[i]; -1 is padding.
-  const std::int32_t *map;
-  int entries;
 };
 
 struct RolloutJob {
@@ -103,6 +100,32 @@ struct DenseRolloutJob {
   double *growth; // (n_horizons, groups)
 };
 
+struct FeatureFitJob {
+  Window window;
+  Groups groups; // all of m parameters
+  int m;
+  bool affine;
+  int holdout;
+  double *operators, *whitener, *readout; // (groups, m, m)
+  double *start;                          // (groups, m)
+  std::int64_t *ranks;                    // (groups,)
+  double *condition, *residual, *hindcast;
+};
+
+struct FeatureEndpointJob {
+  Window window;
+  Groups groups; // all of m parameters
+  int m, rank;
+  bool affine;
+  const double *operators, *start, *readout; // (groups, r, r), (groups, r), (groups, m, r)
+  const std::int64_t *horizons;              // ascending
+  const int *slot;                           // the row of `out` of horizon i
+  int n_horizons;
+  char *out; // (n_horizons, size)
+  std::ptrdiff_t out_row, out_step;
+  bool out_is_double;
+};
+
 struct GatherJob {
   const char *const *rows;
   int n_rows;
@@ -131,8 +154,13 @@ struct Kernels {
   void (*gram_map)(int n, std::int32_t *map);
   std::size_t (*gram_scratch)(int n);
   void (*gram_piece)(const Window &, const Groups &, Piece, double *entries, double *scratch);
+  bool (*gram_lanes)(const Window &, const Groups &, std::int64_t first, const std::int32_t *map,
+                     double *lanes, double *scratch);
+  void (*interleave)(const double *const *groups, const std::int32_t *map, int entries,
+                     double *lanes);
+  void (*separate)(const double *lanes, int entries, int count, double *out);
   std::size_t (*solve_scratch)(int n);
-  void (*solve_batch)(const SolveJob &, const double *const *entries, std::int64_t first, int count,
+  void (*solve_batch)(const SolveJob &, const double *lanes, std::int64_t first, int count,
                       double *scratch);
   std::size_t (*rollout_scratch)(int columns);
   void (*rollout_batch)(const RolloutJob &, std::int64_t first, int count, double *scratch);
@@ -145,6 +173,12 @@ struct Kernels {
   std::size_t (*rollout_dense_scratch)(int size, const std::int64_t *horizons, int n_horizons);
   void (*rollout_dense_batch)(const DenseRolloutJob &, std::int64_t first, int count,
                               double *scratch);
+  std::size_t (*feature_fit_scratch)(int m);
+  void (*feature_fit_batch)(const FeatureFitJob &, std::int64_t first, int count, double *scratch);
+  std::size_t (*feature_endpoint_scratch)(int m, int rank, const std::int64_t *horizons,
+                                          int n_horizons);
+  void (*feature_endpoint_batch)(const FeatureEndpointJob &, std::int64_t first, int count,
+                                 double *scratch);
   void (*gather_groups)(const GatherJob &, std::int64_t first, std::int64_t end);
   void (*scatter_groups)(const ScatterJob &, std::int64_t first, std::int64_t end);
 };

@@ -1,45 +1,10 @@
 // Dense fits and rollouts of W groups at a time: one group per lane of the vector registers.
 #include "cpu/kernels.h"
-#include "cpu/simd.h"
+#include "cpu/transposed.h"
 #include "koopcore/dense_rollout.h"
 #include "koopcore/projection.h"
 
 namespace koopcore::cpu::KOOPCORE_ISA {
-
-namespace {
-
-// out[i] <- entry i of W rows, `rows` apart; lanes past `count` repeat the first row.
-void to_lanes(const double *from, std::ptrdiff_t rows, int count, int entries, Vec *out) {
-  const double *row[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane)
-    row[lane] = from + (lane < count ? lane : 0) * rows;
-  int i = 0;
-  for (; i + kLanes <= entries; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane)
-      __builtin_memcpy(&out[i + lane], row[lane] + i, sizeof(Vec));
-    transpose(out + i);
-  }
-  for (; i < entries; ++i)
-    for (int lane = 0; lane < kLanes; ++lane)
-      out[i][lane] = row[lane][i];
-}
-
-void from_lanes(const Vec *from, std::ptrdiff_t rows, int count, int entries, double *out) {
-  int i = 0;
-  for (; i + kLanes <= entries; i += kLanes) {
-    Vec block[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane)
-      block[lane] = from[i + lane];
-    transpose(block);
-    for (int lane = 0; lane < count; ++lane)
-      __builtin_memcpy(out + lane * rows + i, &block[lane], sizeof(Vec));
-  }
-  for (; i < entries; ++i)
-    for (int lane = 0; lane < count; ++lane)
-      out[lane * rows + i] = from[i][lane];
-}
-
-} // namespace
 
 std::size_t project_scratch(int size) {
   return std::size_t(4 * size * size + 2 * size + projection_work(size)) * kLanes;

@@ -6,10 +6,8 @@
 
 namespace koopcore::cpu::KOOPCORE_ISA {
 
-namespace {
-
-// out[map[i]] <- entry i of W groups. Padding (map[i] < 0) is dropped.
-void interleave(const double *const *groups, const std::int32_t *map, int entries, Vec *out) {
+void interleave(const double *const *groups, const std::int32_t *map, int entries, double *lanes) {
+  Vec *out = reinterpret_cast<Vec *>(lanes);
   int i = 0;
   for (; i + kLanes <= entries; i += kLanes) {
     Vec block[kLanes];
@@ -26,18 +24,19 @@ void interleave(const double *const *groups, const std::int32_t *map, int entrie
         out[map[i]][lane] = groups[lane][i];
 }
 
-} // namespace
-
-std::size_t solve_scratch(int n) {
-  return std::size_t(packed_size(n) + n + companion_work(n)) * kLanes;
+void separate(const double *lanes, int entries, int count, double *out) {
+  for (int i = 0; i < entries; ++i)
+    for (int lane = 0; lane < count; ++lane)
+      out[std::ptrdiff_t(lane) * entries + i] = lanes[i * kLanes + lane];
 }
 
-void solve_batch(const SolveJob &job, const double *const *entries, std::int64_t first, int count,
+std::size_t solve_scratch(int n) { return std::size_t(n + companion_work(n)) * kLanes; }
+
+void solve_batch(const SolveJob &job, const double *lanes, std::int64_t first, int count,
                  double *scratch) {
   const int columns = job.n - 1 - int(job.affine);
-  Vec *gram = reinterpret_cast<Vec *>(scratch);
-  Vec *coefficients = gram + packed_size(job.n);
-  interleave(entries, job.map, job.entries, gram);
+  const Vec *gram = reinterpret_cast<const Vec *>(lanes);
+  Vec *coefficients = reinterpret_cast<Vec *>(scratch);
   const CompanionFit<SimdLanes> fit = fit_companion<SimdLanes>(gram, job.n, job.affine, job.holdout,
                                                                coefficients, coefficients + job.n);
   for (int lane = 0; lane < count; ++lane) {
