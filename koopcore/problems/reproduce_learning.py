@@ -102,7 +102,7 @@ def van_der_pol(
     rates = {str(mu): _rates(mu, seeds, rate_iterations) for mu in mus}
     result = {"rows": rows, "rates": rates, "paper": van_der_pol_problem.PAPER}
     settings = {"seeds": seeds, "n_iterations": n_iterations, "dt": 0.1, "mu": list(mus)}
-    console = Console()
+    console = _console()
     console.print(_van_der_pol_table(rows, seeds))
     for mu in mus:
         constant = np.median(rates[str(mu)]["constant_slopes"])
@@ -157,10 +157,16 @@ def glycolysis(
         runs.append(run)
     result = {"runs": runs, "paper": glycolysis_problem.PAPER}
     described = {"workers": workers, "n_iterations": n_iterations, "seeds": list(seeds), "dt": 0.01}
-    console = Console()
+    console = _console()
     console.print(_glycolysis_table(runs, workers))
     picture = glycolysis_figure(learner.operator_, parts, [run["objective"] for run in runs])
     return _written(console, output, "glycolysis", described, result, picture)
+
+
+def _console() -> Console:
+    # Where the output is no terminal, rich assumes 80 columns and cuts the figures short.
+    console = Console()
+    return console if console.width >= 118 else Console(width=118)
 
 
 def _errors(learned: LearnedOperator, test: Any) -> dict[str, float]:
