@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import koopcore
+from koopcore.problems import reproduce
 
 app = typer.Typer(
     help="Koopman operators of training trajectories, thousands at once.",
@@ -18,6 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(reproduce.app, name="reproduce")
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
