@@ -10,6 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from koopcore.learning import WorkerError
 from koopcore.problems import reproduce_learning
 from koopcore.problems.learning_rates import fitted_slope
 from koopcore.problems.reproduce_learning_commands import add_learning_commands
@@ -84,3 +85,30 @@ def test_options_out_of_range_are_refused(arguments: list[str]) -> None:
 def test_a_slope_needs_enough_iterations() -> None:
     with pytest.raises(ValueError, match="15 iterations; a slope from T = 10 needs 20"):
         fitted_slope(np.ones(15))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("dt is 0"), 2),
+        (WorkerError("worker 3 died with exit code 1", 3), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    error: BaseException, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(reproduce_learning, "glycolysis", fails)
+    done = CliRunner().invoke(commands(), ["glycolysis", "--output", str(tmp_path)])
+    assert done.exit_code == code
+    assert done.output.startswith("koopcore: ")
+    assert done.output.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_a_folder_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = CliRunner().invoke(commands(), ["glycolysis", "--output", str(tmp_path / "file" / "x")])
+    assert done.exit_code == 2

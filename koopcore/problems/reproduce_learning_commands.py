@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 Output = Annotated[Path, typer.Option(help="Folder for results and pictures.", file_okay=False)]
 
@@ -19,9 +22,7 @@ def add_learning_commands(app: typer.Typer) -> None:
         n_iterations: Annotated[int, typer.Option(min=1, help="Per dictionary.")] = 500,
         output: Output = Path("koopcore-results"),
     ) -> None:
-        from koopcore.problems import reproduce_learning
-
-        reproduce_learning.van_der_pol(output, seeds=seeds, n_iterations=n_iterations)
+        _run("van_der_pol", output, seeds=seeds, n_iterations=n_iterations)
 
     @app.command("glycolysis", help="Glycolysis (Liu, Ding, Chen, Yeung 2020, Fig. 2).")
     def glycolysis(
@@ -30,8 +31,30 @@ def add_learning_commands(app: typer.Typer) -> None:
         seed: Annotated[int, typer.Option(min=0, help="Of the first weights.")] = 0,
         output: Output = Path("koopcore-results"),
     ) -> None:
-        from koopcore.problems import reproduce_learning
+        _run("glycolysis", output, workers=workers, n_iterations=n_iterations, seeds=(seed,))
 
-        reproduce_learning.glycolysis(
-            output, workers=workers, n_iterations=n_iterations, seeds=(seed,)
-        )
+
+def _run(name: str, output: Path, **options: Any) -> None:
+    """Run an experiment; what a user can cause is one line and an exit code, no traceback."""
+    try:
+        from koopcore.learning import WorkerError
+        from koopcore.problems import reproduce_learning
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in {"", "koopcore"}:
+            raise
+        _fail(f'{missing} is not installed: pip install "koopcore[demo]"')
+    else:
+        experiment: Callable[..., object] = getattr(reproduce_learning, name)
+        try:
+            output.mkdir(parents=True, exist_ok=True)  # before minutes of work
+            experiment(output, **options)
+        except (ValueError, OSError, WorkerError) as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing was written", INTERRUPTED)
+
+
+def _fail(message: str, code: int = 2) -> None:
+    typer.echo(f"koopcore: {message}", err=True)
+    raise typer.Exit(code)
