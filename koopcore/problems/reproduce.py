@@ -9,8 +9,6 @@ import typer
 
 from koopcore.problems.reproduce_learning_commands import add_learning_commands
 
-from koopcore.problems.reproduce_learning_commands import add_learning_commands
-
 app = typer.Typer(
     help="Repeat an experiment of the literature and print it beside the published figures.",
     no_args_is_help=True,
@@ -80,6 +78,4 @@ def _fail(message: str, code: int = 2) -> None:
 
 for _name, (_module, _help) in EXPERIMENTS.items():
     _add(_name, _module, _help)
-add_learning_commands(app)
-
 add_learning_commands(app)

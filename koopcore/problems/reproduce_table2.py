@@ -243,8 +243,8 @@ NOTES = (
     "(median) / seconds of fit and endpoint prediction.\n"
     "koopcore: the better of quasi-node at rank 2 and straight line on 1,000 training digits, as "
     "attach does; checked: the loss checks included. Snapshots are means over the stride. Paper "
-    "row: single snapshots, F'F+ at full rank, quasi-node on layer 1 and node elsewhere, fixed T. Published: "
-    "Dogra & Redman, NeurIPS 2020; t1, t2, T, q, batch and rate are not published."
+    "row: single snapshots, F'F+ at full rank, quasi-node on layer 1 and node elsewhere, fixed T. "
+    "Published: Dogra & Redman, NeurIPS 2020; t1, t2, T, q, batch and rate are not published."
 )
 
 
