@@ -149,6 +149,10 @@ def _feature_side(
     """Groups of one size m < n - 1."""
     n = len(snapshots.order)
     holdout = holdout_of(n)
+    if recipe.full_rank and snapshots.array.dtype == np.float32:
+        fit = FeatureFit.fused(snapshots, *groups, recipe.affine, holdout, recipe.on)
+        if fit is not None:
+            return [fit]
 
     def moments(affine: bool) -> FloatArray:
         stops = feature_stops(n, affine, holdout)

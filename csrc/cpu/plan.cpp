@@ -52,9 +52,11 @@ void check_groups(const Groups &groups, std::int64_t size) {
   const std::int64_t segments = groups.ptr[groups.count];
   for (std::int64_t s = 0; s < segments; ++s) {
     const std::int64_t first = groups.start[s], count = groups.length[s];
-    // Divided rather than multiplied: the product of hostile numbers could wrap around.
-    good &= (first >= 0) & (first < size) & (count >= 1) & (groups.stride[s] >= 1);
-    good &= count == 1 || (good && (size - 1 - first) / groups.stride[s] >= count - 1);
+    const std::int64_t stride = groups.stride[s];
+    good &= (first >= 0) & (first < size) & (count >= 1) & (stride >= 1);
+    // Divided rather than multiplied: the product of hostile numbers could wrap around. Contiguous
+    // segments, which are most, need neither.
+    good = good && (stride == 1 ? count <= size - first : (size - 1 - first) / stride >= count - 1);
   }
   if (!good)
     throw std::invalid_argument("the partition has segments outside the " + std::to_string(size) +

@@ -35,6 +35,8 @@ STAGES = (
     "rollout",
     "rollout_dense",
     "combine",
+    "feature_fit",
+    "feature_endpoint",
     "gather",
     "scatter",
 )
@@ -106,6 +108,42 @@ def combine(
 ) -> None:
     """x_{n+T} = x_n + B(w - 1) of every group, into its columns of ``out`` (n_horizons, size)."""
     _cpu.combine(*snapshots, part.segments, weights, out)
+
+
+def feature_fit(
+    snapshots: Snapshots, part: Partition, affine: bool, holdout: int
+) -> tuple[Projection, FloatArray, FloatArray, FloatArray]:
+    """(projection, readout, residual, hindcast) of groups of equal m < n - 1, at full rank or less.
+
+    feature_gram, project and the held-out fit of W groups while their matrices are in the cache.
+    """
+    *projection, readout, residual, hindcast = _cpu.feature_fit(
+        *snapshots, part.segments, affine, holdout
+    )
+    operator, whitener, start, rank, condition = projection
+    return Projection(operator, whitener, start, rank, condition), readout, residual, hindcast
+
+
+def feature_endpoint(
+    snapshots: Snapshots,
+    part: Partition,
+    projection: Projection,
+    readout: FloatArray,
+    affine: bool,
+    horizons: Sequence[int],
+    out: npt.NDArray[Any],
+) -> None:
+    """rollout_dense, read-out and scatter of groups of equal m, into ``out`` (n_horizons, size)."""
+    _cpu.feature_endpoint(
+        *snapshots,
+        part.segments,
+        projection.operator,
+        projection.start,
+        readout,
+        affine,
+        horizons,
+        out,
+    )
 
 
 def gather(snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from koopcore.backends import stage
+from koopcore.backends import find, stage
 from koopcore.backends.reference import reflect, unreflect
 from koopcore.backends.stages import WEIGHT_LIMIT, FloatArray, IntArray, Projection, Snapshots
 from koopcore.fitted.base import (
@@ -87,10 +88,44 @@ class FeatureFit(GroupFit):
             )
         return fit
 
+    @classmethod
+    def fused(
+        cls,
+        snapshots: Snapshots,
+        part: Partition,
+        groups: IntArray,
+        affine: bool,
+        holdout: int,
+        on: str | None,
+    ) -> FeatureFit | None:
+        """The same by a backend's fused stage; None without one, or for snapshots not finite."""
+        stage_of = find("feature_fit", backend=on)
+        if stage_of is None:
+            return None
+        projection, readout, residual, hindcast = stage_of(snapshots, part, affine, holdout)
+        if not math.isfinite(readout.sum()):
+            return None
+        return cls(
+            part,
+            groups,
+            affine,
+            projection.rank,
+            residual,
+            projection.condition,
+            hindcast,
+            projection,
+            readout,
+        )
+
     def write(
         self, snapshots: Snapshots, horizons: Sequence[int], out: npt.NDArray[Any], on: str | None
     ) -> None:
         """Predictions at every horizon into the groups' columns of ``out`` (n_horizons, size)."""
+        fused = find("feature_endpoint", backend=on)
+        if fused is not None and self.projection.start.size:
+            rolled = (self.projection, self.readout, self.affine)
+            fused(snapshots, self.part, *rolled, horizons, out)
+            return
         last = group_values(snapshots, self.part, [-1], on)[0]
         states, _ = self._states(horizons, on)
         with np.errstate(over="ignore", invalid="ignore"):
