@@ -82,8 +82,10 @@ def test_capture_of_ten_million_parameters(benchmark: Any, kind: type[SnapshotRi
     seconds = medians({"step": step, "capture": ring.capture}, rounds)
     share = seconds["capture"] / (STRIDE * seconds["step"])
     benchmark.extra_info.update(seconds, share_at_stride_10=share, bytes=ring.nbytes)
-    print(f"\n{kind.__name__}: step {seconds['step']:.4f} s, capture {seconds['capture']:.5f} s, "
-          f"{100 * share:.2f} % at stride {STRIDE}, ring {ring.nbytes / 2**20:.0f} MiB")
+    print(
+        f"\n{kind.__name__}: step {seconds['step']:.4f} s, capture {seconds['capture']:.5f} s, "
+        f"{100 * share:.2f} % at stride {STRIDE}, ring {ring.nbytes / 2**20:.0f} MiB"
+    )
     benchmark.pedantic(ring.capture, rounds=rounds)
     if not benchmark.disabled and kind is SnapshotRing:
         assert share < 0.01
@@ -118,8 +120,10 @@ def test_a_run_that_gains_nothing(benchmark: Any, width: int, steps: int) -> Non
     spent = koop.stats.seconds
     share = spent / (whole - spent)
     benchmark.extra_info.update(share=share, jumps=koop.stats.jumps, seconds=whole)
-    print(f"\nwidth {width}, {steps} steps: {koop.stats.jumps} attempts, {koop.stats.evaluations} "
-          f"evaluations, {100 * share:.2f} % overhead")
+    print(
+        f"\nwidth {width}, {steps} steps: {koop.stats.jumps} attempts, {koop.stats.evaluations} "
+        f"evaluations, {100 * share:.2f} % overhead"
+    )
     assert koop.stats.jumps > 0
     assert koop.stats.accepted == 0
     if not benchmark.disabled:

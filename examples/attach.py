@@ -1,6 +1,6 @@
 """``koopcore.attach`` in an ordinary training loop: one line added, nothing else changed.
 
-    python examples/attach.py
+python examples/attach.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The functional API in a hand-written loop: record, fit, predict, keep the best, by yourself.
 
-    python examples/hand_written_loop.py
+python examples/hand_written_loop.py
 """
 
 from __future__ import annotations

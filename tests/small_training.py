@@ -52,9 +52,7 @@ def loss_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> Callable[[]
     return lambda: nn.functional.mse_loss(model(x).to(y.dtype), y)
 
 
-def train(
-    optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], steps: int
-) -> list[float]:
+def train(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], steps: int) -> list[float]:
     """An ordinary loop; the closure form, so that LBFGS is no exception."""
 
     def closure() -> Tensor:
@@ -80,6 +78,4 @@ def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tenso
 
 def identical(one: list[Tensor], other: list[Tensor]) -> bool:
     """Whether two lists of tensors are equal bit by bit."""
-    return len(one) == len(other) and all(
-        same_bits(a, b) for a, b in zip(one, other, strict=True)
-    )
+    return len(one) == len(other) and all(same_bits(a, b) for a, b in zip(one, other, strict=True))

@@ -98,8 +98,10 @@ def test_tensors_start_at_multiples_of_the_alignment_without_waste(align):
     ("align", "error"), [(0, ValueError), (-4, ValueError), (1.5, TypeError), (True, TypeError)]
 )
 def test_a_wrong_alignment_is_refused(align, error):
-    for build in (lambda: Layout.from_shapes(PAPER, align=align),
-                  lambda: Layout.from_module(nn.Linear(1, 1), align=align)):
+    for build in (
+        lambda: Layout.from_shapes(PAPER, align=align),
+        lambda: Layout.from_module(nn.Linear(1, 1), align=align),
+    ):
         with pytest.raises(error, match=rf"align is {align}; give an int >= 1"):
             build()
 
@@ -134,10 +136,7 @@ def test_copies_are_equal(name, copied):
 
 
 def test_the_fingerprint_is_the_same_in_another_process_and_hash_seed():
-    code = (
-        "from koopcore.layout import Layout\n"
-        f"print(Layout.from_shapes({PAPER}).fingerprint())"
-    )
+    code = f"from koopcore.layout import Layout\nprint(Layout.from_shapes({PAPER}).fingerprint())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == Layout.from_shapes(PAPER).fingerprint()
 
@@ -190,8 +189,11 @@ def test_tensors_and_layers_are_found_by_pattern():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: x.match("3.*"), ValueError,
-         r"'3\.\*' matches no tensor of the layout; its tensors are '0.weight', '0.bias'"),
+        (
+            lambda x: x.match("3.*"),
+            ValueError,
+            r"'3\.\*' matches no tensor of the layout; its tensors are '0.weight', '0.bias'",
+        ),
         (lambda x: x.find_units("first"), ValueError, r"no layer 'first'; the layout has 3, cou"),
         (lambda x: x.find_units(3), ValueError, "no layer 3; the layout has 3, counted from 0"),
         (lambda x: x.find_units(-1), ValueError, "no layer -1"),

@@ -108,8 +108,12 @@ def frozen_linear():
         (nn.ReLU(), {}, ValueError, r"ReLU has no parameter to record \(it has none at all\)"),
         (frozen_linear(), {}, ValueError, r"no parameter to record \(weight: frozen"),
         (nn.Linear(1, 1), {"exclude": "*"}, ValueError, r"\(weight: excluded; bias: excluded\)"),
-        (nn.Linear(1, 1), {"include": ["weight", "wieght"]}, ValueError,
-         "include pattern 'wieght' matches no parameter; their names are weight, bias"),
+        (
+            nn.Linear(1, 1),
+            {"include": ["weight", "wieght"]},
+            ValueError,
+            "include pattern 'wieght' matches no parameter; their names are weight, bias",
+        ),
         (nn.Linear(1, 1), {"include": [3]}, TypeError, "include holds 3; give fnmatch patterns"),
         (nn.Linear(1, 1), {"exclude": [None]}, TypeError, "exclude holds None; give fnmatch"),
     ],
@@ -200,7 +204,8 @@ EXPECTED = {
     "columns": (Conv1D(6, 4), [Unit("Conv1D", 6, (Block(0, 1), Block(1)))]),
     "layer norm": (nn.LayerNorm((4, 5)), [Unit("LayerNorm", 1, WHOLE)]),
     "layer norm without bias": (
-        nn.LayerNorm(4, bias=False), [Unit("LayerNorm", 1, (Block(0, None),))]
+        nn.LayerNorm(4, bias=False),
+        [Unit("LayerNorm", 1, (Block(0, None),))],
     ),
     "batch norm": (nn.BatchNorm2d(4), [Unit("BatchNorm2d", 1, WHOLE)]),
     "instance norm": (nn.InstanceNorm1d(4, affine=True), [Unit("InstanceNorm1d", 1, WHOLE)]),
@@ -267,15 +272,11 @@ EXPECTED = {
         [Unit("0", 3, rows(1, 2, 0))],
     ),
     "spectral norm": (
-        nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3)), [Unit("ParametrizedLinear", 3,
-                                                                        rows(1, 0))]
+        nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3)),
+        [Unit("ParametrizedLinear", 3, rows(1, 0))],
     ),
-    "weight norm by hooks": (
-        hooked(nn.utils.weight_norm), [Unit("Linear", 3, rows(1, 2, 0))]
-    ),
-    "spectral norm by hooks": (
-        hooked(nn.utils.spectral_norm), [Unit("Linear", 3, rows(1, 0))]
-    ),
+    "weight norm by hooks": (hooked(nn.utils.weight_norm), [Unit("Linear", 3, rows(1, 2, 0))]),
+    "spectral norm by hooks": (hooked(nn.utils.spectral_norm), [Unit("Linear", 3, rows(1, 0))]),
     "weight norm of a transposed convolution": (
         nn.utils.parametrizations.weight_norm(nn.ConvTranspose1d(2, 3, 2, bias=False)),
         [

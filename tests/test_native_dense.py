@@ -99,9 +99,7 @@ def test_project(isa, m, rank, ridge, raw):
         assert relative(v @ v.T, w @ w.T) < bound
         steps = [h[i] @ fit.whitener[i] @ fit.start[i] for fit in (got, expected)]
         assert relative(*steps) < bound
-        steps = [
-            h[i] @ fit.whitener[i] @ fit.operator[i] @ fit.start[i] for fit in (got, expected)
-        ]
+        steps = [h[i] @ fit.whitener[i] @ fit.operator[i] @ fit.start[i] for fit in (got, expected)]
         assert relative(*steps) < bound
         assert got.condition[i] == pytest.approx(expected.condition[i], rel=bound)
 
@@ -180,8 +178,9 @@ BAD = {
         "stop",
     ),
     "matrices of unequal size": (
-        lambda s: native.project(np.ones((2, 3, 3)), np.ones((2, 4, 4)), np.ones((2, 3)), None, 0.0,
-                                 False),
+        lambda s: native.project(
+            np.ones((2, 3, 3)), np.ones((2, 4, 4)), np.ones((2, 3)), None, 0.0, False
+        ),
         "shape",
     ),
     "negative ridge": (

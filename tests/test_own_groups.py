@@ -98,9 +98,7 @@ def test_random_ragged_groups_come_back_as_they_went_in(data):
 @settings(deadline=None, max_examples=200)
 def test_random_overlaps_are_never_missed(data):
     groups = data.draw(
-        st.lists(
-            st.lists(st.integers(0, 19), min_size=1, max_size=6), min_size=1, max_size=5
-        )
+        st.lists(st.lists(st.integers(0, 19), min_size=1, max_size=6), min_size=1, max_size=5)
     )
     flat = list(chain.from_iterable(groups))
     if len(set(flat)) == len(flat):
@@ -116,8 +114,11 @@ def test_random_overlaps_are_never_missed(data):
         ([[1, 2], [5], [2, 3]], ValueError, "groups 0 and 2 both contain index 2; groups must be"),
         ([slice(0, 9), [4]], ValueError, "groups 0 and 1 both contain index 4"),
         (["0.*", "*.bias"], ValueError, "groups 0 and 1 both contain index 6"),
-        ([range(0, 20, 2), range(1, 20, 4), [9, 13]], ValueError,
-         "groups 1 and 2 both contain index 9"),
+        (
+            [range(0, 20, 2), range(1, 20, 4), [9, 13]],
+            ValueError,
+            "groups 1 and 2 both contain index 9",
+        ),
         ([[1], [2, 3, 2]], ValueError, "group 1 contains index 2 more than once"),
         ([[1], [25]], ValueError, r"group 1 contains index 25; indices are 0 \.\. 24"),
         ([[1, 2], [3, -1]], ValueError, r"group 1 contains index -1; .*negative ones are not"),

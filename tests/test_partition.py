@@ -98,12 +98,18 @@ def test_a_partition_cannot_be_changed():
 @pytest.mark.parametrize(
     ("partition", "text"),
     [
-        (Partition.network(PAPER), "<Partition network: 1 group of 152 parameters, covering 152 of "
-                                   "152 (100 %)>"),
-        (Partition.nodes(PAPER), "<Partition nodes: 22 groups of 2 to 11 parameters, covering 152 "
-                                 "of 152 (100 %)>"),
-        (Partition.groups(30, [[1], [2]]), "<Partition groups: 2 groups of 1 parameters, covering "
-                                           "2 of 30 (6.667 %)>"),
+        (
+            Partition.network(PAPER),
+            "<Partition network: 1 group of 152 parameters, covering 152 of 152 (100 %)>",
+        ),
+        (
+            Partition.nodes(PAPER),
+            "<Partition nodes: 22 groups of 2 to 11 parameters, covering 152 of 152 (100 %)>",
+        ),
+        (
+            Partition.groups(30, [[1], [2]]),
+            "<Partition groups: 2 groups of 1 parameters, covering 2 of 30 (6.667 %)>",
+        ),
     ],
 )
 def test_the_repr_shows_groups_sizes_and_coverage(partition, text):
@@ -116,20 +122,29 @@ NODES = Partition.nodes(PAPER)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: Partition.nodes(nn.Linear(1, 1)), TypeError,
-         r"Partition\.nodes got Linear; it takes a Layout: build one with Layout\.from_module"),
+        (
+            lambda: Partition.nodes(nn.Linear(1, 1)),
+            TypeError,
+            r"Partition\.nodes got Linear; it takes a Layout: build one with Layout\.from_module",
+        ),
         (lambda: Partition.network(3), TypeError, r"Partition\.network got int"),
         (lambda: Partition.layers(None), TypeError, r"Partition\.layers got NoneType"),
         (lambda: Partition.weights([]), TypeError, r"Partition\.weights got list"),
         (lambda: Partition.quasi_nodes(3, PAPER), TypeError, r"Partition\.quasi_nodes got int"),
-        (lambda: Partition.quasi_nodes(PAPER, 0), ValueError,
-         "the quasi-node size is 0; give an int >= 1, counted in parameters"),
+        (
+            lambda: Partition.quasi_nodes(PAPER, 0),
+            ValueError,
+            "the quasi-node size is 0; give an int >= 1, counted in parameters",
+        ),
         (lambda: Partition.quasi_nodes(PAPER, -2), ValueError, "the quasi-node size is -2"),
         (lambda: Partition.quasi_nodes(PAPER, True), TypeError, "the quasi-node size is True"),
         (lambda: Partition.quasi_nodes(PAPER, 2.0), TypeError, "the quasi-node size is 2.0"),
         (lambda: Partition.quasi_nodes(PAPER, None), TypeError, "the quasi-node size is None"),
-        (lambda: Partition.quasi_nodes(PAPER, 2, 3), ValueError,
-         "no layer 3; the layout has 3, counted from 0: '0', '1', '2'"),
+        (
+            lambda: Partition.quasi_nodes(PAPER, 2, 3),
+            ValueError,
+            "no layer 3; the layout has 3, counted from 0: '0', '1', '2'",
+        ),
         (lambda: Partition.quasi_nodes(PAPER, 2, [0, "x"]), ValueError, "there is no layer 'x'"),
         (lambda: Partition.quasi_nodes(PAPER, 2, True), TypeError, "layers is True; give a pos"),
         (lambda: Partition.quasi_nodes(PAPER, 2, [1.5]), TypeError, "layer 1.5 is neither a"),
@@ -137,16 +152,22 @@ NODES = Partition.nodes(PAPER)
         (lambda: NODES.indices(-1), ValueError, "group -1 does not exist"),
         (lambda: NODES.indices(1.0), TypeError, r"group is 1.0; give an int, 0 \.\. 21"),
         (lambda: NODES.indices(True), TypeError, "group is True; give an int"),
-        (lambda: NODES.index_matrix([0, 1, 10]), ValueError,
-         "group 0 has 2 parameters and group 10 has 11; an index matrix needs groups of equal"),
+        (
+            lambda: NODES.index_matrix([0, 1, 10]),
+            ValueError,
+            "group 0 has 2 parameters and group 10 has 11; an index matrix needs groups of equal",
+        ),
         (lambda: NODES.index_matrix([0, 22]), ValueError, "group 22 does not exist"),
         (lambda: NODES.index_matrix(3), TypeError, r"groups is int64 of shape \(\); give a 1-D"),
         (lambda: NODES.subset([-1]), ValueError, "group -1 does not exist"),
         (lambda: NODES.subset([0.0]), TypeError, "groups is float64 of shape"),
         (lambda: NODES.subset(np.ones(22, bool)), TypeError, "np.flatnonzero turns a mask into"),
         (lambda: NODES.subset([4, 4]), ValueError, "subset got group 4 more than once; groups"),
-        (lambda: Partition(9, [0, 2], [1], [1], [1]), ValueError,
-         r"must have one entry for each of the 2 segments that group_ptr counts"),
+        (
+            lambda: Partition(9, [0, 2], [1], [1], [1]),
+            ValueError,
+            r"must have one entry for each of the 2 segments that group_ptr counts",
+        ),
     ],
 )
 def test_misuse_is_refused_before_any_work(call, error, message):
@@ -197,11 +218,7 @@ def test_large_layouts_are_planned_within_a_second(layout, plan, n_groups):
 
 def test_planning_costs_far_less_than_a_loop_over_the_nodes():
     def loop():
-        return [
-            np.arange(2)
-            for unit in GPT2_SMALL.units
-            for _ in range(unit.n_nodes)
-        ]
+        return [np.arange(2) for unit in GPT2_SMALL.units for _ in range(unit.n_nodes)]
 
     # The bare loop with the cheapest array per node, without any of the work, on this machine.
     assert cpu_seconds(lambda: Partition.nodes(GPT2_SMALL)) < cpu_seconds(loop)
@@ -220,5 +237,7 @@ def test_positions_past_the_range_of_32_bits_are_kept():
     nodes = Partition.nodes(layout)
     assert nodes.n_groups == 70_000
     assert nodes.indices(69_999)[[0, -2, -1]].tolist() == [
-        69_999 * 70_000, 70_000**2 - 1, 70_000**2 + 69_999
+        69_999 * 70_000,
+        70_000**2 - 1,
+        70_000**2 + 69_999,
     ]

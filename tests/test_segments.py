@@ -96,9 +96,7 @@ def test_merge_keeps_the_indices_and_leaves_no_contiguous_neighbours(groups):
         ([2, 2, 1], 3, [(0, 0, 2), (1, 0, 1), (1, 1, 1), (2, 0, 1)], [0, 2, 4]),
     ],
 )
-def test_cut_makes_chunks_across_segments_and_keeps_the_remainder(
-    lengths, size, pieces, chunk_ptr
-):
+def test_cut_makes_chunks_across_segments_and_keeps_the_remainder(lengths, size, pieces, chunk_ptr):
     *columns, ptr = cut(ints_of(*lengths), size)
     assert list(zip(*(c.tolist() for c in columns), strict=True)) == pieces
     assert ptr.tolist() == chunk_ptr

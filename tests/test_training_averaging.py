@@ -29,9 +29,7 @@ def test_an_exponential_average_equals_its_recursion(decay):
     average = ExponentialAverage(list(model.parameters()), decay)
     expected = [p.detach().double().clone() for p in model.parameters()]
     for weights in stepped_weights(average, 20):
-        expected = [
-            decay * e + (1 - decay) * w for e, w in zip(expected, weights, strict=True)
-        ]
+        expected = [decay * e + (1 - decay) * w for e, w in zip(expected, weights, strict=True)]
     for got, want in zip(average.average, expected, strict=True):
         assert torch.allclose(got.double(), want, rtol=0, atol=1e-6)  # 20 float32 roundings
 

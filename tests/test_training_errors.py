@@ -209,6 +209,7 @@ def test_parameters_that_change_kind_between_steps_are_noticed(change, message):
     for p in model.parameters():
         p.grad = None
     change(model)
+
     def to_the_end_of_the_window():
         for _ in range(13):
             optimizer.step()

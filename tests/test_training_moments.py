@@ -124,8 +124,6 @@ def test_only_accepted_jumps_touch_the_moments(rule, name):
         accepted = koop.stats.accepted
         train(optimizer, loss_of(model), 1)
         now = [s.get(entry) for s in optimizer.state.values()]
-        same = all(
-            n is not None and same_bits(n, k) for n, k in zip(now, kept, strict=True)
-        )
+        same = all(n is not None and same_bits(n, k) for n, k in zip(now, kept, strict=True))
         assert same or (koop.stats.accepted > accepted and rule in ("reset", "rescale"))
     assert koop.stats.accepted > 0

@@ -99,8 +99,9 @@ MODULES = {
     "batch norm": (nn.BatchNorm1d(3), whole("weight", "bias")),
     "fused attention": (
         nn.MultiheadAttention(4, 2),
-        lambda t: rows("in_proj_weight", "in_proj_bias")(t)
-        + rows("out_proj.weight", "out_proj.bias")(t),
+        lambda t: (
+            rows("in_proj_weight", "in_proj_bias")(t) + rows("out_proj.weight", "out_proj.bias")(t)
+        ),
     ),
     "separate attention": (nn.MultiheadAttention(4, 2, kdim=3, vdim=5), separate_attention),
     "lstm": (
@@ -204,8 +205,9 @@ def test_segment_counts_are_the_least_possible():
 def test_layers_are_the_units_weights_first():
     layout = Layout.from_module(whole_model(), align=4)
     flat = {t.name: np.arange(t.offset, t.offset + t.size) for t in layout.tensors}
-    groups = dict(zip((u.name for u in layout.units), listed(Partition.layers(layout)),
-                      strict=True))
+    groups = dict(
+        zip((u.name for u in layout.units), listed(Partition.layers(layout)), strict=True)
+    )
     assert groups["0"] == [*flat["0.weight"], *flat["0.bias"]]
     attention = f"{list(MODULES).index('separate attention')}"
     bias = flat[f"{attention}.in_proj_bias"]
@@ -227,10 +229,29 @@ def _nodes_of(layout, unit):
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        (1, [[0], [1], [6], [2], [3], [7], [4], [5], [8],
-             [9], [10], [11], [15], [12], [13], [14], [16]]),
-        (2, [[0, 1], [6], [2, 3], [7], [4, 5], [8],
-             [9, 10], [11, 15], [12, 13], [14, 16]]),
+        (
+            1,
+            [
+                [0],
+                [1],
+                [6],
+                [2],
+                [3],
+                [7],
+                [4],
+                [5],
+                [8],
+                [9],
+                [10],
+                [11],
+                [15],
+                [12],
+                [13],
+                [14],
+                [16],
+            ],
+        ),
+        (2, [[0, 1], [6], [2, 3], [7], [4, 5], [8], [9, 10], [11, 15], [12, 13], [14, 16]]),
         (3, [[0, 1, 6], [2, 3, 7], [4, 5, 8], [9, 10, 11], [15], [12, 13, 14], [16]]),
         (4, [[0, 1, 6], [2, 3, 7], [4, 5, 8], [9, 10, 11, 15], [12, 13, 14, 16]]),
     ],
@@ -266,8 +287,10 @@ def test_quasi_nodes_of_every_kind_of_module_are_chunks_of_its_nodes(size):
 )
 def test_only_the_chosen_layers_are_cut(layers, name, cut):
     whole_nodes = listed(Partition.nodes(SMALL))
-    chunks = {0: [[0, 1], [6], [2, 3], [7], [4, 5], [8]],
-              1: [[9, 10], [11, 15], [12, 13], [14, 16]]}
+    chunks = {
+        0: [[0, 1], [6], [2, 3], [7], [4, 5], [8]],
+        1: [[9, 10], [11, 15], [12, 13], [14, 16]],
+    }
     nodes = {0: whole_nodes[:3], 1: whole_nodes[3:]}
     partition = Partition.quasi_nodes(SMALL, 2, layers=layers)
     assert listed(partition) == [g for k in (0, 1) for g in (chunks if k in cut else nodes)[k]]

@@ -75,9 +75,7 @@ def solve(gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
     tolerance = breakdown_tolerance(n - 1 - int(affine))
 
     def work(low: int, high: int) -> None:
-        solve_range(
-            packed, n, int(affine), holdout, tolerance, low, high, low, tuple(result)
-        )
+        solve_range(packed, n, int(affine), holdout, tolerance, low, high, low, tuple(result))
 
     spread(work, equal_ends(groups, n**3 / 6 + 8 * n * n), WIDTH)
     return result
@@ -220,8 +218,18 @@ def combine(
 
     def work(low: int, high: int) -> None:
         combine_range(
-            memory, rows, step, *cut.segments, cut.owner, low, high, given,
-            target, out_rows, out_step, limit,
+            memory,
+            rows,
+            step,
+            *cut.segments,
+            cut.owner,
+            low,
+            high,
+            given,
+            target,
+            out_rows,
+            out_step,
+            limit,
         )
 
     spread(work, np.cumsum(piece_sizes(cut) * (n * (horizons + 1))))

@@ -89,9 +89,7 @@ class Observed:
     @torch.no_grad()
     def follow_masters(self) -> None:
         """Round the masters into the parameters that they stand for."""
-        pairs = [
-            (p, s) for p, s in zip(self.parameters, self.sources, strict=True) if p is not s
-        ]
+        pairs = [(p, s) for p, s in zip(self.parameters, self.sources, strict=True) if p is not s]
         if pairs:
             torch._foreach_copy_([p for p, _ in pairs], [s for _, s in pairs])
 
@@ -107,9 +105,7 @@ class Observed:
 
     def unchanged(self, copies: Sequence[Tensor]) -> bool:
         """Return whether parameters and masters still equal ``copies`` bit by bit."""
-        return all(
-            same_bits(t, c) for t, c in zip(self._written(), copies, strict=True)
-        )
+        return all(same_bits(t, c) for t, c in zip(self._written(), copies, strict=True))
 
     def _written(self) -> list[Tensor]:
         extra = [s for p, s in zip(self.parameters, self.sources, strict=True) if p is not s]

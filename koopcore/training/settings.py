@@ -97,9 +97,7 @@ class Settings:
         """Return a fresh policy for these options."""
         if self.schedule is not None:
             return FixedSchedule(*self.schedule, self.stride)
-        return AdaptivePolicy(
-            self.window, self.stride, self.max_horizon, self.warmup, self.ladder
-        )
+        return AdaptivePolicy(self.window, self.stride, self.max_horizon, self.warmup, self.ladder)
 
     def identity(self) -> dict[str, Any]:
         """Return the options that a saved state depends on."""

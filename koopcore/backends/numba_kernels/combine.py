@@ -9,8 +9,23 @@ from koopcore.backends.numba_kernels.simd import WIDTH, clip, constant, fill, fm
 
 
 @kernel
-def combine_range(memory, rows, step, pointer, start, length, stride, owner, low, high,
-                  weights, out, out_rows, out_step, limit):
+def combine_range(
+    memory,
+    rows,
+    step,
+    pointer,
+    start,
+    length,
+    stride,
+    owner,
+    low,
+    high,
+    weights,
+    out,
+    out_rows,
+    out_step,
+    limit,
+):
     """Pieces low .. high - 1, with the weights (n_horizons, n_groups, n) of their owner.
 
     Snapshot k has parameter p at ``memory[rows[k] + p step]``, horizon i at
@@ -32,16 +47,26 @@ def combine_range(memory, rows, step, pointer, start, length, stride, owner, low
                 done = count // WIDTH * WIDTH
                 i = 0
                 while i + 4 <= horizons:
-                    combine_four(memory, rows, first, done, flat, i * n, n,
-                                 out, out_rows[i:], target, limit)
+                    combine_four(
+                        memory, rows, first, done, flat, i * n, n, out, out_rows[i:], target, limit
+                    )
                     i += 4
                 while i < horizons:
-                    combine_one(memory, rows, first, done, flat, i * n, n,
-                                out, out_rows[i] + target, limit)
+                    combine_one(
+                        memory, rows, first, done, flat, i * n, n, out, out_rows[i] + target, limit
+                    )
                     i += 1
             for column in range(done, count):
-                combine_column(memory, rows, first + column * hop, shift,
-                               out, out_rows, target + column * out_hop, limit)
+                combine_column(
+                    memory,
+                    rows,
+                    first + column * hop,
+                    shift,
+                    out,
+                    out_rows,
+                    target + column * out_hop,
+                    limit,
+                )
 
 
 @inner
@@ -58,8 +83,11 @@ def combine_one(memory, rows, first, count, shift, at, n, out, target, limit):
         for k in range(1, n):
             w = fill(shift, at + k)
             place = rows[k] + first + done
-            z0, z1, z2 = (load(memory, place), load(memory, place + WIDTH),
-                          load(memory, place + 2 * WIDTH))
+            z0, z1, z2 = (
+                load(memory, place),
+                load(memory, place + WIDTH),
+                load(memory, place + 2 * WIDTH),
+            )
             y0, y1, y2 = fma(w, z0 - x0, y0), fma(w, z1 - x1, y1), fma(w, z2 - x2, y2)
             x0, x1, x2 = z0, z1, z2
         store(out, target + done, clip(x0 + y0, bound))
@@ -89,8 +117,10 @@ def combine_four(memory, rows, first, count, shift, at, n, out, out_rows, target
             z = load(memory, rows[k] + first + done)
             d = z - x
             y0, y1 = fma(fill(shift, at + k), d, y0), fma(fill(shift, at + n + k), d, y1)
-            y2, y3 = (fma(fill(shift, at + 2 * n + k), d, y2),
-                      fma(fill(shift, at + 3 * n + k), d, y3))
+            y2, y3 = (
+                fma(fill(shift, at + 2 * n + k), d, y2),
+                fma(fill(shift, at + 3 * n + k), d, y3),
+            )
             x = z
         place = target + done
         store(out, out_rows[0] + place, clip(x + y0, bound))

@@ -12,8 +12,9 @@ CHUNK = 32  # snapshots held at a time, so that memory does not grow with the wi
 
 
 @kernel
-def feature_range(memory, rows, step, pointer, start, length, stride, m, affine, stops,
-                  low, high, out):
+def feature_range(
+    memory, rows, step, pointer, start, length, stride, m, affine, stops, low, high, out
+):
     """Groups low .. high - 1 of ``out`` (n_stops, n_groups, 2, m, m); ``stops`` ascend.
 
     A snapshot of WIDTH groups is a lane array of ``wide`` vectors, m and zeros up to a multiple of
@@ -44,8 +45,20 @@ def feature_range(memory, rows, step, pointer, start, length, stride, m, affine,
             while done < stop:
                 count = min(CHUNK, stop - done)
                 for k in range(1, count + 1):
-                    take_column(memory, rows, done + k, places, affine, last, normal, factor,
-                                before, f, k * wide, m)
+                    take_column(
+                        memory,
+                        rows,
+                        done + k,
+                        places,
+                        affine,
+                        last,
+                        normal,
+                        factor,
+                        before,
+                        f,
+                        k * wide,
+                        m,
+                    )
                 add_chunk(f, wide, count, square, motion)
                 copy(f, count * wide, f, 0, wide)
                 done += count

@@ -16,8 +16,18 @@ def project_any_range(a, h, g, n, cap, ridge, raw, tolerance, groups, low, high,
     for i in range(low, high):
         group = groups[i]
         ranks[group], condition[group] = project_one(
-            a, h, g, n, cap, ridge, raw, tolerance, group,
-            operator[group], whitener[group], start[group],
+            a,
+            h,
+            g,
+            n,
+            cap,
+            ridge,
+            raw,
+            tolerance,
+            group,
+            operator[group],
+            whitener[group],
+            start[group],
         )
 
 

@@ -45,8 +45,16 @@ def dense_range(operator, start, affine, horizons, places, low, high, states, gr
                     if affine:
                         add_multiple(state, total, constant(1.0), state, power, r)
                     done += 1
-            put_states(state, power, total if affine else power, r, first, high,
-                       states[places[i]], growth[places[i]])
+            put_states(
+                state,
+                power,
+                total if affine else power,
+                r,
+                first,
+                high,
+                states[places[i]],
+                growth[places[i]],
+            )
 
 
 @inner

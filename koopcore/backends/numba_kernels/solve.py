@@ -40,8 +40,9 @@ def solve_range(gram, n, affine, holdout, tolerance, low, high, at, result):
         cholesky(g, affine, rows, scale, tolerance, factor, inverse, rank)
         recurrence(factor, inverse, scale, rows, columns, affine, a)
         for lane in range(min(WIDTH, high - first)):
-            put_fit(factor, inverse, scale, a, rows, rank[lane], lane, at + first - low + lane,
-                    result)
+            put_fit(
+                factor, inverse, scale, a, rows, rank[lane], lane, at + first - low + lane, result
+            )
         if 0 < holdout < columns:
             kept = columns - holdout
             recurrence(factor, inverse, scale, rows, kept, affine, a)

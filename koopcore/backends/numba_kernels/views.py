@@ -57,9 +57,7 @@ def flat(array: npt.NDArray[Any], writeable: bool = False) -> Flat:
         slice(extent - 1 if stride < 0 else 0, None)
         for extent, stride in zip(array.shape, strides, strict=True)
     )
-    reach = [
-        (extent - 1) * stride for extent, stride in zip(array.shape, strides, strict=True)
-    ]
+    reach = [(extent - 1) * stride for extent, stride in zip(array.shape, strides, strict=True)]
     memory = np.lib.stride_tricks.as_strided(
         array[lowest], (sum(map(abs, reach)) + 1,), (array.itemsize,), writeable=writeable
     )
