@@ -67,7 +67,7 @@ def test_the_papers_errors_are_reached_in_the_state(
 
 def test_three_bare_features_fall_short_in_the_state() -> None:
     # Three real features have one pair of complex eigenvalues: one harmonic. The cycle's third
-    # harmonic alone is 5 % of the state at μ = 0.2, so a linear read-out must miss 1.89 %.
+    # harmonic alone is 5.6 % of the state at μ = 0.2, so a linear read-out must miss 1.89 %.
     parts = paper_split(0.2)
     errors = [
         prediction_errors(
