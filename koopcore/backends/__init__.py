@@ -10,6 +10,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from koopcore import __version__
+
 ORDER = {
     "cpu": ("native_cpu", "numba_cpu", "reference"),
     "cuda": ("native_cuda", "cupy_cuda"),
@@ -92,6 +94,8 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
     try:
         module = import_module(f"koopcore.backends.{name}")
     except ImportError as error:
+        if error.name == f"koopcore.backends.{name}":
+            return None, f"koopcore {__version__} does not have this backend yet"
         return None, str(error) or type(error).__name__
     reason = module.unavailable() if hasattr(module, "unavailable") else None
     return (None, reason) if reason else (module, "")
