@@ -33,7 +33,7 @@ def tracked_files() -> list[Path]:
     if listed.returncode == 0 and listed.stdout:
         return [p for name in listed.stdout.split("\0") if name and (p := ROOT / name).is_file()]
     produced = re.compile(
-        r"(^|/)(build|dist|\.[a-z_]+_cache|__pycache__|[^/]*\.egg-info)(/|$)|\.so$"
+        r"(^|/)(build|dist|\.[a-z_]+_cache|\.hypothesis|__pycache__|[^/]*\.egg-info)(/|$)|\.so$"
     )
     found = (Path(top) / name for top, _, names in os.walk(ROOT) for name in names)
     return [p for p in found if not produced.search(p.relative_to(ROOT).as_posix())]
