@@ -44,10 +44,13 @@ KOOPCORE_HD typename L::Real whiten(typename L::Real *a, const ProjectionModel &
   const Real infinity = L::broadcast(HUGE_VAL);
   condition = L::select(rank > 0.5, largest / smallest, infinity);
 
-  if (!L::any(rank < size - 0.5))
-    invert_factor<L>(factor, order, size, v, rest);
-  else
-    pseudo_inverse_factor<L>(factor, order, size, v, rest);
+  invert_factor<L>(factor, order, size, v, rest);
+  const typename L::Mask deficient = rank < size - 0.5;
+  if (L::any(deficient)) { // full lanes keep their bits, whatever stands beside them
+    pseudo_inverse_factor<L>(factor, order, size, a, rest);
+    for (int i = 0; i < size * size; ++i)
+      v[i] = L::select(deficient, a[i], v[i]);
+  }
   for (int i = 0; i < size; ++i)
     for (int k = 0; k < size; ++k)
       v[i * size + k] *= scale[i];
