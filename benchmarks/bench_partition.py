@@ -1,4 +1,4 @@
-"""What does the partition cost? The same 2.5 million parameters by network, layer, node, quasi-node.
+"""What does the partition cost? The same 2.5 million parameters, grouped in four ways.
 
 float32 snapshots, n = 16, horizon 100, affine model; one process, one run. Every fit is checked ten
 snapshots ahead: a hundred are too many for groups of a hundred parameters rounded to float32.
