@@ -32,7 +32,7 @@ constexpr double kWeightLimit = 1e30;
 constexpr std::int64_t kDirectSteps = 1024;
 
 // The tolerances of backends/stages.py, u = 2^-53: a pivot in time order below 16 n·u of its
-// diagonal is noise; diagonal pivoting stops at pivots below 4 n·u of the largest diagonal.
+// diagonal is noise; diagonal pivoting stops below 2 u·max(n, 16) of the largest.
 KOOPCORE_HD static constexpr double breakdown_tolerance(int n) { return 16.0 * n * 0x1p-53; }
 KOOPCORE_HD static constexpr double rank_tolerance(int n) {
   return 2.0 * (n > 16 ? n : 16) * 0x1p-53;
