@@ -185,21 +185,31 @@ def project(
     )
 
 
-def whiten(a: FloatArray, rank: int | None, ridge: float, raw: bool) -> tuple[FloatArray, float]:
-    """V (N, r) with V Vᵀ = A⁺, or (A + ridge·D)⁻¹ with D = mean diagonal, and cond(F)."""
+def whiten(a: FloatArray, keep: int | None, ridge: float, raw: bool) -> tuple[FloatArray, float]:
+    """V (N, r) with V Vᵀ = A⁺, or (A + ridge·D)⁻¹ with D = mean diagonal, and cond(F).
+
+    V = L⁻ᵀ from A = L Lᵀ in natural order; where that breaks down, by diagonal pivoting.
+    """
     scale = power_of_two_scale(np.diag(a))
     scaled = a * scale * scale[:, None]
     scaled[np.diag_indices_from(scaled)] += ridge * np.trace(scaled) / max(len(a), 1)
-    factor, order = pivoted_cholesky(scaled)
+    factor, rank = cholesky(scaled, len(scaled))
+    if rank == len(scaled):
+        order = np.arange(rank)
+    else:
+        factor, order = pivoted_cholesky(scaled)
     pivots = np.diag(factor)
     condition = pivots.max() / pivots.min() if pivots.size else np.inf
-    if rank is not None and rank < factor.shape[1]:
+    if keep is not None and keep < factor.shape[1]:
         lower = np.zeros_like(factor)
         lower[order] = factor
-        return truncate(lower / scale[:, None], rank, raw), condition
-    unit = factor / pivots  # L = unit·D: the pivoting leaves ``unit`` well conditioned
-    v = np.zeros_like(factor)
-    v[order] = np.linalg.solve(unit.T @ unit, unit.T).T / pivots  # L (LᵀL)⁻¹  (Courrieu 2005)
+        return truncate(lower / scale[:, None], keep, raw), condition
+    if rank == len(scaled):
+        v = np.linalg.inv(factor).T
+    else:
+        v = np.zeros_like(factor)
+        unit = factor / pivots  # L = unit·D: the pivoting leaves ``unit`` well conditioned
+        v[order] = np.linalg.solve(unit.T @ unit, unit.T).T / pivots  # L (LᵀL)⁻¹  (Courrieu 2005)
     return v * scale[:, None], condition
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -32,13 +33,34 @@ class Companion(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """Dense fits: A⁺ = V Vᵀ, and the operator K = Vᵀ H V on the r whitened coordinates."""
+    """Dense fits: A⁺ = V Vᵀ, and the operator K = Vᵀ H V on the r whitened coordinates.
+
+    V belongs to the coordinates of A as it was given; it contains the scales of its columns.
+    """
 
     operator: FloatArray  # (n_groups, r, r) K; rows and columns past a group's rank are zero
     whitener: FloatArray  # (n_groups, N, r) V
     start: FloatArray  # (n_groups, r) Vᵀ g
     rank: IntArray  # (n_groups,)
     condition: FloatArray  # (n_groups,) estimate of cond(F), columns scaled to unit norm
+
+
+class Ahead(NamedTuple):
+    """Endpoints that a fit also predicts, while the snapshots of a group are in the cache."""
+
+    horizons: Sequence[int]  # T >= 1, in any order
+    out: npt.NDArray[Any]  # (n_horizons, size) float32 or float64, any strides; written to
+
+
+class FeatureSolved(NamedTuple):
+    """Fits of groups of equal m < n - 1. With endpoints `Ahead` no operator is kept: m² numbers."""
+
+    rank: IntArray  # (n_groups,)
+    condition: FloatArray  # (n_groups,) estimate of cond(F), columns scaled to unit norm
+    residual: FloatArray  # (n_groups,) ‖U f - f'‖ of the newest step; not finite: nor is the group
+    hindcast: FloatArray  # (n_groups,) error of predicting x_n from x_{n-holdout}, / movement
+    projection: Projection | None
+    readout: FloatArray | None  # (n_groups, m, m) H V
 
 
 def breakdown_tolerance(n: int) -> float:
