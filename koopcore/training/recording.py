@@ -66,6 +66,7 @@ class Recording:
             size += length
             tensors += buffers.tensors
         self.partition = extended(partition, with_update, offsets, tensors, size, buffers.tensors)
+        kind: type[DifferenceRing | SnapshotRing]
         kind = DifferenceRing if storage == "bfloat16" else SnapshotRing
         dtype = torch.float32 if storage == "float32" else None
         self.ring = kind(tensors, slots, offsets=offsets, size=size, dtype=dtype)
