@@ -1,4 +1,4 @@
-"""The table of ratios under every benchmark run: times beside one read of the memory, and peers."""
+"""Cases of studies as tests; exponents, claims and ratios of times under every benchmark run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,50 @@ from typing import Any
 
 import pytest
 
+from koopcore.studies.study import Row, Size, Study
+
+ROWS = pytest.StashKey[dict[str, tuple[Study, list[Row]]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS] = {}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test per case of the module's STUDY; tiny ones where nothing is timed."""
+    if "case" not in metafunc.fixturenames:
+        return
+    size = Size.once if metafunc.config.getoption("benchmark_disable") else Size.full
+    cases = metafunc.module.STUDY.cases(size)
+    metafunc.parametrize("case", cases, ids=[f"{case.race}: {case.name}" for case in cases])
+
+
+@pytest.fixture
+def study_rows(request: pytest.FixtureRequest) -> list[Row]:
+    """The rows of the module's study so far; its summary is printed at the end of the run."""
+    study: Study = request.module.STUDY
+    return request.config.stash[ROWS].setdefault(study.name, (study, []))[1]
+
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Ratios of best times, of jobs that ran in this very run on the same data."""
+    """What the studies conclude, and ratios of best times of jobs that ran on the same data."""
+    for name, (study, rows) in config.stash[ROWS].items():
+        if not any(row.seconds for row in rows):
+            continue
+        terminalreporter.section(name)
+        summary = study.summary(rows)
+        lines = [f"{label}: {power}" for label, power in summary.powers.items()]
+        for claim in summary.claims:
+            target = f"{'<=' if claim.at_most else '>='} {claim.limit:g}"
+            verdict = "met" if claim.met else "NOT MET"
+            lines.append(f"{claim.text} = {claim.value:.3g} ({target}: {verdict})")
+        for line in [*lines, *summary.notes]:
+            terminalreporter.write_line(line)
+    ratios(terminalreporter, config)
+
+
+def ratios(terminalreporter: Any, config: pytest.Config) -> None:
+    """Times beside one read of the memory, and beside peers."""
     session = getattr(config, "_benchmarksession", None)
     times: dict[str, dict[str, float]] = defaultdict(dict)
     for bench in getattr(session, "benchmarks", []):

@@ -133,6 +133,44 @@ def demo(
         _fail("interrupted; no picture was written", _INTERRUPTED)
 
 
+@app.command()
+def bench(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small sizes, less than a minute.")
+    ] = False,
+    only: Annotated[
+        str, typer.Option(help="Studies to run, a pattern such as 'p*'.", metavar="PATTERN")
+    ] = "*",
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON of an earlier run; exit code 1 if a case became slower.",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Ratio of times that is a regression.", metavar="RATIO")
+    ] = 1.25,
+    output: Annotated[
+        Path, typer.Option(help="Folder for results.", metavar="FOLDER", file_okay=False)
+    ] = Path("koopcore-results"),
+) -> None:
+    """Measure how cost grows, against memory, peers and training steps, on this machine."""
+    try:
+        from koopcore.studies.run import run
+
+        code = run(output=output, quick=quick, only=only, against=compare, tolerance=tolerance)
+    except ModuleNotFoundError as error:
+        _explain_missing(error)
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; finished studies are kept", _INTERRUPTED)
+    raise typer.Exit(code)
+
+
 def _explain_missing(error: ModuleNotFoundError) -> NoReturn:
     """One line for a missing third-party package; a missing module of our own is a defect."""
     missing = (error.name or "").partition(".")[0]

@@ -21,6 +21,7 @@ LEVELS: list[set[str]] = [
     {"operators", "checks", "fitting", "fitted", "selection", "spectrum"},
     {"training", "learning"},
     {"problems"},
+    {"studies"},
     {"cli", "info"},
     {"__main__"},
 ]
@@ -29,7 +30,7 @@ LEVELS: list[set[str]] = [
 PEERS = [LEVELS[1], LEVELS[3], LEVELS[6]]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
-USES_TORCH = {"training", "learning", "problems"}
+USES_TORCH = {"training", "learning", "problems", "studies"}
 HEAVY = ("torch", "cupy", "numba")
 
 IMPORTS = package_imports()

@@ -1,0 +1,1 @@
+"""Scaling studies behind ``koopcore bench``: each asks one question and checks its answers."""

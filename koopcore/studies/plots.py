@@ -1,0 +1,68 @@
+"""Plots of studies: power laws with their fits, bars of times, bars of shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from koopcore.studies.powers import fit_power
+from koopcore.studies.study import Row, races_of, series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def power_law(axes: Axes, rows: Sequence[Row], *races: str) -> None:
+    """Seconds against x on logarithmic axes, each race with its fitted curve."""
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for race in races or races_of(rows):
+        x, seconds = series(rows, race)
+        if not x:
+            continue
+        (line,) = axes.plot(x, seconds, "o", label=race)
+        if len(x) >= 4:
+            power = fit_power(x, seconds)
+            fine = np.geomspace(min(x), max(x), 100)
+            axes.plot(
+                fine,
+                power.fixed + power.factor * fine**power.exponent,
+                color=line.get_color(),
+                linewidth=1,
+                label=f"~ x^{power.exponent:.2f}±{power.half_width:.2f}",
+            )
+    axes.set_ylabel("seconds")
+    axes.legend()
+
+
+def connected(axes: Axes, rows: Sequence[Row], *races: str) -> None:
+    """Seconds against x, joined by lines, where no power law is expected."""
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for race in races or races_of(rows):
+        x, seconds = series(rows, race)
+        if x:
+            axes.plot(x, seconds, "o-", label=race)
+    axes.set_ylabel("seconds")
+    axes.legend()
+
+
+def time_bars(axes: Axes, rows: Sequence[Row]) -> None:
+    """Seconds of every case that has them, as horizontal bars on a logarithmic axis."""
+    timed = [row for row in rows if row.seconds is not None]
+    several = len(races_of(timed)) > 1
+    names = [f"{row.race}: {row.case}" if several else row.case for row in timed]
+    axes.barh(names, [row.seconds or 0.0 for row in timed])
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds")
+    axes.invert_yaxis()
+
+
+def share_bars(axes: Axes, names: Sequence[str], shares: Sequence[float], label: str) -> None:
+    """Horizontal bars with a line at one."""
+    axes.barh(list(names), list(shares))
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_xlabel(label)
+    axes.invert_yaxis()

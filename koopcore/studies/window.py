@@ -1,0 +1,45 @@
+"""How does the cost grow with the window n?
+
+A million parameters in groups of 256, float32, horizon 100, n from 4 to 64. Reading is linear in n
+and the Gram matrices take P n(n+1) flops: between linear, where memory is the limit, and square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from koopcore.studies import plots
+from koopcore.studies.decays import decays
+from koopcore.studies.endpoint_job import endpoint_job, equal_groups
+from koopcore.studies.powers import fit_power
+from koopcore.studies.study import Case, Job, Row, Size, Study, Summary, series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+M, HORIZON = 256, 100
+GROUPS = {Size.full: 4000, Size.quick: 400, Size.once: 40}
+WINDOWS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+def cases(size: Size) -> list[Case]:
+    return [Case("n", f"n = {n}", n, GROUPS[size]) for n in WINDOWS]
+
+
+def build(case: Case) -> Job:
+    part = equal_groups(int(case.options), M)
+    return endpoint_job(decays(int(case.x), part.size), part, HORIZON)
+
+
+def summary(rows: Sequence[Row]) -> Summary:
+    x, seconds = series(rows, "n")
+    power = fit_power(x, seconds, fixed=False)
+    return Summary({"fit and predict, n": power}, [], [])
+
+
+def draw(axes: Axes, rows: Sequence[Row]) -> None:
+    plots.power_law(axes, rows)
+
+
+STUDY = Study("window", __doc__.splitlines()[0], "snapshots per fit", cases, build, summary, draw)
