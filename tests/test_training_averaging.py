@@ -8,6 +8,8 @@ torch = pytest.importorskip("torch")
 
 from small_training import OPTIMIZERS, identical, loss_of, network, train  # noqa: E402
 
+import koopcore as kc  # noqa: E402
+from koopcore.training.attached import AVERAGE_EVERY  # noqa: E402
 from koopcore.training.averaging import ExponentialAverage, WindowAverage  # noqa: E402
 
 
@@ -85,4 +87,90 @@ def test_a_decay_outside_of_its_range_is_refused(decay):
 def test_averaging_nothing_is_refused():
     average = WindowAverage([torch.ones(1)], 2)
     with pytest.raises(ValueError, match="call update"), average.applied():
+        raise AssertionError("not reached")
+
+
+def attached(decay=0.9, optimizer="adagrad", **options):
+    model = network()
+    stepper = OPTIMIZERS[optimizer](model.parameters())
+    koop = kc.attach(stepper, model, loss=loss_of(model), average=decay, **options)
+    return model, stepper, koop
+
+
+def test_the_average_of_an_attachment_follows_the_weights_between_jumps():
+    model, stepper, koop = attached(window=9, stride=6)
+    expected = [p.detach().double().clone() for p in model.parameters()]
+    share = 1 - 0.9**AVERAGE_EVERY
+    for step in range(1, 51):  # the first attempt is at step 54
+        train(stepper, loss_of(model), 1)
+        if step % AVERAGE_EVERY == 0:
+            pairs = zip(expected, model.parameters(), strict=True)
+            expected = [e + share * (p.detach().double() - e) for e, p in pairs]
+    before = [p.detach().clone() for p in model.parameters()]
+    with koop.averaged():
+        for p, want in zip(model.parameters(), expected, strict=True):
+            # Ten float32 roundings of weights below 4.
+            assert torch.allclose(p.double(), want, rtol=0, atol=1e-5)
+    assert identical([p.detach() for p in model.parameters()], before)
+
+
+def test_the_average_begins_again_where_a_jump_lands():
+    model, stepper, koop = attached(decay=0.999)
+    while not koop.stats.accepted:
+        train(stepper, loss_of(model), 1)
+    here = [p.detach().clone() for p in model.parameters()]
+    with koop.averaged():
+        assert identical([p.detach() for p in model.parameters()], here)
+
+
+def test_a_jump_must_beat_the_average_too():
+    """Where the average has a loss of 0, nothing can; without one the same candidates win."""
+    accepted = {}
+    for decay in (None, 0.9):
+        weight = torch.nn.Parameter(torch.tensor([4.0]))
+        module = torch.nn.Module()
+        module.weight = weight
+        stepper = torch.optim.SGD([weight], lr=1.0)
+        koop = kc.attach(
+            stepper, module, loss=lambda w=weight: w.square().sum(), window=4, stride=5,
+            average=decay, candidates=("line",), record="last",
+        )  # fmt: skip
+        if decay is not None:
+            koop._average.average[0].zero_()
+            koop._average.update = lambda: None  # what training averages is not the point here
+        for _ in range(20):
+            weight.grad = torch.full((1,), 0.01)  # a straight walk towards 0
+            stepper.step()
+        accepted[decay] = koop.stats.accepted
+    assert accepted == {None: 1, 0.9: 0}
+
+
+def test_masters_and_their_parameters_are_both_averaged():
+    model = network().to(torch.bfloat16)
+    masters = [p.detach().float().clone().requires_grad_() for p in model.parameters()]
+    stepper = torch.optim.SGD(masters, lr=0.1)
+    koop = kc.attach(stepper, model, masters=masters, average=0.5)
+    for _ in range(AVERAGE_EVERY):
+        for master in masters:
+            master.grad = torch.ones_like(master)
+        stepper.step()
+    with koop.averaged():
+        for master, p in zip(masters, model.parameters(), strict=True):
+            assert torch.equal(master.detach().to(torch.bfloat16), p.detach())
+        inside = [m.detach().clone() for m in masters]
+    assert not identical(inside, [m.detach() for m in masters])
+
+
+@pytest.mark.parametrize("average", [-0.1, 1.0, 1.5])
+def test_an_average_outside_of_its_range_is_refused(average):
+    with pytest.raises(ValueError, match=r"give a decay in \[0, 1\)"):
+        attached(decay=average)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_without_an_average_there_is_none_to_show(gone):
+    _, _, koop = attached(decay=0.9 if gone else None)
+    if gone:
+        koop.detach()
+    with pytest.raises(RuntimeError, match="attach with average"), koop.averaged():
         raise AssertionError("not reached")

@@ -46,6 +46,7 @@ CASES = {
     "in a slid window": (100, {"margin": 0.05}),
     "before the warm-up ends": (5, {"warmup": 20}),
     "before it is ready": (25, {"warmup": "auto"}),
+    "with an average": (50, {"average": 0.9}),
     "with updates": (50, {"observables": "weights+update"}),
     "with bfloat16 differences": (50, {"storage": "bfloat16"}),
     "with bfloat16 means": (50, {"storage": "bfloat16", "record": "mean"}),

@@ -39,6 +39,7 @@ def attach(
     observables: str = "weights",
     moments: str = "auto",
     buffers: str = "predict",
+    average: float | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     masters: Masters | None = None,
@@ -73,9 +74,9 @@ def attach(
             that the trajectory can be predicted.
         schedule: ``(t1, t2, T)`` in optimizer steps: record from t1 to t2, jump T steps once, as
             in the paper; replaces window, warmup and adaptation. Without ``loss`` unconditional.
-        candidates: of "koopman", "mean" (of the window), "line" (straight line). Those named after
-            "koopman" are tried only where it does not beat the present loss; put "mean" before it
-            where minibatch noise dominates.
+        candidates: of "koopman", "mean" (of the window), "line" (straight through its ends),
+            "regression" (least-squares line, from where it is now on; for noisy windows). Those
+            named after "koopman" are tried only where it does not beat the present loss.
         slack: among candidates with a loss of at most ``L* + slack (L - L*)``, ``L*`` the lowest
             and ``L`` the present one, the longest horizon wins; 0 takes the lowest.
         margin: share of the loss by which a winner must lie below it; for noisy losses.
@@ -88,13 +89,17 @@ def attach(
         moments: of the optimizer after a jump: "keep", "reset", "rescale"; "auto" per optimizer.
         buffers: "predict" those that training changes, "reestimate" batch-norm statistics by one
             more run of ``loss``, or "keep".
+        average: decay per step of an exponential average of the weights, kept beside them and
+            restarted at each jump, for :meth:`Attached.averaged`; 0.98 against minibatch noise.
+            A jump must then beat the loss at the average too. Updated every 5 steps.
         include, exclude: fnmatch patterns on parameter names.
         masters: float32 masters of a bfloat16/float16 model (the tensors that ``optimizer``
             steps), by name or in module order; a jump writes both.
         generators: torch generators that ``loss`` draws from, restored for each candidate.
 
     Returns:
-        :class:`Attached`: ``stats``, ``state_dict()``, ``load_state_dict()``, ``detach()``.
+        :class:`Attached`: ``stats``, ``averaged()``, ``state_dict()``, ``load_state_dict()``,
+        ``detach()``.
 
     Raises:
         TypeError, ValueError: options, an optimizer that does not hold the parameters, attaching
@@ -130,6 +135,7 @@ def attach(
         observables=observables,
         moments=moments,
         buffers=buffers,
+        average=average,
     )
     return Attached(optimizer, module, settings, partition, include, exclude, masters, generators)
 

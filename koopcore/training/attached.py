@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from koopcore.training.averaging import ExponentialAverage
 from koopcore.training.guarded_loss import GuardedLoss
 from koopcore.training.jump import Jump, Outcome
 from koopcore.training.live_buffers import LiveBuffers
@@ -19,6 +21,9 @@ from koopcore.training.observed import Masters, Observed, unwrapped
 from koopcore.training.recording import PartitionLike, Recording, chosen_partition
 from koopcore.training.settings import Settings
 from koopcore.training.statistics import JumpRecord, Statistics
+
+#: Steps between updates of the average: neighbours are so alike that each adds little but cost.
+AVERAGE_EVERY = 5
 
 
 class Attached:
@@ -58,6 +63,7 @@ class Attached:
             guarded = GuardedLoss(settings.loss, self.module, generators)
         self._jump = Jump(settings, optimizer, moments, guarded)
         self._recording: Recording | None = None
+        self._average: ExponentialAverage | None = None
         self._averaged = settings.averaged
         self._step = 0
         self._fresh = True
@@ -78,6 +84,8 @@ class Attached:
         if skipped(optimizer):
             return
         self._step += 1
+        if self._average is not None and self._step % AVERAGE_EVERY == 0:
+            self._average.update()
         ahead = self._step - self._policy.start
         if ahead < 0 or self._policy.over:
             return
@@ -112,8 +120,10 @@ class Attached:
         recording.observed.check()
         # An exception in the loss ends the attempt with everything put back: begin a new window.
         self._fresh = True
-        outcome = self._jump.attempt(recording, policy)
+        outcome = self._jump.attempt(recording, policy, self._average)
         if outcome.accepted:
+            if self._average is not None:
+                self._average.restart()
             policy.accepted(self._step, outcome.horizon)
         else:
             policy.refused(self._step)
@@ -142,6 +152,9 @@ class Attached:
     def _new_recording(self) -> Recording:
         include, exclude, masters = self._select
         observed = Observed(self.module, self.optimizer, include, exclude, masters)
+        if self.settings.average is not None and self._average is None:
+            decay = self.settings.average**AVERAGE_EVERY
+            self._average = ExponentialAverage(observed.sources, decay)
         return Recording(
             observed,
             self.optimizer,
@@ -152,6 +165,19 @@ class Attached:
             self.settings.observables == "weights+update",
         )
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the average of the weights in their place for the block, then the weights again.
+
+        What to validate or save in a run dominated by minibatch noise: jumps and an average of
+        what follows each. Needs ``average=``; RuntimeError without it, or after :meth:`detach`.
+        Batch-norm statistics stay those of the training weights.
+        """
+        if self._average is None or self._recording is None:
+            raise RuntimeError("there is no average; attach with average=0.98, and stay attached")
+        with self._recording.observed.exchanged(self._average.average):
+            yield
+
     # -- before and after -------------------------------------------------------------------------
 
     def detach(self) -> None:
@@ -161,6 +187,7 @@ class Attached:
         """
         self._hook.remove()
         self._recording = None
+        self._average = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to continue bit-identically.
@@ -178,6 +205,7 @@ class Attached:
             "fresh": self._fresh,
             "policy": self._policy.state_dict(),
             "recording": None if recording is None else recording.state_dict(),
+            "average": None if self._average is None else self._average.copy(),
             "statistics": self.stats.state_dict(),
         }
 
@@ -209,6 +237,9 @@ class Attached:
                 recording = self._new_recording()
             recording.load_state_dict(state["recording"])
             self._recording = recording
+        if self._average is not None and state["average"] is not None:
+            with torch.no_grad():
+                torch._foreach_copy_(self._average.average, list(state["average"]))
         self._step = int(state["step"])
         self._fresh = bool(state["fresh"])
         self._policy.load_state_dict(state["policy"])

@@ -35,6 +35,15 @@ class ExponentialAverage:
         with torch.no_grad():
             torch._foreach_lerp_(self.average, self.parameters, 1.0 - self.decay)
 
+    def copy(self) -> list[Tensor]:
+        """Return a copy of the average."""
+        return [a.clone() for a in self.average]
+
+    def restart(self) -> None:
+        """Begin again from the present parameters, which a jump has moved away from the average."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.average, self.parameters)
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Put the average in place of the parameters for the time of the ``with`` block."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from koopcore.operators import fit
 from koopcore.training import candidates as places
+from koopcore.training.averaging import ExponentialAverage
 from koopcore.training.guarded_loss import GuardedLoss
 from koopcore.training.line_search import Found, Ladder, line_search
 from koopcore.training.moments import carry_over
@@ -58,8 +59,16 @@ class Jump:
         self.guarded = guarded
         self._attempts = 0
 
-    def attempt(self, recording: Recording, policy: AdaptivePolicy | FixedSchedule) -> Outcome:
-        """Fit the recorded window and jump if that lowers the loss (or hindcast allows it)."""
+    def attempt(
+        self,
+        recording: Recording,
+        policy: AdaptivePolicy | FixedSchedule,
+        average: ExponentialAverage | None = None,
+    ) -> Outcome:
+        """Fit the recorded window and jump if that lowers the loss (or hindcast allows it).
+
+        average: of the weights; a jump must then beat the loss there as well.
+        """
         recording.balance()
         rows, order = recording.ring.snapshots()
         if not math.isfinite(float(rows[order[-1]].sum())):
@@ -81,21 +90,29 @@ class Jump:
             return Outcome(False, hindcast=hindcast, reason=reason, postponed=True)
         if self.guarded is None:
             return self._blind(recording, operators, policy.blind_horizon(hindcast), hindcast)
-        ladders = self._ladders(operators, rows, order, policy.horizons(), policy.rungs)
-        return self._search(recording, operators, ladders, hindcast)
+        bound = recording.bound() if recording.n_groups > 1 else None
+        ladders = self._ladders(operators, rows, order, policy.horizons(), policy.rungs, bound)
+        return self._search(recording, operators, ladders, hindcast, average)
 
     def _ladders(
-        self, operators: Any, rows: Tensor, order: list[int], horizons: list[int], rungs: int
+        self,
+        operators: Any,
+        rows: Tensor,
+        order: list[int],
+        horizons: list[int],
+        rungs: int,
+        bound: places.Bound | None,
     ) -> list[Ladder]:
         ladders: list[Ladder] = []
         after = False  # what follows the Koopman trajectory is a last resort
         for kind in self.settings.candidates:
             if kind == "koopman":
-                ladders.append(Ladder(places.koopman(operators, horizons, rungs), rungs))
+                ladders.append(Ladder(places.koopman(operators, horizons, rungs, bound), rungs))
             elif kind == "mean":
                 ladders.append(Ladder([places.mean(rows, order)], 1, fallback=after))
             else:
-                straight = places.line(rows, order, horizons)
+                made = places.regression if kind == "regression" else places.line
+                straight = made(rows, order, horizons)
                 ladders.append(Ladder(straight, 1 if after else rungs, fallback=after))
             after = after or kind == "koopman"
         return ladders
@@ -107,6 +124,8 @@ class Jump:
             reason = f"hindcast error {hindcast:.2g} is too large for a jump without a loss"
             return Outcome(False, hindcast=hindcast, reason=reason)
         vector = operators.predict(horizon)
+        if recording.n_groups > 1:
+            vector = recording.bound()(vector, horizon)
         if not bool(vector.isfinite().all()):
             return Outcome(False, hindcast=hindcast, reason="the prediction is not finite")
         recording.observed.write(recording.weights(vector))
@@ -115,7 +134,12 @@ class Jump:
         return Outcome(True, "koopman", horizon, hindcast=hindcast, reason="allowed by hindcast")
 
     def _search(
-        self, recording: Recording, operators: Any, ladders: list[Ladder], hindcast: float
+        self,
+        recording: Recording,
+        operators: Any,
+        ladders: list[Ladder],
+        hindcast: float,
+        average: ExponentialAverage | None,
     ) -> Outcome:
         guarded, observed, buffers = self.guarded, recording.observed, recording.buffers
         assert guarded is not None
@@ -145,8 +169,12 @@ class Jump:
                     )
                 if not math.isfinite(base):
                     return self._not_finite(base, hindcast)
+                bar = base
+                if average is not None:
+                    with recording.observed.exchanged(average.average):
+                        bar = min(base, finite(guarded()))
                 slack, margin = self.settings.slack, self.settings.margin
-                found = line_search(base, ladders, evaluate, slack, margin)
+                found = line_search(bar, ladders, evaluate, slack, margin)
                 if found.best is not None:
                     moved = move(found.best.vector())
         except BaseException:
@@ -156,7 +184,7 @@ class Jump:
             self._attempts += 1
             if found is None or found.best is None:
                 observed.restore(copies)
-        count = 1 + len(found.losses)
+        count = 1 + (average is not None) + len(found.losses)
         best = found.best
         if best is None:
             reason = "no candidate lowered the loss"
@@ -179,6 +207,11 @@ class Jump:
         if self.moments == "rescale" and kind == "koopman":
             slowdown = speed_ratio(operators, recording, int(horizon))
         carry_over(self.moments, self.optimizer, recording.observed.sources, slowdown)
+
+
+def finite(loss: float) -> float:
+    """Return ``loss``, or infinity for one that is not finite and must not win."""
+    return loss if math.isfinite(loss) else math.inf
 
 
 def median_hindcast(operators: Any, n_groups: int) -> float:

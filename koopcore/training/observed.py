@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
@@ -92,6 +93,16 @@ class Observed:
         pairs = [(p, s) for p, s in zip(self.parameters, self.sources, strict=True) if p is not s]
         if pairs:
             torch._foreach_copy_([p for p, _ in pairs], [s for _, s in pairs])
+
+    @contextmanager
+    def exchanged(self, values: Sequence[Tensor]) -> Iterator[None]:
+        """Put ``values`` in place of the weights for the block, then the weights, bit by bit."""
+        copies = self.copy()
+        self.write(values)
+        try:
+            yield
+        finally:
+            self.restore(copies)
 
     @torch.no_grad()
     def copy(self) -> list[Tensor]:

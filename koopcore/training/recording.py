@@ -12,6 +12,7 @@ from torch import Tensor
 
 from koopcore.layout import Layout
 from koopcore.partition import Partition
+from koopcore.training.bounds import GroupBounds
 from koopcore.training.difference_ring import DifferenceRing
 from koopcore.training.live_buffers import LiveBuffers
 from koopcore.training.normalized_update import normalized_update
@@ -69,6 +70,7 @@ class Recording:
         kind: type[DifferenceRing | SnapshotRing]
         kind = DifferenceRing if storage == "bfloat16" else SnapshotRing
         dtype = torch.float32 if storage == "float32" else None
+        self._bounds: GroupBounds | None = None
         self.ring = kind(tensors, slots, offsets=offsets, size=size, dtype=dtype)
 
     def blend(self) -> None:
@@ -96,6 +98,15 @@ class Recording:
     def weights(self, row: Tensor) -> list[Tensor]:
         """Return the weights' part of a row, as views in the parameters' shapes."""
         return self.ring.unflatten(row, len(self.observed.sources))
+
+    def bound(self) -> Callable[[Tensor, int], Tensor]:
+        """Return what keeps single groups of the window from spoiling a prediction of all."""
+        if self._bounds is None:
+            self._bounds = GroupBounds(self.partition, self.ring.device)
+        bounds = self._bounds
+        rows, order = self.ring.snapshots()
+        newest, oldest, span = rows[order[-1]], rows[order[0]], len(order) - 1
+        return lambda vector, horizon: bounds(vector, newest, oldest, horizon / span)
 
     def buffer_values(self, row: Tensor) -> list[Tensor]:
         """Return the predicted buffers of a row, clipped by what the window has seen."""

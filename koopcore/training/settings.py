@@ -39,6 +39,7 @@ class Settings:
     observables: str
     moments: str
     buffers: str
+    average: float | None
 
     def __post_init__(self) -> None:
         if self.loss is not None and not callable(self.loss):
@@ -65,6 +66,8 @@ class Settings:
         one_of("observables", self.observables, OBSERVABLES)
         one_of("moments", self.moments, MOMENTS)
         one_of("buffers", self.buffers, BUFFERS)
+        if self.average is not None and not 0 <= self.average < 1:
+            raise ValueError(f"average is {self.average!r}; give a decay in [0, 1), or None")
         for kind in self.candidates:
             one_of("candidates", kind, CANDIDATES)
         if not self.candidates:
@@ -101,7 +104,7 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """Return the options that a saved state depends on."""
-        names = ("window", "stride", "schedule", "record", "storage", "observables")
+        names = ("window", "stride", "schedule", "record", "storage", "observables", "average")
         return {name: getattr(self, name) for name in names}
 
 
