@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from koopcore import arrays, checks
 from koopcore.backends import find, forced
-from koopcore.backends.stages import FloatArray, IntArray, Snapshots
-from koopcore.fitted import Fitted
+from koopcore.backends.stages import Ahead, FloatArray, IntArray, Snapshots
+from koopcore.fitted import DeferredFit, Fitted
 from koopcore.fitting import Recipe, fit_groups
 from koopcore.partition import Partition
 
@@ -32,6 +32,7 @@ def fit(
     backend: str | None = None,
     *,
     order: Sequence[int] | None = None,
+    horizon: int | Sequence[int] | None = None,
 ) -> KoopmanOperators:
     """Fit one Koopman operator to every group of parameters, from a window of snapshots.
 
@@ -49,6 +50,9 @@ def fit(
     ridge: Tikhonov parameter relative to the mean diagonal of the scaled Gram matrix, >= 0.
     backend: a name of `koopcore.backends()`; None takes the first that is available.
     order: rows of ``snapshots`` in time order, for a ring buffer; None: all rows in turn.
+    horizon: what `predict` will be asked first, if it is known. Small groups are then predicted
+        while the fit has them in the cache, and the snapshots are read from memory once instead
+        of twice; operators of groups of fewer parameters than snapshots are not even written.
 
     Returns `KoopmanOperators`. Raises TypeError or ValueError for input that cannot be fitted
     (shape, dtype, a partition of other parameters, NaN or infinite snapshots: which and where,
@@ -68,7 +72,19 @@ def fit(
     find("gram", seen.device, on)
     window = Snapshots(seen.array, rows)
     recipe = Recipe(model, None if rank is None else int(rank), float(ridge), on)
-    return KoopmanOperators(window, part, fit_groups(window, part, recipe), seen.restore, on)
+    ahead = None
+    if horizon is not None:
+        horizons, _ = checks.check_horizons(horizon)
+        ahead = Ahead(horizons, np.empty((len(horizons), part.size), dtype=seen.array.dtype))
+        if part.n_parameters < part.size:
+            ahead.out[:] = seen.array[rows[-1]]
+    fits = fit_groups(window, part, recipe, ahead)
+    operators = KoopmanOperators(window, part, fits, seen.restore, on, ahead)
+    if ahead is not None and sum(len(fit.groups) for fit in fits) < part.n_groups:
+        for group in np.flatnonzero(operators.status != GOOD):
+            columns = part.indices(int(group))
+            ahead.out[:, columns] = seen.array[rows[-1], columns]
+    return operators
 
 
 class KoopmanOperators:
@@ -86,15 +102,17 @@ class KoopmanOperators:
         self,
         snapshots: Snapshots,
         part: Partition,
-        fits: list[Fitted],
+        fits: list[Fitted | DeferredFit],
         restore: Callable[[npt.NDArray[Any]], Any],
         backend: str | None,
+        ahead: Ahead | None = None,
     ) -> None:
         self.partition = part
         self._snapshots = snapshots
         self._fits = fits
         self._restore = restore
         self._backend = backend
+        self._ahead = ahead
 
     def predict(self, horizon: int | Sequence[int]) -> Any:
         """The parameters T snapshots after the last one: x_{n+T}.
@@ -108,11 +126,15 @@ class KoopmanOperators:
         for all horizons together. Not for horizons far beyond the window: see `hindcast_error`.
         """
         horizons, single = checks.check_horizons(horizon)
+        if self._ahead is not None and self._ahead.horizons == horizons:
+            out = self._ahead.out
+            self._ahead = None  # the array is the caller's from now on
+            return self._restore(out[0] if single else out)
         array = self._snapshots.array
         out = np.empty((len(horizons), array.shape[1]), dtype=array.dtype)
         if not self._covered():
             out[:] = array[self._snapshots.order[-1]]
-        for fit in self._fits:
+        for fit in self._operators():
             fit.write(self._snapshots, horizons, out, self._backend)
         return self._restore(out[0] if single else out)
 
@@ -131,7 +153,7 @@ class KoopmanOperators:
         """
         horizons, single = checks.check_horizons(horizon)
         growth = np.ones((len(horizons), self.partition.n_groups))
-        for fit in self._fits:
+        for fit in self._operators():
             growth[:, fit.groups] = fit.growth(horizons, self._backend)
         growth[np.isnan(growth)] = 1.0  # 0/0: what starts at rest stays there
         return growth[0] if single else growth
@@ -142,10 +164,11 @@ class KoopmanOperators:
         For the affine model those of A, the operator of the increments (the eigenvalue 1 of the
         constant comes on top). Per snapshot: see `koopcore.spectrum` for rates and frequencies.
         """
-        values = [fit.eigenvalues() for fit in self._fits]
+        fits = self._operators()
+        values = [fit.eigenvalues() for fit in fits]
         width = max((value.shape[1] for value in values), default=0)
         out = np.full((self.partition.n_groups, width), np.nan, dtype=np.complex128)
-        for fit, value in zip(self._fits, values, strict=True):
+        for fit, value in zip(fits, values, strict=True):
             out[fit.groups, : value.shape[1]] = value
         return out
 
@@ -210,12 +233,21 @@ class KoopmanOperators:
             fitted == self.partition.n_groups and self.partition.n_parameters == self.partition.size
         )
 
+    def _operators(self) -> list[Fitted]:
+        """All fits with their operators, those made now that were not kept."""
+        fits = [
+            fit.fit(self._snapshots, self._backend) if isinstance(fit, DeferredFit) else fit
+            for fit in self._fits
+        ]
+        self._fits = [*fits]
+        return fits
+
     def _find(self, group: int) -> tuple[Fitted, int]:
         if isinstance(group, bool) or not isinstance(group, (int, np.integer)):
             raise TypeError(f"group is {group!r}; a group number is needed")
         if not 0 <= group < self.partition.n_groups:
             raise ValueError(f"group is {group}; groups 0..{self.partition.n_groups - 1} exist")
-        for fit in self._fits:
+        for fit in self._operators():
             position = np.flatnonzero(fit.groups == group)
             if position.size:
                 return fit, int(position[0])

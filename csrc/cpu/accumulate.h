@@ -11,7 +11,7 @@ namespace koopcore::cpu::KOOPCORE_ISA {
 
 namespace {
 
-constexpr int kBlockRows = 16; // snapshots that are taken together
+constexpr int kBlockRows = 8; // snapshots that are taken together
 
 // offset[i·W + lane] <- where parameter i of the group in this lane stands in a snapshot, in bytes.
 inline void find_offsets(const Groups &groups, std::ptrdiff_t step, std::int64_t first, int count,
@@ -35,25 +35,91 @@ template <class T> KOOPCORE_INLINE Vec gather_at(const char *row, const std::ptr
   return widen(x);
 }
 
-// y_t for t = t0 … t0 + rows - 1: differences, or reflected snapshots.
-template <class T>
-void block_of_rows(const Window &window, bool affine, int m,
-                   const Reflection<SimdLanes> &reflection, const Vec *last,
-                   const std::ptrdiff_t *offset, int t0, int rows, Vec *y) {
-  const char *const *row = window.rows;
-  for (int t = 0; t < rows; ++t) {
-    Vec *out = y + t * m;
-    if (affine) {
-      for (int i = 0; i < m; ++i)
-        out[i] = gather_at<T>(row[t0 + t + 1], offset + i * kLanes) -
-                 gather_at<T>(row[t0 + t], offset + i * kLanes);
-    } else {
-      for (int i = 0; i < m; ++i)
-        out[i] = gather_at<T>(row[t0 + t], offset + i * kLanes) - last[i];
-      reflection.apply(out, m);
+// The parameters of W groups of one snapshot, one group per lane.
+template <class T> class GroupRows {
+public:
+  GroupRows(const std::ptrdiff_t *offset, int m) : offset_(offset), m_(m) {
+    for (int i = 0; i + kLanes <= m && i < kMostBlocks; ++i)
+      blocks_[i] = is_block(i);
+  }
+
+  // out (m) <- the row.
+  void take(const char *row, Vec *out) const {
+    for (int i = 0; i < m_;) {
+      const std::ptrdiff_t *at = offset_ + i * kLanes;
+      // Fetched ahead: the same of the next W groups, if they go on as these do.
+      const std::ptrdiff_t ahead = kLanes * (at[1] - at[0]);
+      if (i + kLanes > m_ || i >= kMostBlocks || !blocks_[i]) {
+        __builtin_prefetch(row + at[0] + ahead);
+        out[i] = gather_at<T>(row, at);
+        ++i;
+        continue;
+      }
+      for (int lane = 0; lane < kLanes; ++lane) {
+        __builtin_prefetch(row + at[lane] + ahead);
+        out[i + lane] = load<T>(row + at[lane]);
+      }
+      transpose(out + i);
+      i += kLanes;
     }
   }
-}
+
+private:
+  static constexpr int kMostBlocks = 64;
+
+  // Whether parameters i … i + W - 1 are neighbours in every group.
+  bool is_block(int i) const {
+    bool good = true;
+    for (int k = 1; k < kLanes; ++k)
+      for (int lane = 0; lane < kLanes; ++lane)
+        good &= offset_[(i + k) * kLanes + lane] ==
+                offset_[i * kLanes + lane] + k * std::ptrdiff_t(sizeof(T));
+    return good;
+  }
+
+  const std::ptrdiff_t *offset_;
+  int m_;
+  bool blocks_[kMostBlocks] = {};
+};
+
+// The rows y_t that are summed, in turn: differences, or reflected snapshots.
+template <class T> class SummedRows {
+public:
+  // `raw` (m) is work space of the affine model.
+  SummedRows(const Window &window, bool affine, const GroupRows<T> &groups, int m,
+             const Reflection<SimdLanes> &reflection, const Vec *last, Vec *raw)
+      : window_(window), affine_(affine), groups_(groups), m_(m), reflection_(reflection),
+        last_(last), raw_(raw) {
+    if (affine)
+      groups_.take(window.rows[next_++], raw_);
+  }
+
+  // The next row.
+  void take(Vec *out) {
+    groups_.take(window_.rows[next_++], out);
+    if (affine_) {
+      for (int i = 0; i < m_; ++i) {
+        const Vec current = out[i];
+        out[i] = current - raw_[i];
+        raw_[i] = current;
+      }
+      return;
+    }
+    for (int i = 0; i < m_; ++i)
+      out[i] -= last_[i];
+    reflection_.apply(out, m_);
+  }
+
+private:
+  const Window &window_;
+  bool affine_;
+  const GroupRows<T> &groups_;
+  int m_;
+  const Reflection<SimdLanes> &reflection_;
+  const Vec *last_;
+  Vec *raw_;
+  int next_ = 0;
+};
 
 // What the accumulation keeps of its groups: entries of the vectors are one group per lane.
 struct Moments {
@@ -66,7 +132,7 @@ struct Moments {
 };
 
 inline std::size_t accumulation_scratch(int m) {
-  return std::size_t(2 * m * m + 3 * m + (2 * kBlockRows + 1) * m) * kLanes;
+  return std::size_t(2 * m * m + 4 * m + (2 * kBlockRows + 1) * m) * kLanes;
 }
 
 // Sums over the rows before stops[0], stops[1] … in turn, with at(stop index, moments) after each.
@@ -75,16 +141,17 @@ void accumulate(const Window &window, const Groups &groups, bool affine, int m,
                 const std::int64_t *stops, int n_stops, std::int64_t first, int count,
                 double *scratch, At &&at) {
   Vec *c = reinterpret_cast<Vec *>(scratch), *e = c + m * m, *last = e + m * m, *v = last + m;
-  Vec *y = v + m, *change = y + (kBlockRows + 1) * m;
+  Vec *raw = v + m, *y = raw + m, *change = y + (kBlockRows + 1) * m;
   auto *offset = reinterpret_cast<std::ptrdiff_t *>(change + kBlockRows * m);
   find_offsets(groups, window.step, first, count, offset);
+  const GroupRows<T> of_groups(offset, m);
   Reflection<SimdLanes> reflection{v, Vec{}, Vec{}};
-  for (int i = 0; i < m; ++i)
-    last[i] = gather_at<T>(window.rows[window.n - 1], offset + i * kLanes);
+  of_groups.take(window.rows[window.n - 1], last);
   if (!affine)
     reflection.set(last, m);
   for (int i = 0; i < 2 * m * m; ++i)
     c[i] = Vec{};
+  SummedRows<T> next(window, affine, of_groups, m, reflection, last, raw);
   int t = 0; // rows summed; y[0] holds row t when `ready`
   bool ready = false;
   const Vec *newest_change = change;
@@ -93,8 +160,9 @@ void accumulate(const Window &window, const Groups &groups, bool affine, int m,
     while (t < end) {
       const int rows = end - t < kBlockRows ? end - t : kBlockRows;
       if (!ready)
-        block_of_rows<T>(window, affine, m, reflection, last, offset, t, 1, y);
-      block_of_rows<T>(window, affine, m, reflection, last, offset, t + 1, rows, y + m);
+        next.take(y);
+      for (int k = 1; k <= rows; ++k)
+        next.take(y + k * m);
       for (int i = 0; i < rows * m; ++i)
         change[i] = y[i + m] - y[i];
       add_outer<SimdLanes>(y, y, rows, m, true, c);

@@ -6,6 +6,7 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <numeric>
@@ -115,26 +116,46 @@ struct SortedHorizons {
       throw std::invalid_argument("a horizon is " + std::to_string(horizons[0]) +
                                   "; horizons are at least 1 snapshot");
   }
+  Horizons view() const { return {horizons.data(), slots.data(), int(slots.size())}; }
+
   std::vector<std::int64_t> horizons;
   std::vector<int> slots;
 };
 
 // A writeable (rows, size) array of float32 or float64, any strides.
 struct OutputArgument {
-  OutputArgument(const pybind11::array &out, std::int64_t rows, std::int64_t size)
-      : is_double(is_float64(out, "out")) {
+  OutputArgument(const pybind11::array &out, std::int64_t rows, std::int64_t size) {
     if (out.ndim() != 2 || out.shape(0) != rows || out.shape(1) != size)
       throw std::invalid_argument("out must have the shape (" + std::to_string(rows) + ", " +
                                   std::to_string(size) + ")");
     if (!out.writeable())
       throw std::invalid_argument("out is read-only; give a writeable array");
-    data = static_cast<char *>(const_cast<void *>(out.data()));
-    row = out.strides(0);
-    step = out.strides(1);
+    view = {static_cast<char *>(const_cast<void *>(out.data())), out.strides(0), out.strides(1),
+            is_float64(out, "out")};
   }
-  char *data;
-  std::ptrdiff_t row, step;
-  bool is_double;
+  Output view;
+};
+
+// (horizons, out), or None: endpoints that a fit also predicts, while the snapshots are in cache.
+class AheadArgument {
+public:
+  AheadArgument(const pybind11::object &given, std::int64_t size)
+      : sorted_(given.is_none() ? std::vector<std::int64_t>()
+                                : pybind11::tuple(given)[0].cast<std::vector<std::int64_t>>()) {
+    horizons = sorted_.view();
+    if (given.is_none())
+      return;
+    const pybind11::array out = pybind11::tuple(given)[1];
+    output = OutputArgument(out, horizons.count, size).view;
+  }
+  AheadArgument(const AheadArgument &) = delete;
+  AheadArgument &operator=(const AheadArgument &) = delete;
+
+  Horizons horizons;
+  Output output{};
+
+private:
+  SortedHorizons sorted_;
 };
 
 } // namespace koopcore::cpu

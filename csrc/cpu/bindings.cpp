@@ -53,15 +53,17 @@ py::tuple solve_of(const Doubles &gram, int n, bool affine, int holdout) {
 }
 
 py::tuple gram_solve_of(const py::array &array, const Index &order, const py::tuple &segments,
-                        bool affine, int holdout) {
+                        bool affine, int holdout, const py::object &ahead) {
   const SnapshotArgument snapshots(array, order);
   const GroupsArgument groups(segments);
   check_model(snapshots.view.n, affine, holdout);
+  const AheadArgument at(ahead, snapshots.view.size);
   CompanionResult result(groups.view.count, snapshots.view.n - 1 - int(affine));
   const Kernels &kernels = chosen_kernels();
   {
     py::gil_scoped_release release;
-    gram_solve(kernels, snapshots.view, groups.view, affine, holdout, result.view);
+    gram_solve(kernels, snapshots.view, groups.view,
+               {snapshots.view.n, affine, holdout, result.view}, at.horizons, at.output);
   }
   return result.tuple;
 }
@@ -75,15 +77,9 @@ py::tuple rollout_of(const Doubles &coefficients, bool affine,
   const std::int64_t n = columns + 1 + int(affine), steps = std::int64_t(horizons.size());
   py::array_t<double> weights({steps, count, n});
   py::array_t<double> growth({steps, count});
-  const RolloutJob job{coefficients.data(),
-                       count,
-                       int(columns),
-                       affine,
-                       sorted.horizons.data(),
-                       sorted.slots.data(),
-                       int(steps),
-                       weights.mutable_data(),
-                       growth.mutable_data()};
+  const RolloutJob job{
+      coefficients.data(),  count, int(columns), affine, sorted.view(), weights.mutable_data(),
+      growth.mutable_data()};
   const Kernels &kernels = chosen_kernels();
   {
     py::gil_scoped_release release;
@@ -102,8 +98,8 @@ void combine_of(const py::array &array, const Index &order, const py::tuple &seg
                                 std::to_string(groups.view.count) + ", " +
                                 std::to_string(snapshots.view.n) + ")");
   const OutputArgument to(out, weights.shape(0), snapshots.view.size);
-  const CombineJob job{snapshots.view, groups.view, weights.data(), int(weights.shape(0)),
-                       to.data,        to.row,      to.step,        to.is_double};
+  const CombineJob job{snapshots.view,    groups.view,           weights.data(),
+                       groups.view.count, int(weights.shape(0)), to.view};
   const Kernels &kernels = chosen_kernels();
   py::gil_scoped_release release;
   combine(kernels, job);
@@ -129,8 +125,8 @@ py::array_t<double> feature_gram_of(const py::array &array, const Index &order,
                                   std::to_string(snapshots.view.n) + " snapshots");
   const std::int64_t m = equal_size(groups.view), count = std::int64_t(stops.size());
   py::array_t<double> out({count, groups.view.count, std::int64_t(2), m, m});
-  const MomentsJob job{snapshots.view,         groups.view,         int(m),     affine,
-                       sorted.horizons.data(), sorted.slots.data(), int(count), out.mutable_data()};
+  const MomentsJob job{snapshots.view, groups.view,   int(m),
+                       affine,         sorted.view(), out.mutable_data()};
   const Kernels &kernels = chosen_kernels();
   py::gil_scoped_release release;
   feature_gram(kernels, job);
@@ -187,16 +183,9 @@ py::tuple rollout_dense_of(const Doubles &operators, const Doubles &start, bool 
   const std::int64_t count = std::int64_t(horizons.size());
   py::array_t<double> states({count, groups, size});
   py::array_t<double> growth({count, groups});
-  const DenseRolloutJob job{operators.data(),
-                            start.data(),
-                            groups,
-                            int(size),
-                            affine,
-                            sorted.horizons.data(),
-                            sorted.slots.data(),
-                            int(count),
-                            states.mutable_data(),
-                            growth.mutable_data()};
+  const DenseRolloutJob job{
+      operators.data(),      start.data(),         groups, int(size), affine, sorted.view(),
+      states.mutable_data(), growth.mutable_data()};
   const Kernels &kernels = chosen_kernels();
   {
     py::gil_scoped_release release;
@@ -205,39 +194,50 @@ py::tuple rollout_dense_of(const Doubles &operators, const Doubles &start, bool 
   return py::make_tuple(std::move(states), std::move(growth));
 }
 
-// (operator, whitener, start, rank, condition, readout, residual, hindcast), of the full width m.
+// (rank, condition, residual, hindcast, operator, whitener, start, readout), of the full width m;
+// with endpoints ahead the last four are None.
 py::tuple feature_fit_of(const py::array &array, const Index &order, const py::tuple &segments,
-                         bool affine, int holdout) {
+                         bool affine, int holdout, const py::object &ahead) {
   const SnapshotArgument snapshots(array, order);
   const GroupsArgument groups(segments);
   const std::int64_t m = equal_size(groups.view), count = groups.view.count;
   if (holdout < 1 || snapshots.view.n < 2 + int(affine))
     throw std::invalid_argument("a fit needs a holdout of at least 1 and " +
                                 std::to_string(2 + int(affine)) + " snapshots");
-  py::array_t<double> operators({count, m, m}), whitener({count, m, m}), readout({count, m, m});
-  py::array_t<double> start({count, m}), condition(count), residual(count), hindcast(count);
+  const AheadArgument at(ahead, snapshots.view.size);
+  py::array_t<double> condition(count), residual(count), hindcast(count);
   py::array_t<std::int64_t> ranks(count);
-  const FeatureFitJob job{snapshots.view,
-                          groups.view,
-                          int(m),
-                          affine,
-                          holdout,
-                          operators.mutable_data(),
-                          whitener.mutable_data(),
-                          readout.mutable_data(),
-                          start.mutable_data(),
-                          ranks.mutable_data(),
-                          condition.mutable_data(),
-                          residual.mutable_data(),
-                          hindcast.mutable_data()};
+  FeatureFitJob job{};
+  job.window = snapshots.view;
+  job.groups = groups.view;
+  job.m = int(m);
+  job.affine = affine;
+  job.holdout = holdout;
+  job.ranks = ranks.mutable_data();
+  job.condition = condition.mutable_data();
+  job.residual = residual.mutable_data();
+  job.hindcast = hindcast.mutable_data();
+  job.horizons = at.horizons;
+  job.out = at.output;
+  py::object kept[4] = {py::none(), py::none(), py::none(), py::none()};
+  if (ahead.is_none()) {
+    py::array_t<double> operators({count, m, m}), whitener({count, m, m}), readout({count, m, m});
+    py::array_t<double> start({count, m});
+    job.operators = operators.mutable_data();
+    job.whitener = whitener.mutable_data();
+    job.start = start.mutable_data();
+    job.readout = readout.mutable_data();
+    kept[0] = operators;
+    kept[1] = whitener;
+    kept[2] = start;
+    kept[3] = readout;
+  }
   const Kernels &kernels = chosen_kernels();
   {
     py::gil_scoped_release release;
     feature_fit(kernels, job);
   }
-  return py::make_tuple(std::move(operators), std::move(whitener), std::move(start),
-                        std::move(ranks), std::move(condition), std::move(readout),
-                        std::move(residual), std::move(hindcast));
+  return py::make_tuple(ranks, condition, residual, hindcast, kept[0], kept[1], kept[2], kept[3]);
 }
 
 void feature_endpoint_of(const py::array &array, const Index &order, const py::tuple &segments,
@@ -255,21 +255,9 @@ void feature_endpoint_of(const py::array &array, const Index &order, const py::t
                                 "r) and readout (n_groups, m, r)");
   const SortedHorizons sorted(horizons);
   const OutputArgument to(out, std::int64_t(horizons.size()), snapshots.view.size);
-  const FeatureEndpointJob job{snapshots.view,
-                               groups.view,
-                               int(m),
-                               int(start.shape(1)),
-                               affine,
-                               operators.data(),
-                               start.data(),
-                               readout.data(),
-                               sorted.horizons.data(),
-                               sorted.slots.data(),
-                               int(horizons.size()),
-                               to.data,
-                               to.row,
-                               to.step,
-                               to.is_double};
+  const FeatureEndpointJob job{snapshots.view, groups.view,      int(m),       int(start.shape(1)),
+                               affine,         operators.data(), start.data(), readout.data(),
+                               sorted.view(),  to.view};
   const Kernels &kernels = chosen_kernels();
   py::gil_scoped_release release;
   feature_endpoint(kernels, job);
@@ -298,8 +286,7 @@ void scatter_of(const py::tuple &segments, const Doubles &values, const py::arra
   if (out.ndim() != 2)
     throw std::invalid_argument("out must have the shape (n_horizons, size)");
   const OutputArgument to(out, values.shape(0), out.shape(1));
-  const ScatterJob job{values.data(), int(values.shape(0)), groups.view, int(m), to.data, to.row,
-                       to.step,       to.is_double};
+  const ScatterJob job{values.data(), int(values.shape(0)), groups.view, int(m), to.view};
   const std::int64_t size = out.shape(1);
   const Kernels &kernels = chosen_kernels();
   py::gil_scoped_release release;

@@ -54,9 +54,9 @@ template <class T, class U, int H>
 void combine_run(const CombineJob &job, std::int64_t first, std::int64_t stride, std::int64_t count,
                  int horizon, const double *weights) {
   const Window &w = job.window;
-  const std::ptrdiff_t step = w.step * stride, out_step = job.out_step * stride;
+  const std::ptrdiff_t step = w.step * stride, out_step = job.out.step * stride;
   std::ptrdiff_t offset = w.step * first;
-  char *out = job.out + horizon * job.out_row + job.out_step * first;
+  char *out = job.out.data + horizon * job.out.row + job.out.step * first;
   constexpr int V = H <= 2 ? 2 : 1;
   Vec value[H][V];
   if (step == sizeof(T))
@@ -71,7 +71,7 @@ void combine_run(const CombineJob &job, std::int64_t first, std::int64_t stride,
           value);
       for (int h = 0; h < H; ++h)
         for (int v = 0; v < V; ++v)
-          store<U>(value[h][v], out + h * job.out_row + v * kLanes * out_step, out_step, kLanes);
+          store<U>(value[h][v], out + h * job.out.row + v * kLanes * out_step, out_step, kLanes);
       offset += V * kLanes * step;
       out += V * kLanes * out_step;
     }
@@ -90,7 +90,7 @@ void combine_run(const CombineJob &job, std::int64_t first, std::int64_t stride,
           w.n, weights, [&](int k, int) { return gather<T>(w.rows[k] + offset, step, some); },
           single);
     for (int h = 0; h < H; ++h)
-      store<U>(single[h][0], out + h * job.out_row, out_step, some);
+      store<U>(single[h][0], out + h * job.out.row, out_step, some);
     count -= some;
     offset += some * step;
     out += some * out_step;
@@ -129,18 +129,18 @@ void combine_of(const CombineJob &job, Piece at, const double *weights) {
 
 std::size_t combine_scratch(int n, int n_horizons) { return std::size_t(n) * n_horizons; }
 
-void combine_piece(const CombineJob &job, std::int64_t group, Piece piece, double *scratch) {
+void combine_piece(const CombineJob &job, std::int64_t weight_row, Piece piece, double *scratch) {
   const int n = job.window.n;
   for (int h = 0; h < job.n_horizons; ++h) {
-    const double *w = job.weights + (h * job.groups.count + group) * n;
+    const double *w = job.weights + (h * job.weight_rows + weight_row) * n;
     for (int k = 0; k < n; ++k)
       scratch[h * n + k] = w[k] - 1.0;
   }
   if (job.window.is_double)
-    (job.out_is_double ? combine_of<double, double> : combine_of<double, float>)(job, piece,
+    (job.out.is_double ? combine_of<double, double> : combine_of<double, float>)(job, piece,
                                                                                  scratch);
   else
-    (job.out_is_double ? combine_of<float, double> : combine_of<float, float>)(job, piece, scratch);
+    (job.out.is_double ? combine_of<float, double> : combine_of<float, float>)(job, piece, scratch);
 }
 
 } // namespace koopcore::cpu::KOOPCORE_ISA

@@ -60,8 +60,8 @@ void feature_fit(const Kernels &kernels, const FeatureFitJob &job) {
   check_equal_sizes(job.groups, job.m);
   const double m = job.m, groups = double(job.groups.count);
   for_each_lanes(kernels, job.groups.count,
-                 groups * m * (job.window.n * (1.0 + 0.1 * m) + m * (4.0 + 0.8 * m)),
-                 kernels.feature_fit_scratch(job.m),
+                 groups * m * (job.window.n * (1.0 + 0.1 * m) + m * (4.0 + 0.3 * m)),
+                 kernels.feature_fit_scratch(job.m, job.horizons),
                  [&](std::int64_t first, int count, double *scratch) {
                    kernels.feature_fit_batch(job, first, count, scratch);
                  });
@@ -71,18 +71,18 @@ void feature_endpoint(const Kernels &kernels, const FeatureEndpointJob &job) {
   check_groups(job.groups, job.window.size);
   check_equal_sizes(job.groups, job.m);
   const double r = job.rank, groups = double(job.groups.count);
-  for_each_lanes(kernels, job.groups.count, groups * r * r * (4.0 + 2.0 * job.n_horizons),
-                 kernels.feature_endpoint_scratch(job.m, job.rank, job.horizons, job.n_horizons),
+  for_each_lanes(kernels, job.groups.count, groups * r * r * (4.0 + 2.0 * job.horizons.count),
+                 kernels.feature_endpoint_scratch(job.m, job.rank, job.horizons),
                  [&](std::int64_t first, int count, double *scratch) {
                    kernels.feature_endpoint_batch(job, first, count, scratch);
                  });
 }
 
 void rollout_dense(const Kernels &kernels, const DenseRolloutJob &job) {
-  const double steps =
-      job.n_horizons == 0 ? 0.0 : std::min(double(job.horizons[job.n_horizons - 1]), 200.0);
+  const Horizons &at = job.horizons;
+  const double steps = at.count == 0 ? 0.0 : std::min(double(at.ascending[at.count - 1]), 200.0);
   for_each_lanes(kernels, job.groups, double(job.groups) * job.size * job.size * 0.1 * steps,
-                 kernels.rollout_dense_scratch(job.size, job.horizons, job.n_horizons),
+                 kernels.rollout_dense_scratch(job.size, job.horizons),
                  [&](std::int64_t first, int count, double *scratch) {
                    kernels.rollout_dense_batch(job, first, count, scratch);
                  });

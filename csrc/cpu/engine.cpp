@@ -50,15 +50,11 @@ std::vector<double> gram_of_parts(const Kernels &kernels, const Window &window,
 // Gram matrices in cache, one group per lane: lanes (n(n+1)/2, W).
 template <class Batch>
 void for_each_batch(const Kernels &kernels, const Window &window, const Groups &groups,
-                    double extra_work, std::size_t extra_scratch, Batch &&batch) {
+                    const Plan &plan, double extra_work, std::size_t extra_scratch, Batch &&batch) {
   const int n = window.n, lanes = kernels.lanes, entries = kernels.gram_entries(n);
   std::vector<std::int32_t> map(entries);
   kernels.gram_map(n, map.data());
-  const Plan plan = make_plan(groups, lanes);
   const std::vector<double> parts = gram_of_parts(kernels, window, groups, plan, entries);
-  const auto is_large = [&](std::int64_t group) {
-    return !plan.first_part.empty() && plan.first_part[group] < plan.first_part[group + 1];
-  };
   const std::size_t own = round_up(kernels.gram_scratch(n));
   const std::size_t apart = round_up(std::size_t(entries) * lanes);
   const std::size_t together = round_up(std::size_t(packed_size(n)) * lanes);
@@ -71,7 +67,7 @@ void for_each_batch(const Kernels &kernels, const Window &window, const Groups &
     for (int lane = 0; lane < lanes; ++lane) {
       const std::int64_t group = first + lane;
       of_lane[lane] = lane < count ? memory + std::ptrdiff_t(lane) * entries : of_lane[0];
-      if (lane < count && is_large(group))
+      if (lane < count && plan.is_large(group))
         of_lane[lane] = &parts[plan.first_part[group] * entries];
       else if (lane < count)
         kernels.gram_piece(window, groups, whole_group(groups, group),
@@ -96,7 +92,7 @@ void for_each_batch(const Kernels &kernels, const Window &window, const Groups &
 void gram(const Kernels &kernels, const Window &window, const Groups &groups, double *out) {
   check_groups(groups, window.size);
   const int entries = packed_size(window.n);
-  for_each_batch(kernels, window, groups, 0.0, 0,
+  for_each_batch(kernels, window, groups, make_plan(groups, kernels.lanes), 0.0, 0,
                  [&](std::int64_t first, int count, const double *lanes, double *) {
                    kernels.separate(lanes, entries, count, out + first * entries);
                  });
@@ -124,23 +120,128 @@ void solve(const Kernels &kernels, const double *gram, std::int64_t groups, int 
                 });
 }
 
-void gram_solve(const Kernels &kernels, const Window &window, const Groups &groups, bool affine,
-                int holdout, const CompanionArrays &out) {
+namespace {
+
+double rollout_work(double groups, int columns, const Horizons &at) {
+  const double steps = at.count == 0 ? 0.0 : std::min(double(at.ascending[at.count - 1]), 1024.0);
+  return groups * columns * (0.04 * steps + 4.0 * at.count);
+}
+double combine_work(double parameters, int n, int horizons) {
+  return horizons == 0 ? 0.0 : parameters * n * (0.15 + 0.05 * horizons);
+}
+
+// Rolls out and combines groups that have just been fitted, while their snapshots are in the cache.
+class EndpointsAhead {
+public:
+  EndpointsAhead(const Kernels &kernels, const Window &window, const Groups &groups,
+                 const SolveJob &solved, const Horizons &at, const Output &out)
+      : kernels_(kernels), groups_(groups), solved_(solved), at_(at),
+        columns_(solved.n - 1 - int(solved.affine)) {
+    combine_.window = window;
+    combine_.groups = groups;
+    combine_.n_horizons = at.count;
+    combine_.out = out;
+    combine_.weight_rows = kernels.lanes;
+  }
+
+  std::size_t scratch() const {
+    if (at_.count == 0)
+      return 0;
+    return weights_size() + growth_size() +
+           std::max(kernels_.rollout_scratch(columns_),
+                    kernels_.combine_scratch(solved_.n, at_.count));
+  }
+
+  // Groups first … first + count - 1, but for those that `is_large` says are done later.
+  template <class IsLarge>
+  void write(std::int64_t first, int count, IsLarge &&is_large, double *scratch) const {
+    if (at_.count == 0)
+      return;
+    double *rest = scratch + weights_size() + growth_size();
+    roll(first, count, scratch, rest);
+    CombineJob job = combine_;
+    job.weights = scratch;
+    for (int lane = 0; lane < count; ++lane)
+      if (!is_large(first + lane))
+        kernels_.combine_piece(job, lane, whole_group(groups_, first + lane), rest);
+  }
+
+  // The parts of the large groups, last ones first: they are what the cache still holds.
+  void write_parts(const std::vector<Part> &parts, double parameters) const {
+    if (at_.count == 0 || parts.empty())
+      return;
+    std::vector<std::int64_t> row(parts.size()); // of each part's group in the weights
+    std::vector<std::int64_t> large;
+    for (std::size_t part = 0; part < parts.size(); ++part) {
+      if (large.empty() || large.back() != parts[part].group)
+        large.push_back(parts[part].group);
+      row[part] = std::int64_t(large.size()) - 1;
+    }
+    const std::size_t each = weights_size() + growth_size();
+    std::vector<double> weights(each * large.size());
+    for_each_task(std::int64_t(large.size()), rollout_work(double(large.size()), columns_, at_),
+                  kernels_.rollout_scratch(columns_), [&](std::int64_t i, double *scratch) {
+                    roll(large[i], 1, &weights[i * each], scratch);
+                  });
+    for_each_task(std::int64_t(parts.size()), combine_work(parameters, solved_.n, at_.count),
+                  kernels_.combine_scratch(solved_.n, at_.count),
+                  [&](std::int64_t task, double *scratch) {
+                    const std::size_t part = parts.size() - 1 - task;
+                    CombineJob job = combine_;
+                    job.weights = &weights[row[part] * each];
+                    kernels_.combine_piece(job, 0, parts[part].piece, scratch);
+                  });
+  }
+
+private:
+  std::size_t weights_size() const {
+    return round_up(std::size_t(at_.count) * kernels_.lanes * solved_.n);
+  }
+  std::size_t growth_size() const { return round_up(std::size_t(at_.count) * kernels_.lanes); }
+
+  // weights (n_horizons, W, n), in the order of the outputs, and the growth behind them.
+  void roll(std::int64_t first, int count, double *weights, double *rest) const {
+    const RolloutJob job{solved_.out.coefficients + first * columns_,
+                         kernels_.lanes,
+                         columns_,
+                         solved_.affine,
+                         at_,
+                         weights,
+                         weights + weights_size()};
+    kernels_.rollout_batch(job, 0, count, rest);
+  }
+
+  const Kernels &kernels_;
+  const Groups &groups_;
+  const SolveJob &solved_;
+  const Horizons &at_;
+  int columns_;
+  CombineJob combine_{};
+};
+
+} // namespace
+
+void gram_solve(const Kernels &kernels, const Window &window, const Groups &groups,
+                const SolveJob &job, const Horizons &horizons, const Output &out) {
   check_groups(groups, window.size);
-  const int n = window.n;
-  const SolveJob job{n, affine, holdout, out};
-  for_each_batch(kernels, window, groups, solve_work(double(groups.count), n),
-                 kernels.solve_scratch(n),
-                 [&](std::int64_t first, int count, const double *lanes, double *rest) {
-                   kernels.solve_batch(job, lanes, first, count, rest);
-                 });
+  const EndpointsAhead ahead(kernels, window, groups, job, horizons, out);
+  const std::size_t solving = round_up(kernels.solve_scratch(job.n));
+  const Plan plan = make_plan(groups, kernels.lanes);
+  const double count = double(groups.count), parameters = double(plan.parameters);
+  const double work = solve_work(count, job.n) + rollout_work(count, job.n, horizons) +
+                      combine_work(plan.parts.empty() ? parameters : 0.0, job.n, horizons.count);
+  for_each_batch(
+      kernels, window, groups, plan, work, solving + ahead.scratch(),
+      [&](std::int64_t first, int lanes, const double *gram, double *rest) {
+        kernels.solve_batch(job, gram, first, lanes, rest);
+        ahead.write(first, lanes, [&](std::int64_t g) { return plan.is_large(g); }, rest + solving);
+      });
+  ahead.write_parts(plan.parts, parameters);
 }
 
 void rollout(const Kernels &kernels, const RolloutJob &job) {
   const int lanes = kernels.lanes;
-  const double steps =
-      job.n_horizons == 0 ? 0.0 : std::min(double(job.horizons[job.n_horizons - 1]), 1024.0);
-  const double work = double(job.groups) * job.columns * (0.04 * steps + 4.0 * job.n_horizons);
+  const double work = rollout_work(double(job.groups), job.columns, job.horizons);
   const std::int64_t per_task = 8 * lanes;
   for_each_task((job.groups + per_task - 1) / per_task, work, kernels.rollout_scratch(job.columns),
                 [&](std::int64_t task, double *scratch) {
@@ -155,7 +256,7 @@ void combine(const Kernels &kernels, const CombineJob &job) {
   check_groups(job.groups, job.window.size);
   const Plan plan = make_plan(job.groups, 1);
   const std::int64_t parts = std::int64_t(plan.parts.size());
-  const double work = double(plan.parameters) * job.window.n * (0.15 + 0.05 * job.n_horizons);
+  const double work = combine_work(double(plan.parameters), job.window.n, job.n_horizons);
   for_each_task(parts + std::int64_t(plan.ranges.size()) - 1, work,
                 kernels.combine_scratch(job.window.n, job.n_horizons),
                 [&](std::int64_t task, double *scratch) {
@@ -166,7 +267,7 @@ void combine(const Kernels &kernels, const CombineJob &job) {
                   }
                   const std::int64_t range = task - parts;
                   for (std::int64_t g = plan.ranges[range]; g < plan.ranges[range + 1]; ++g)
-                    if (plan.first_part.empty() || plan.first_part[g] == plan.first_part[g + 1])
+                    if (!plan.is_large(g))
                       kernels.combine_piece(job, g, whole_group(job.groups, g), scratch);
                 });
 }

@@ -12,9 +12,10 @@ void gram(const Kernels &kernels, const Window &window, const Groups &groups, do
 void solve(const Kernels &kernels, const double *gram, std::int64_t groups, int n, bool affine,
            int holdout, const CompanionArrays &out);
 
-// gram and solve of W groups after each other, so that Gram matrices never leave the cache.
-void gram_solve(const Kernels &kernels, const Window &window, const Groups &groups, bool affine,
-                int holdout, const CompanionArrays &out);
+// gram and solve of W groups after each other, so that Gram matrices never leave the cache; with
+// horizons also rollout and combine, into `out`: small groups are then read from memory once.
+void gram_solve(const Kernels &kernels, const Window &window, const Groups &groups,
+                const SolveJob &job, const Horizons &horizons, const Output &out);
 
 void rollout(const Kernels &kernels, const RolloutJob &job);
 

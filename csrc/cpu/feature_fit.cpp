@@ -1,10 +1,9 @@
 // The whole fit of W small groups while their matrices are in the cache, and their endpoints.
 //
 // What feature_gram, project, rollout_dense and the read-out do one after the other.
-#include "cpu/accumulate.h"
 #include "cpu/kernels.h"
+#include "cpu/small_endpoint.h"
 #include "cpu/transposed.h"
-#include "koopcore/dense_rollout.h"
 #include "koopcore/projection.h"
 
 namespace koopcore::cpu::KOOPCORE_ISA {
@@ -12,30 +11,52 @@ namespace koopcore::cpu::KOOPCORE_ISA {
 namespace {
 
 struct FitWork {
-  Vec *a, *h, *v, *k;                    // (m, m)
-  Vec *readout;                          // (m, m) H V
-  Vec *g, *z, *held, *state, *predicted; // (m)
+  Vec *a, *h, *k, *readout, *v;                  // (m, m); v is null if no whitener is kept
+  Vec *g, *z, *held, *state, *predicted, *probe; // (m)
   Vec *rest;
 };
 
 constexpr int kMostHoldoutLevels = 8;
 
-std::size_t fit_work(int m) {
-  const int rollout = dense_rollout_work(m, kMostHoldoutLevels), whitening = projection_work(m);
-  return std::size_t(5 * m * m + 5 * m + (rollout > whitening ? rollout : whitening));
+std::size_t fit_work(int m, const Horizons &horizons) {
+  const std::size_t parts[] = {std::size_t(dense_rollout_work(m, kMostHoldoutLevels)),
+                               std::size_t(projection_work(m)),
+                               small_endpoint_work(m, m, horizons)};
+  std::size_t most = 0;
+  for (std::size_t part : parts)
+    most = part > most ? part : most;
+  return std::size_t(5 * m * m + 6 * m) + most;
 }
 
-// A and H from the sums; reflected coordinates that hold only rounding are silenced, as in
-// `silence_rounding` of fitted/feature.py.
-void unpack_sums(const Moments &sums, int m, bool affine, FitWork &work) {
-  for (int i = 0; i < m; ++i)
-    for (int j = 0; j < m; ++j) {
-      const Vec entry = j <= i ? sums.c[i * m + j] : sums.c[j * m + i];
-      work.a[i * m + j] = entry;
-      work.h[i * m + j] = entry + sums.e[i * m + j];
-    }
+FitWork share_out(Vec *at, int m) {
+  FitWork work{};
+  Vec **const squares[] = {&work.a, &work.h, &work.k, &work.readout, &work.v};
+  Vec **const vectors[] = {&work.g, &work.z, &work.held, &work.state, &work.predicted, &work.probe};
+  for (Vec **square : squares) {
+    *square = at;
+    at += m * m;
+  }
+  for (Vec **vector : vectors) {
+    *vector = at;
+    at += m;
+  }
+  work.rest = at;
+  return work;
+}
+
+// A, of which the lower triangle is enough, and H from the sums. Reflected coordinates that hold
+// only rounding are silenced, as in `silence_rounding` of fitted/feature.py.
+const Vec *unpack_sums(const Moments &sums, int m, bool affine, FitWork &work) {
+  for (int i = 0; i < m; ++i) {
+    for (int j = 0; j <= i; ++j)
+      work.h[i * m + j] = sums.c[i * m + j] + sums.e[i * m + j];
+    for (int j = i + 1; j < m; ++j)
+      work.h[i * m + j] = sums.c[j * m + i] + sums.e[i * m + j];
+  }
   if (affine)
-    return;
+    return sums.c;
+  for (int i = 0; i < m * m; ++i)
+    work.a[i] = sums.c[i];
   Vec trace{};
   for (int i = 0; i < m; ++i)
     trace += work.a[i * m + i];
@@ -50,14 +71,7 @@ void unpack_sums(const Moments &sums, int m, bool affine, FitWork &work) {
       work.h[i * m + j] = noise ? Vec{} : work.h[i * m + j];
     }
   }
-}
-
-// V, K, z and H V for the start vector g; returns the rank.
-Vec fit_sums(int m, FitWork &work, Vec &condition) {
-  const ProjectionModel model{m, 0, 0.0, false};
-  const Vec rank = whiten<SimdLanes>(work.a, model, work.v, condition, work.rest);
-  project_operator<SimdLanes>(work.v, work.h, work.g, m, work.k, work.z, work.readout);
-  return rank; // project_operator leaves H V in its work space
+  return work.a;
 }
 
 Vec norm_of_difference(const Vec *a, const Vec *b, int m) {
@@ -67,75 +81,80 @@ Vec norm_of_difference(const Vec *a, const Vec *b, int m) {
   return SimdLanes::sqrt(square);
 }
 
+// The relative error of predicting the newest snapshot from the shorter window, whose fit `work`
+// is.
+template <class T> Vec hindcast_of(const FeatureFitJob &job, const Moments &sums, FitWork &work) {
+  const int m = job.m;
+  const std::int64_t horizon = job.holdout;
+  int levels = dense_rollout_levels(m, &horizon, 1);
+  levels = levels < kMostHoldoutLevels ? levels : kMostHoldoutLevels;
+  rollout_dense<SimdLanes>(work.k, work.z, m, job.affine, false, &horizon, 1, levels, work.rest,
+                           [&](int, const Vec *state, const Vec &) {
+                             apply<SimdLanes>(work.readout, m, m, state, work.predicted);
+                           });
+  const char *held_row = job.window.rows[job.window.n - job.holdout - 1];
+  Vec movement{};
+  for (int i = 0; i < m; ++i) { // x_{n-holdout} - x_n
+    work.held[i] = gather_at<T>(held_row, sums.offset + i * kLanes) - sums.last[i];
+    movement += work.held[i] * work.held[i];
+    work.state[i] = job.affine ? -work.held[i] : Vec{};
+  }
+  if (!job.affine)
+    work.state[0] = -sums.reflection.norm;
+  const Vec missed = norm_of_difference(work.predicted, work.state, m);
+  return movement > 0.0 ? missed / SimdLanes::sqrt(movement) : Vec{};
+}
+
+void keep_operators(const FeatureFitJob &job, const FitWork &work, std::int64_t first, int count) {
+  const int m = job.m, matrix = m * m;
+  from_lanes(work.k, matrix, count, matrix, job.operators + first * matrix);
+  from_lanes(work.v, matrix, count, matrix, job.whitener + first * matrix);
+  from_lanes(work.readout, matrix, count, matrix, job.readout + first * matrix);
+  from_lanes(work.z, m, count, m, job.start + first * m);
+}
+
 template <class T>
 void fit_of(const FeatureFitJob &job, std::int64_t first, int count, double *scratch) {
-  const int m = job.m, matrix = m * m;
+  const int m = job.m;
   const std::int64_t kept = job.window.n - job.holdout;
-  const bool hindcast = kept - 1 - int(job.affine) >= 1;
+  const bool hindcast = kept - 1 - int(job.affine) >= 1, keep = job.operators != nullptr;
   const std::int64_t stops[2] = {kept, job.window.n};
-  Vec *at = reinterpret_cast<Vec *>(scratch + accumulation_scratch(m));
-  FitWork work{};
-  Vec **const squares[] = {&work.a, &work.h, &work.v, &work.k, &work.readout};
-  Vec **const vectors[] = {&work.g, &work.z, &work.held, &work.state, &work.predicted};
-  for (Vec **square : squares) {
-    *square = at;
-    at += matrix;
-  }
-  for (Vec **vector : vectors) {
-    *vector = at;
-    at += m;
-  }
-  work.rest = at;
+  FitWork work = share_out(reinterpret_cast<Vec *>(scratch + accumulation_scratch(m)), m);
   Vec error = Vec{} + __builtin_nan("");
   const auto after = [&](int stop, const Moments &sums) {
     const bool last = !hindcast || stop == 1;
-    unpack_sums(sums, m, job.affine, work);
-    for (int i = 0; i < m; ++i)
+    const Vec *a = unpack_sums(sums, m, job.affine, work);
+    for (int i = 0; i < m; ++i) {
       work.g[i] = sums.newest[i];
+      work.probe[i] = sums.newest[i] - sums.change[i]; // the newest column of F
+    }
     Vec condition;
-    const Vec rank = fit_sums(m, work, condition);
+    const ProjectionArrays<SimdLanes> arrays{a,
+                                             work.h,
+                                             work.g,
+                                             work.k,
+                                             work.z,
+                                             work.readout,
+                                             last && keep ? work.v : nullptr,
+                                             last ? work.probe : nullptr};
+    const Vec rank = project<SimdLanes>({m, 0, 0.0, false}, arrays, condition, work.rest);
     if (!last) {
-      const std::int64_t horizon = job.holdout;
-      int levels = dense_rollout_levels(m, &horizon, 1);
-      levels = levels < kMostHoldoutLevels ? levels : kMostHoldoutLevels;
-      rollout_dense<SimdLanes>(work.k, work.z, m, job.affine, &horizon, 1, levels, work.rest,
-                               [&](int, const Vec *state, const Vec &) {
-                                 for (int i = 0; i < m; ++i)
-                                   work.state[i] = state[i];
-                               });
-      apply<SimdLanes>(work.readout, m, work.state, work.predicted);
-      for (int i = 0; i < m; ++i) // x_{n-holdout} - x_n
-        work.held[i] =
-            gather_at<T>(job.window.rows[kept - 1], sums.offset + i * kLanes) - sums.last[i];
-      Vec movement{};
-      for (int i = 0; i < m; ++i)
-        movement += work.held[i] * work.held[i];
-      movement = SimdLanes::sqrt(movement);
-      for (int i = 0; i < m; ++i)
-        work.state[i] = job.affine ? -work.held[i] : Vec{};
-      if (!job.affine)
-        work.state[0] = -sums.reflection.norm;
-      const Vec missed = norm_of_difference(work.predicted, work.state, m);
-      error = movement > 0.0 ? missed / movement : Vec{};
+      error = hindcast_of<T>(job, sums, work);
       return;
     }
-    for (int i = 0; i < m; ++i) // Vᵀ f of the newest column of F
-      work.state[i] = Vec{};
-    for (int i = 0; i < m; ++i)
-      for (int k = 0; k < m; ++k)
-        work.state[k] += work.v[i * m + k] * (sums.newest[i] - sums.change[i]);
-    apply<SimdLanes>(work.readout, m, work.state, work.predicted);
+    apply<SimdLanes>(work.readout, m, m, work.probe, work.predicted);
     const Vec residual = norm_of_difference(work.predicted, sums.newest, m);
-    from_lanes(work.k, matrix, count, matrix, job.operators + first * matrix);
-    from_lanes(work.v, matrix, count, matrix, job.whitener + first * matrix);
-    from_lanes(work.readout, matrix, count, matrix, job.readout + first * matrix);
-    from_lanes(work.z, m, count, m, job.start + first * m);
     for (int lane = 0; lane < count; ++lane) {
       job.ranks[first + lane] = std::int64_t(rank[lane]);
       job.condition[first + lane] = condition[lane];
       job.residual[first + lane] = residual[lane];
       job.hindcast[first + lane] = error[lane];
     }
+    if (keep)
+      keep_operators(job, work, first, count);
+    if (job.horizons.count > 0)
+      write_endpoints({m, m, job.affine, work.k, work.z, work.readout, sums.last, sums.reflection},
+                      job.groups, first, count, job.horizons, job.out, work.rest);
   };
   accumulate<T>(job.window, job.groups, job.affine, m, stops + !hindcast, hindcast ? 2 : 1, first,
                 count, scratch, after);
@@ -143,7 +162,9 @@ void fit_of(const FeatureFitJob &job, std::int64_t first, int count, double *scr
 
 } // namespace
 
-std::size_t feature_fit_scratch(int m) { return accumulation_scratch(m) + fit_work(m) * kLanes; }
+std::size_t feature_fit_scratch(int m, const Horizons &horizons) {
+  return accumulation_scratch(m) + fit_work(m, horizons) * kLanes;
+}
 
 void feature_fit_batch(const FeatureFitJob &job, std::int64_t first, int count, double *scratch) {
   (job.window.is_double ? fit_of<double> : fit_of<float>)(job, first, count, scratch);

@@ -10,7 +10,7 @@ void emit(const MomentsJob &job, int stop, std::int64_t first, int count, const 
           const Vec *e) {
   const int m = job.m;
   for (int lane = 0; lane < count; ++lane) {
-    double *out = job.out + ((job.slot[stop] * job.groups.count + first + lane) * 2) * m * m;
+    double *out = job.out + ((job.stops.slot[stop] * job.groups.count + first + lane) * 2) * m * m;
     for (int i = 0; i < m; ++i)
       for (int j = 0; j < m; ++j) {
         const double entry = (j <= i ? c[i * m + j] : c[j * m + i])[lane];
@@ -22,9 +22,10 @@ void emit(const MomentsJob &job, int stop, std::int64_t first, int count, const 
 
 template <class T>
 void moments_of(const MomentsJob &job, std::int64_t first, int count, double *scratch) {
-  accumulate<T>(
-      job.window, job.groups, job.affine, job.m, job.stops, job.n_stops, first, count, scratch,
-      [&](int stop, const Moments &sums) { emit(job, stop, first, count, sums.c, sums.e); });
+  accumulate<T>(job.window, job.groups, job.affine, job.m, job.stops.ascending, job.stops.count,
+                first, count, scratch, [&](int stop, const Moments &sums) {
+                  emit(job, stop, first, count, sums.c, sums.e);
+                });
 }
 
 template <class T> void gather_group(const GatherJob &job, std::int64_t group) {
@@ -48,8 +49,8 @@ template <class T> void scatter_group(const ScatterJob &job, std::int64_t group)
   for (int r = 0; r < job.n_rows; ++r) {
     const double *from = job.values + (r * job.groups.count + group) * job.m;
     for (std::int64_t s = job.groups.ptr[group]; s < job.groups.ptr[group + 1]; ++s) {
-      const std::ptrdiff_t step = job.step * job.groups.stride[s];
-      char *to = job.out + r * job.row + job.step * job.groups.start[s];
+      const std::ptrdiff_t step = job.out.step * job.groups.stride[s];
+      char *to = job.out.data + r * job.out.row + job.out.step * job.groups.start[s];
       for (std::int64_t k = 0; k < job.groups.length[s]; ++k) {
         double x = *from++;
         x = x > limit ? limit : x;
@@ -75,7 +76,7 @@ void gather_groups(const GatherJob &job, std::int64_t first, std::int64_t end) {
 
 void scatter_groups(const ScatterJob &job, std::int64_t first, std::int64_t end) {
   for (std::int64_t group = first; group < end; ++group)
-    (job.is_double ? scatter_group<double> : scatter_group<float>)(job, group);
+    (job.out.is_double ? scatter_group<double> : scatter_group<float>)(job, group);
 }
 
 } // namespace koopcore::cpu::KOOPCORE_ISA

@@ -24,17 +24,17 @@ void solve_batch(const SolveJob &job, const double *lanes, std::int64_t first, i
 std::size_t rollout_scratch(int columns);
 void rollout_batch(const RolloutJob &job, std::int64_t first, int count, double *scratch);
 std::size_t combine_scratch(int n, int n_horizons);
-void combine_piece(const CombineJob &job, std::int64_t group, Piece piece, double *scratch);
+void combine_piece(const CombineJob &job, std::int64_t weight_row, Piece piece, double *scratch);
 std::size_t moments_scratch(int m);
 void moments_batch(const MomentsJob &job, std::int64_t first, int count, double *scratch);
 std::size_t project_scratch(int size);
 void project_batch(const ProjectJob &job, std::int64_t first, int count, double *scratch);
-std::size_t rollout_dense_scratch(int size, const std::int64_t *horizons, int n_horizons);
+std::size_t rollout_dense_scratch(int size, const Horizons &horizons);
 void rollout_dense_batch(const DenseRolloutJob &job, std::int64_t first, int count,
                          double *scratch);
-std::size_t feature_fit_scratch(int m);
+std::size_t feature_fit_scratch(int m, const Horizons &horizons);
 void feature_fit_batch(const FeatureFitJob &job, std::int64_t first, int count, double *scratch);
-std::size_t feature_endpoint_scratch(int m, int rank, const std::int64_t *horizons, int n_horizons);
+std::size_t feature_endpoint_scratch(int m, int rank, const Horizons &horizons);
 void feature_endpoint_batch(const FeatureEndpointJob &job, std::int64_t first, int count,
                             double *scratch);
 void gather_groups(const GatherJob &job, std::int64_t first, std::int64_t end);

@@ -18,6 +18,11 @@ struct Plan {
   std::vector<std::int64_t> ranges;     // task t takes the groups ranges[t] … ranges[t+1] - 1
   std::vector<Part> parts;              // of the large groups, in order
   std::vector<std::int64_t> first_part; // (groups + 1,) empty when no group is large
+
+  // Whether the group is cut into parts.
+  bool is_large(std::int64_t group) const {
+    return !first_part.empty() && first_part[group] < first_part[group + 1];
+  }
 };
 
 // Parameters of group g.

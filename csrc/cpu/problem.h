@@ -27,6 +27,20 @@ struct Piece {
   std::int64_t segment, within, count;
 };
 
+// Horizons T >= 1 (or stops) in ascending order, and which row of the outputs each belongs to.
+struct Horizons {
+  const std::int64_t *ascending;
+  const int *slot;
+  int count;
+};
+
+// Where predictions go: row h of parameter j at data + h·row + j·step, in bytes.
+struct Output {
+  char *data;
+  std::ptrdiff_t row, step;
+  bool is_double;
+};
+
 // Outputs of the companion fit, one entry (or row of n - 1 - affine) per group.
 struct CompanionArrays {
   double *coefficients;
@@ -46,9 +60,7 @@ struct RolloutJob {
   std::int64_t groups;
   int columns;
   bool affine;
-  const std::int64_t *horizons; // ascending
-  const int *slot;              // where in the outputs horizon i goes
-  int n_horizons;
+  Horizons horizons;
   double *weights; // (n_horizons, groups, n)
   double *growth;  // (n_horizons, groups)
 };
@@ -56,11 +68,10 @@ struct RolloutJob {
 struct CombineJob {
   Window window;
   Groups groups;
-  const double *weights; // (n_horizons, groups, n)
+  const double *weights; // (n_horizons, weight_rows, n)
+  std::int64_t weight_rows;
   int n_horizons;
-  char *out; // (n_horizons, size)
-  std::ptrdiff_t out_row, out_step;
-  bool out_is_double;
+  Output out; // (n_horizons, size)
 };
 
 struct MomentsJob {
@@ -68,9 +79,7 @@ struct MomentsJob {
   Groups groups; // all of m parameters
   int m;
   bool affine;
-  const std::int64_t *stops; // ascending
-  const int *slot;           // where in the output stop i goes
-  int n_stops;
+  Horizons stops;
   double *out; // (n_stops, groups, 2, m, m)
 };
 
@@ -93,9 +102,7 @@ struct DenseRolloutJob {
   std::int64_t groups;
   int size;
   bool affine;
-  const std::int64_t *horizons; // ascending
-  const int *slot;              // where in the outputs horizon i goes
-  int n_horizons;
+  Horizons horizons;
   double *states; // (n_horizons, groups, r)
   double *growth; // (n_horizons, groups)
 };
@@ -106,10 +113,12 @@ struct FeatureFitJob {
   int m;
   bool affine;
   int holdout;
-  double *operators, *whitener, *readout; // (groups, m, m)
-  double *start;                          // (groups, m)
+  double *operators, *whitener, *readout; // (groups, m, m), or null: not kept
+  double *start;                          // (groups, m), likewise
   std::int64_t *ranks;                    // (groups,)
   double *condition, *residual, *hindcast;
+  Horizons horizons; // predicted at once, into `out`
+  Output out;        // (n_horizons, size)
 };
 
 struct FeatureEndpointJob {
@@ -118,12 +127,8 @@ struct FeatureEndpointJob {
   int m, rank;
   bool affine;
   const double *operators, *start, *readout; // (groups, r, r), (groups, r), (groups, m, r)
-  const std::int64_t *horizons;              // ascending
-  const int *slot;                           // the row of `out` of horizon i
-  int n_horizons;
-  char *out; // (n_horizons, size)
-  std::ptrdiff_t out_row, out_step;
-  bool out_is_double;
+  Horizons horizons;
+  Output out; // (n_horizons, size)
 };
 
 struct GatherJob {
@@ -141,9 +146,7 @@ struct ScatterJob {
   int n_rows;
   Groups groups; // all of m parameters
   int m;
-  char *out;                // (n_rows, size)
-  std::ptrdiff_t row, step; // bytes
-  bool is_double;
+  Output out; // (n_rows, size)
 };
 
 // The kernels of one instruction set. Each works on one batch or piece in the calling thread; the
@@ -165,18 +168,17 @@ struct Kernels {
   std::size_t (*rollout_scratch)(int columns);
   void (*rollout_batch)(const RolloutJob &, std::int64_t first, int count, double *scratch);
   std::size_t (*combine_scratch)(int n, int n_horizons);
-  void (*combine_piece)(const CombineJob &, std::int64_t group, Piece, double *scratch);
+  void (*combine_piece)(const CombineJob &, std::int64_t weight_row, Piece, double *scratch);
   std::size_t (*moments_scratch)(int m);
   void (*moments_batch)(const MomentsJob &, std::int64_t first, int count, double *scratch);
   std::size_t (*project_scratch)(int size);
   void (*project_batch)(const ProjectJob &, std::int64_t first, int count, double *scratch);
-  std::size_t (*rollout_dense_scratch)(int size, const std::int64_t *horizons, int n_horizons);
+  std::size_t (*rollout_dense_scratch)(int size, const Horizons &horizons);
   void (*rollout_dense_batch)(const DenseRolloutJob &, std::int64_t first, int count,
                               double *scratch);
-  std::size_t (*feature_fit_scratch)(int m);
+  std::size_t (*feature_fit_scratch)(int m, const Horizons &horizons);
   void (*feature_fit_batch)(const FeatureFitJob &, std::int64_t first, int count, double *scratch);
-  std::size_t (*feature_endpoint_scratch)(int m, int rank, const std::int64_t *horizons,
-                                          int n_horizons);
+  std::size_t (*feature_endpoint_scratch)(int m, int rank, const Horizons &horizons);
   void (*feature_endpoint_batch)(const FeatureEndpointJob &, std::int64_t first, int count,
                                  double *scratch);
   void (*gather_groups)(const GatherJob &, std::int64_t first, std::int64_t end);

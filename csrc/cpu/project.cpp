@@ -7,20 +7,20 @@
 namespace koopcore::cpu::KOOPCORE_ISA {
 
 std::size_t project_scratch(int size) {
-  return std::size_t(4 * size * size + 2 * size + projection_work(size)) * kLanes;
+  return std::size_t(5 * size * size + 2 * size + projection_work(size)) * kLanes;
 }
 
 void project_batch(const ProjectJob &job, std::int64_t first, int count, double *scratch) {
   const int size = job.size, matrix = size * size;
   Vec *a = reinterpret_cast<Vec *>(scratch), *h = a + matrix, *v = h + matrix, *k = v + matrix;
-  Vec *g = k + matrix, *z = g + size, *work = z + size;
+  Vec *readout = k + matrix, *g = readout + matrix, *z = g + size, *work = z + size;
   const ProjectionModel model{size, job.rank, job.ridge, job.raw};
   to_lanes(job.a + first * job.a_step, job.a_step, count, matrix, a);
   to_lanes(job.h + first * job.h_step, job.h_step, count, matrix, h);
   to_lanes(job.g + first * size, size, count, size, g);
   Vec condition;
-  const Vec rank = whiten<SimdLanes>(a, model, v, condition, work);
-  project_operator<SimdLanes>(v, h, g, size, k, z, work);
+  const ProjectionArrays<SimdLanes> arrays{a, h, g, k, z, readout, v, nullptr};
+  const Vec rank = project<SimdLanes>(model, arrays, condition, work);
   from_lanes(v, matrix, count, matrix, job.whitener + first * matrix);
   from_lanes(k, matrix, count, matrix, job.operators + first * matrix);
   from_lanes(z, size, count, size, job.start + first * size);
@@ -30,8 +30,8 @@ void project_batch(const ProjectJob &job, std::int64_t first, int count, double 
   }
 }
 
-std::size_t rollout_dense_scratch(int size, const std::int64_t *horizons, int n_horizons) {
-  const int levels = dense_rollout_levels(size, horizons, n_horizons);
+std::size_t rollout_dense_scratch(int size, const Horizons &horizons) {
+  const int levels = dense_rollout_levels(size, horizons.ascending, horizons.count);
   return std::size_t(size * size + size + dense_rollout_work(size, levels)) * kLanes;
 }
 
@@ -39,12 +39,12 @@ void rollout_dense_batch(const DenseRolloutJob &job, std::int64_t first, int cou
                          double *scratch) {
   const int size = job.size, matrix = size * size;
   Vec *k = reinterpret_cast<Vec *>(scratch), *z = k + matrix, *work = z + size;
-  const int levels = dense_rollout_levels(size, job.horizons, job.n_horizons);
+  const int levels = dense_rollout_levels(size, job.horizons.ascending, job.horizons.count);
   to_lanes(job.operators + first * matrix, matrix, count, matrix, k);
   to_lanes(job.start + first * size, size, count, size, z);
-  rollout_dense<SimdLanes>(k, z, size, job.affine, job.horizons, job.n_horizons, levels, work,
-                           [&](int i, const Vec *state, const Vec &growth) {
-                             const std::int64_t at = job.slot[i] * job.groups + first;
+  rollout_dense<SimdLanes>(k, z, size, job.affine, true, job.horizons.ascending, job.horizons.count,
+                           levels, work, [&](int i, const Vec *state, const Vec &growth) {
+                             const std::int64_t at = job.horizons.slot[i] * job.groups + first;
                              from_lanes(state, size, count, size, job.states + at * size);
                              for (int lane = 0; lane < count; ++lane)
                                job.growth[at + lane] = growth[lane];

@@ -143,19 +143,20 @@ template <class T> KOOPCORE_INLINE Vec gather(const char *p, std::ptrdiff_t step
 // v[i] becomes the vector of the i-th lanes of v[0] … v[W-1].
 KOOPCORE_INLINE void transpose(Vec *v) {
 #if defined(__AVX512F__)
-  Vec t[8], u[8];
+  Vec t[8], u[8]; // only shuffles whose pattern is part of the instruction
   for (int i = 0; i < 8; i += 2) {
     t[i] = __builtin_shufflevector(v[i], v[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
     t[i + 1] = __builtin_shufflevector(v[i], v[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
   }
-  for (int i = 0; i < 8; i += 4)
-    for (int j = 0; j < 2; ++j) {
-      u[i + j] = __builtin_shufflevector(t[i + j], t[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-      u[i + j + 2] = __builtin_shufflevector(t[i + j], t[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+  for (int half = 0; half < 8; half += 4)
+    for (int odd = 0; odd < 2; ++odd) {
+      const Vec a = t[half + odd], b = t[half + odd + 2];
+      u[half + odd] = __builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13);
+      u[half + odd + 2] = __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15);
     }
-  for (int j = 0; j < 4; ++j) {
-    v[j] = __builtin_shufflevector(u[j], u[j + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-    v[j + 4] = __builtin_shufflevector(u[j], u[j + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  for (int i = 0; i < 4; ++i) {
+    v[i] = __builtin_shufflevector(u[i], u[i + 4], 0, 1, 4, 5, 8, 9, 12, 13);
+    v[i + 4] = __builtin_shufflevector(u[i], u[i + 4], 2, 3, 6, 7, 10, 11, 14, 15);
   }
 #elif defined(__AVX2__)
   Vec t[4];

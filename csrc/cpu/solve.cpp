@@ -1,7 +1,7 @@
 // Companion fits and rollouts of W groups at a time: one group per lane of the vector registers.
 #include "cpu/kernels.h"
 #include "cpu/problem.h"
-#include "cpu/simd.h"
+#include "cpu/transposed.h"
 #include "koopcore/companion.h"
 
 namespace koopcore::cpu::KOOPCORE_ISA {
@@ -39,11 +39,9 @@ void solve_batch(const SolveJob &job, const double *lanes, std::int64_t first, i
   Vec *coefficients = reinterpret_cast<Vec *>(scratch);
   const CompanionFit<SimdLanes> fit = fit_companion<SimdLanes>(gram, job.n, job.affine, job.holdout,
                                                                coefficients, coefficients + job.n);
+  from_lanes(coefficients, columns, count, columns, job.out.coefficients + first * columns);
   for (int lane = 0; lane < count; ++lane) {
     const std::int64_t group = first + lane;
-    double *row = job.out.coefficients + group * columns;
-    for (int i = 0; i < columns; ++i)
-      row[i] = coefficients[i][lane];
     job.out.rank[group] = std::int64_t(fit.rank[lane]);
     job.out.residual[group] = fit.residual[lane];
     job.out.condition[group] = fit.condition[lane];
@@ -58,20 +56,13 @@ std::size_t rollout_scratch(int columns) {
 void rollout_batch(const RolloutJob &job, std::int64_t first, int count, double *scratch) {
   const int columns = job.columns, n = columns + 1 + int(job.affine);
   Vec *a = reinterpret_cast<Vec *>(scratch), *weights = a + columns;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const double *row = job.coefficients + (first + (lane < count ? lane : 0)) * columns;
-    for (int i = 0; i < columns; ++i)
-      a[i][lane] = row[i];
-  }
-  rollout<SimdLanes>(a, columns, job.affine, job.horizons, job.n_horizons, weights, weights + n,
-                     [&](int i, const Vec *w, const Vec &growth) {
-                       const std::int64_t at = job.slot[i] * job.groups + first;
-                       for (int lane = 0; lane < count; ++lane) {
-                         double *out = job.weights + (at + lane) * n;
-                         for (int k = 0; k < n; ++k)
-                           out[k] = w[k][lane];
+  to_lanes(job.coefficients + first * columns, columns, count, columns, a);
+  rollout<SimdLanes>(a, columns, job.affine, job.horizons.ascending, job.horizons.count, weights,
+                     weights + n, [&](int i, const Vec *w, const Vec &growth) {
+                       const std::int64_t at = job.horizons.slot[i] * job.groups + first;
+                       from_lanes(w, n, count, n, job.weights + at * n);
+                       for (int lane = 0; lane < count; ++lane)
                          job.growth[at + lane] = growth[lane];
-                       }
                      });
 }
 

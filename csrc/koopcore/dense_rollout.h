@@ -8,6 +8,7 @@
 #pragma once
 
 #include "koopcore/lanes.h"
+#include "koopcore/product.h"
 
 namespace koopcore {
 
@@ -28,66 +29,6 @@ KOOPCORE_HD static inline int worthwhile_levels(std::int64_t gap, int size, int 
   return best;
 }
 
-// out = A x, with A (size × size) row-major.
-template <class L>
-KOOPCORE_HD void apply(const typename L::Real *a, int size, const typename L::Real *x,
-                       typename L::Real *out) {
-  using Real = typename L::Real;
-  const Real zero = L::broadcast(0.0);
-  int i = 0;
-  for (; i + 4 <= size; i += 4) {
-    const Real *r0 = a + i * size, *r1 = r0 + size, *r2 = r1 + size, *r3 = r2 + size;
-    Real s0 = zero, s1 = zero, s2 = zero, s3 = zero;
-    for (int j = 0; j < size; ++j) {
-      s0 += r0[j] * x[j];
-      s1 += r1[j] * x[j];
-      s2 += r2[j] * x[j];
-      s3 += r3[j] * x[j];
-    }
-    out[i] = s0;
-    out[i + 1] = s1;
-    out[i + 2] = s2;
-    out[i + 3] = s3;
-  }
-  for (; i < size; ++i) {
-    Real s = zero;
-    for (int j = 0; j < size; ++j)
-      s += a[i * size + j] * x[j];
-    out[i] = s;
-  }
-}
-
-// out = A A.
-template <class L>
-KOOPCORE_HD void square(const typename L::Real *a, int size, typename L::Real *out) {
-  using Real = typename L::Real;
-  const Real zero = L::broadcast(0.0);
-  for (int i = 0; i < size; ++i) {
-    const Real *row = a + i * size;
-    int j = 0;
-    for (; j + 4 <= size; j += 4) {
-      Real s0 = zero, s1 = zero, s2 = zero, s3 = zero;
-      const Real *column = a + j;
-      for (int k = 0; k < size; ++k, column += size) {
-        s0 += row[k] * column[0];
-        s1 += row[k] * column[1];
-        s2 += row[k] * column[2];
-        s3 += row[k] * column[3];
-      }
-      out[i * size + j] = s0;
-      out[i * size + j + 1] = s1;
-      out[i * size + j + 2] = s2;
-      out[i * size + j + 3] = s3;
-    }
-    for (; j < size; ++j) {
-      Real s = zero;
-      for (int k = 0; k < size; ++k)
-        s += row[k] * a[k * size + j];
-      out[i * size + j] = s;
-    }
-  }
-}
-
 // Levels that `rollout_dense` makes at most for these ascending horizons: having some levels never
 // makes further ones worthwhile that were not before.
 KOOPCORE_HD static inline int dense_rollout_levels(int size, const std::int64_t *horizons,
@@ -106,14 +47,17 @@ KOOPCORE_HD static constexpr int dense_rollout_work(int size, int levels) {
 }
 
 // Calls emit(i, state, growth) for every horizon i: state = s_T if `affine`, else p_T. k: (r × r),
-// z: (r). `horizons` ascending, each at least 1. `most_levels`
-// as from dense_rollout_levels; work: dense_rollout_work(r, most_levels).
+// z: (r). `horizons` ascending, each at least 1. With `growth` false that of the affine model is
+// not known, and p_T, which only it needs, is not rolled. `most_levels` as from
+// dense_rollout_levels; work: dense_rollout_work(r, most_levels).
 template <class L, class Emit>
 KOOPCORE_HD void rollout_dense(const typename L::Real *k, const typename L::Real *z, int size,
-                               bool affine, const std::int64_t *horizons, int n_horizons,
-                               int most_levels, typename L::Real *work, Emit &&emit) {
+                               bool affine, bool growth, const std::int64_t *horizons,
+                               int n_horizons, int most_levels, typename L::Real *work,
+                               Emit &&emit) {
   using Real = typename L::Real;
   const int matrix = size * size;
+  const bool powers = growth || !affine;
   Real *power = work, *total = power + size, *next = total + size, *ladder = next + size;
   // Level l >= 1 holds K^(2^l) and s_(2^l) at ladder + (l-1)(r² + r); level 0 is K and z.
   int have = 0;
@@ -132,8 +76,8 @@ KOOPCORE_HD void rollout_dense(const typename L::Real *k, const typename L::Real
       const Real *from = have == 0 ? k : level_at(have);
       const Real *sums = have == 0 ? z : from + matrix;
       Real *to = level_at(have + 1);
-      square<L>(from, size, to);
-      apply<L>(from, size, sums, to + matrix);
+      multiply<L, Left::plain>(from, from, size, size, size, to);
+      apply<L>(from, size, size, sums, to + matrix);
       for (int i = 0; i < size; ++i)
         to[matrix + i] += sums[i];
     }
@@ -141,21 +85,26 @@ KOOPCORE_HD void rollout_dense(const typename L::Real *k, const typename L::Real
       const Real *step = level == 0 ? k : level_at(level);
       const Real *sums = level == 0 ? z : step + matrix;
       for (; gap >> level > 0; gap -= std::int64_t(1) << level) {
-        apply<L>(step, size, power, next);
-        for (int i = 0; i < size; ++i)
-          power[i] = next[i];
+        if (powers) {
+          apply<L>(step, size, size, power, next);
+          for (int i = 0; i < size; ++i)
+            power[i] = next[i];
+        }
         if (!affine)
           continue;
-        apply<L>(step, size, total, next);
+        apply<L>(step, size, size, total, next);
         for (int i = 0; i < size; ++i)
           total[i] = next[i] + sums[i];
       }
     }
     reached = horizons[h];
     Real norm = L::broadcast(0.0);
-    for (int i = 0; i < size; ++i)
-      norm += power[i] * power[i];
-    emit(h, affine ? total : power, L::sqrt(norm / reference));
+    if (growth) {
+      for (int i = 0; i < size; ++i)
+        norm += power[i] * power[i];
+      norm = L::sqrt(norm / reference);
+    }
+    emit(h, affine ? total : power, norm);
   }
 }
 

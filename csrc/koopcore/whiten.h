@@ -1,8 +1,8 @@
-// Whitening of a symmetric matrix, V Vᵀ = A⁺, by diagonally pivoted Cholesky; one group per lane.
+// Whitening of a matrix of any rank, V Vᵀ = A⁺, by diagonally pivoted Cholesky; one group per lane.
 //
-// Mirrors `whiten` in backends/reference.py. Each lane has its own pivot order, so nothing is ever
-// permuted: rows stay in their natural places, and "the pivot row" is picked by masks. What depends
-// on the data is masked too, and so W groups run together whatever their ranks.
+// For the groups that natural.h cannot factor. Each lane has its own pivot order, so nothing is
+// ever permuted: rows stay in their natural places, and "the pivot row" is picked by masks. What
+// depends on the data is masked too, and so W groups run together whatever their ranks.
 #pragma once
 
 #include "koopcore/lanes.h"
@@ -85,25 +85,6 @@ pivoted_cholesky(typename L::Real *a, int size, typename L::Real *factor, typena
         a[i * size + j] -= column[i] * column[j];
   }
   return rank;
-}
-
-// V = L^{-T} for lanes of full rank: v_k = (e_{p_k} - Σ_{j<k} l_{p_k,j} v_j) / l_{p_k,k}, with the
-// pivot parameters p_k in `order`. v: (N × N), row i = parameter i. work: N.
-template <class L>
-KOOPCORE_HD void invert_factor(const typename L::Real *factor, const typename L::Real *order,
-                               int size, typename L::Real *v, typename L::Real *work) {
-  using Real = typename L::Real;
-  for (int k = 0; k < size; ++k) {
-    pick_row<L>(factor, size, k + 1, order[k], work);
-    const Real inverse = 1.0 / work[k];
-    for (int i = 0; i < size; ++i) {
-      const typename L::Mask here = L::both(order[k] > i - 0.5, order[k] < i + 0.5);
-      Real s = L::select(here, L::broadcast(1.0), L::broadcast(0.0));
-      for (int j = 0; j < k; ++j)
-        s -= work[j] * v[i * size + j];
-      v[i * size + k] = s * inverse;
-    }
-  }
 }
 
 // V = L (LᵀL)⁻¹ for any rank (Courrieu 2005). The columns of L are scaled to l_{p_k,k} = 1 first:

@@ -14,7 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore._native import build_record
-from koopcore.backends.stages import Companion, FloatArray, Projection, Snapshots
+from koopcore.backends.stages import (
+    Ahead,
+    Companion,
+    FeatureSolved,
+    FloatArray,
+    Projection,
+    Snapshots,
+)
 from koopcore.partition import Partition
 
 if TYPE_CHECKING:
@@ -70,9 +77,14 @@ def solve(gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
     return Companion(*_cpu.solve(gram, n, affine, holdout))
 
 
-def gram_solve(snapshots: Snapshots, part: Partition, affine: bool, holdout: int) -> Companion:
-    """``solve(gram(snapshots, part), …)`` without the Gram matrices ever leaving the cache."""
-    return Companion(*_cpu.gram_solve(*snapshots, part.segments, affine, holdout))
+def gram_solve(
+    snapshots: Snapshots, part: Partition, affine: bool, holdout: int, ahead: Ahead | None = None
+) -> Companion:
+    """``solve(gram(snapshots, part), …)`` without the Gram matrices ever leaving the cache.
+
+    With ``ahead`` also rollout and combine, while the snapshots of a small group are in the cache.
+    """
+    return Companion(*_cpu.gram_solve(*snapshots, part.segments, affine, holdout, ahead))
 
 
 def project(
@@ -111,17 +123,17 @@ def combine(
 
 
 def feature_fit(
-    snapshots: Snapshots, part: Partition, affine: bool, holdout: int
-) -> tuple[Projection, FloatArray, FloatArray, FloatArray]:
-    """(projection, readout, residual, hindcast) of groups of equal m < n - 1, at full rank or less.
+    snapshots: Snapshots, part: Partition, affine: bool, holdout: int, ahead: Ahead | None = None
+) -> FeatureSolved:
+    """feature_gram, project and the held-out fit of W groups while their matrices are in the cache.
 
-    feature_gram, project and the held-out fit of W groups while their matrices are in the cache.
+    For groups of equal m < n - 1. With ``ahead`` also their endpoints; no operator is kept then.
     """
-    *projection, readout, residual, hindcast = _cpu.feature_fit(
-        *snapshots, part.segments, affine, holdout
+    rank, condition, residual, hindcast, operator, whitener, start, readout = _cpu.feature_fit(
+        *snapshots, part.segments, affine, holdout, ahead
     )
-    operator, whitener, start, rank, condition = projection
-    return Projection(operator, whitener, start, rank, condition), readout, residual, hindcast
+    projection = None if ahead else Projection(operator, whitener, start, rank, condition)
+    return FeatureSolved(rank, condition, residual, hindcast, projection, readout)
 
 
 def feature_endpoint(

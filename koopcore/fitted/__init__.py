@@ -1,14 +1,16 @@
 """Fitted operators of many groups at once, one kind a file: how each predicts, and its spectrum.
 
-Every kind has the members of `GroupFit` (its groups and their diagnostics) and the methods
-``write`` (predictions into an array), ``growth``, ``eigenvalues``, ``modes``, ``operator``.
+Every kind has the members of `GroupFit` (its groups and their diagnostics) and, but for
+`DeferredFit`, the methods ``write`` (predictions into an array), ``growth``, ``eigenvalues``,
+``modes``, ``operator``.
 """
 
 from koopcore.fitted.companion import CompanionFit
+from koopcore.fitted.deferred import DeferredFit
 from koopcore.fitted.feature import FeatureFit
 from koopcore.fitted.projected import ProjectedFit
 from koopcore.fitted.trend import TrendFit
 
 Fitted = CompanionFit | FeatureFit | ProjectedFit | TrendFit
 
-__all__ = ["CompanionFit", "FeatureFit", "Fitted", "ProjectedFit", "TrendFit"]
+__all__ = ["CompanionFit", "DeferredFit", "FeatureFit", "Fitted", "ProjectedFit", "TrendFit"]

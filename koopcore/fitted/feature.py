@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,14 @@ import numpy.typing as npt
 
 from koopcore.backends import find, stage
 from koopcore.backends.reference import reflect, unreflect
-from koopcore.backends.stages import WEIGHT_LIMIT, FloatArray, IntArray, Projection, Snapshots
+from koopcore.backends.stages import (
+    WEIGHT_LIMIT,
+    FeatureSolved,
+    FloatArray,
+    IntArray,
+    Projection,
+    Snapshots,
+)
 from koopcore.fitted.base import (
     GroupFit,
     group_values,
@@ -89,32 +95,22 @@ class FeatureFit(GroupFit):
         return fit
 
     @classmethod
-    def fused(
-        cls,
-        snapshots: Snapshots,
-        part: Partition,
-        groups: IntArray,
-        affine: bool,
-        holdout: int,
-        on: str | None,
-    ) -> FeatureFit | None:
-        """The same by a backend's fused stage; None without one, or for snapshots not finite."""
-        stage_of = find("feature_fit", backend=on)
-        if stage_of is None:
-            return None
-        projection, readout, residual, hindcast = stage_of(snapshots, part, affine, holdout)
-        if not math.isfinite(readout.sum()):
-            return None
+    def of_solved(
+        cls, part: Partition, groups: IntArray, affine: bool, solved: FeatureSolved
+    ) -> FeatureFit:
+        """What a backend's fused stage, `feature_fit`, has found and kept."""
+        if solved.projection is None or solved.readout is None:
+            raise ValueError("this fit kept no operators; fit again without endpoints ahead")
         return cls(
             part,
             groups,
             affine,
-            projection.rank,
-            residual,
-            projection.condition,
-            hindcast,
-            projection,
-            readout,
+            solved.rank,
+            solved.residual,
+            solved.condition,
+            solved.hindcast,
+            solved.projection,
+            solved.readout,
         )
 
     def write(
