@@ -110,11 +110,16 @@ def test_a_lost_worker_is_named_and_the_last_good_state_saved(
 
 
 def test_diverging_steps_keep_the_last_report() -> None:
-    with pytest.warns(DivergenceWarning, match="would be safe for K alone"):
+    with pytest.warns(
+        DivergenceWarning, match=r"step_w = .* would be safe .*over 1 \+ delay = 3"
+    ):
         found = learner(step_k=500.0, n_iterations=3000, report_every=5).fit(SCALED)
     assert found.history_.stopped == "diverged"
     assert np.isfinite(found.operator_.operator).all()
-    assert 0.0 < found.history_.safe_step < 1.0
+    safe = found.history_.safe_step
+    again = learner(step_k=safe, step_w=safe, n_iterations=100).fit(SCALED)
+    assert again.history_.stopped == "iterations"
+    assert again.history_.objective[-1] < again.history_.objective[0]
 
 
 @pytest.mark.parametrize(

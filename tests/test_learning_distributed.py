@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from network_faults import DiesLate
+from sklearn.base import clone
 
 from koopcore.learning import (
     AlternatingLearner,
@@ -101,10 +102,16 @@ def test_a_rank_holds_its_own_states_only() -> None:
 
 def test_diverging_steps_keep_the_last_good_iterate() -> None:
     learner = DistributedLearner(EQUAL, workers=2, step_k=50.0, step_w=0.1, n_iterations=200)
-    with pytest.warns(DivergenceWarning, match="would be safe|safe for both"):
+    with pytest.warns(
+        DivergenceWarning, match=r"was kept. step_k = step_w = .* would be safe"
+    ):
         learner.fit(SCALED)
     assert learner.history_.stopped == "diverged"
     assert np.isfinite(learner.operator_.operator).all()
+    safe = learner.history_.safe_step
+    again = clone(learner).set_params(step_k=safe, step_w=safe, n_iterations=60).fit(SCALED)
+    assert again.history_.stopped == "iterations"
+    assert (np.diff(again.history_.objective) <= 0.0).all()  # a safe step descends
 
 
 def test_a_rank_that_dies_is_named_and_the_last_good_state_saved(tmp_path: Path) -> None:

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
 from koopcore.backends.stages import FloatArray
 from koopcore.learning.alternation import Alternation, Iterate
 from koopcore.learning.assembly import assemble
-from koopcore.learning.dictionary import Dictionary
-from koopcore.learning.estimator import Learner, generator, whole
-from koopcore.learning.history import DivergenceWarning, History, Tracker, check_tracked
+from koopcore.learning.estimator import SynchronousLearner, not_negative
+from koopcore.learning.history import History, Tracker, diverges
 from koopcore.learning.progress import counted
-from koopcore.learning.readout import check_readout
-from koopcore.learning.step_sizes import Diminishing, check_step, lipschitz_k
-from koopcore.learning.trajectories import Pairs, Trajectories, pairs, standardization
-
-StepK: TypeAlias = Literal["lipschitz"] | float | Diminishing
-StepW: TypeAlias = Literal["backtracking", "lemma"] | float | Diminishing
-
-_RUNAWAY = 1e6  # F this far above its first value is divergence, before it overflows
+from koopcore.learning.safe_step import last_good, warn_of_divergence
+from koopcore.learning.trajectories import Trajectories, pairs, scaled
 
 
-class AlternatingLearner(Learner):
+@dataclass(eq=False, repr=False)
+class AlternatingLearner(SynchronousLearner):
     """Learn ψ and K from trajectories: min F(W, K) = (1/N) Σ ‖ψ(x_{n+1}) - K ψ(x_n)‖².
 
     Per iteration, Gauss-Seidel (Liu, Ding, Chen, Yeung 2020, Algorithm 1):
@@ -54,36 +47,8 @@ class AlternatingLearner(Learner):
     Not for bare σ(Wx) with many iterations: F has its trivial minimum at W = 0 (`OneLayer`).
     """
 
-    def __init__(
-        self,
-        dictionary: Dictionary,
-        *,
-        n_iterations: int = 500,
-        k_step: Literal["gradient", "exact"] = "gradient",
-        step_k: StepK = "lipschitz",
-        step_w: StepW = "backtracking",
-        readout: str = "auto",
-        standardize: bool = False,
-        track: Literal["gradient", "objective"] = "gradient",
-        ridge: float = 0.0,
-        polish: bool = False,
-        tolerance: float = 0.0,
-        random_state: int | np.random.Generator | None = 0,
-        progress: bool = False,
-    ) -> None:
-        self.dictionary = dictionary
-        self.n_iterations = n_iterations
-        self.k_step = k_step
-        self.step_k = step_k
-        self.step_w = step_w
-        self.readout = readout
-        self.standardize = standardize
-        self.track = track
-        self.ridge = ridge
-        self.polish = polish
-        self.tolerance = tolerance
-        self.random_state = random_state
-        self.progress = progress
+    _: KW_ONLY
+    tolerance: float = 0.0
 
     def fit(
         self,
@@ -101,24 +66,19 @@ class AlternatingLearner(Learner):
         that would have been safe, as ``history_.safe_step``.
         """
         self._check()
-        data = pairs(X, self.dictionary.n_states)
-        shift, scale = standardization(data, self.standardize)
-        data = data.with_states((data.states - shift) / scale)
-        parameters, operator = initial or self._start()
+        made = scaled(pairs(X, self.dictionary.n_states), self.standardize)
+        start = self._start(initial)
         alternation = Alternation(
-            self.dictionary, data, self.k_step, self.step_k, self.step_w, self.ridge
+            self.dictionary, made.data, self.k_step, self.step_k, self.step_w, self.ridge
         )
-        tracker, self.history_ = self._iterate(
-            alternation, np.array(parameters), np.array(operator), callback
-        )
-        self.operator_ = assemble(self, data, tracker, shift, scale)
+        tracker, self.history_ = self._iterate(alternation, *start, callback)
+        kept = tracker.parameters, tracker.operator
         if self.history_.stopped == "diverged":
-            self._warn(data)
+            kept = last_good(self.history_, self.dictionary, made.data, start, kept)
+            where = f"in iteration {len(self.history_) - 1} with {self._steps()}"
+            warn_of_divergence(self.history_, self.dictionary, made.data, start, kept, where)
+        self.operator_ = assemble(self, made, *kept)
         return self
-
-    def _start(self) -> tuple[FloatArray, FloatArray]:
-        rng = generator(self.random_state)
-        return self.dictionary.initial(rng), np.eye(self.dictionary.n_features)
 
     def _iterate(
         self,
@@ -128,7 +88,7 @@ class AlternatingLearner(Learner):
         callback: Callable[[int, Iterate], object] | None,
     ) -> tuple[Tracker, History]:
         history = History()
-        tracker = Tracker(self.track, parameters=parameters, operator=operator)
+        tracker = Tracker(self.track, parameters, operator)
         for t, iterate in counted(
             alternation.iterates(parameters, operator, self.n_iterations),
             self.n_iterations,
@@ -136,8 +96,7 @@ class AlternatingLearner(Learner):
         ):
             history.add(*iterate.recorded())
             e = float(history.gradient_k[-1] ** 2 + history.gradient_w[-1] ** 2)
-            first = history.objective[0]
-            if not (np.isfinite(e) and iterate.value <= max(_RUNAWAY * first, 1e-300)):
+            if not np.isfinite(e) or diverges(iterate.value, history):
                 history.stopped = "diverged"
                 break
             tracker.offer(t, iterate.value, e, iterate.parameters, iterate.operator)
@@ -151,26 +110,6 @@ class AlternatingLearner(Learner):
         return tracker, history
 
     def _check(self) -> None:
-        whole("n_iterations", self.n_iterations)
-        if self.k_step not in ("gradient", "exact"):
-            raise ValueError(f"k_step is {self.k_step!r}; 'gradient' or 'exact' is needed")
-        check_step("step_k", self.step_k, ("lipschitz",))
-        check_step("step_w", self.step_w, ("backtracking", "lemma"))
-        check_tracked(self.track)
-        check_readout(self.readout, self.dictionary)
-        for name, number in (("ridge", self.ridge), ("tolerance", self.tolerance)):
-            if not 0.0 <= number < np.inf:
-                raise ValueError(f"{name} is {number}; a finite number >= 0 is needed")
-
-    def _warn(self, data: Pairs) -> None:
-        kept = self.operator_
-        features = kept.dictionary.features(kept.parameters, data.states)
-        safe = 1.0 / lipschitz_k(features[data.current])[0]
-        self.history_.safe_step = safe
-        warnings.warn(
-            f"learning diverged in iteration {len(self.history_) - 1} with step_k={self.step_k!r}, "
-            f"step_w={self.step_w!r}; iterate {self.history_.best} was kept. step_k={safe:.3g} "
-            "(1/L_K there) would be safe, and step_w='backtracking' always is",
-            DivergenceWarning,
-            stacklevel=3,
-        )
+        super()._check()
+        self._check_steps(("backtracking", "lemma"))
+        not_negative("tolerance", self.tolerance)

@@ -8,14 +8,18 @@ from typing import NamedTuple
 import numpy as np
 
 from koopcore.backends.stages import FloatArray
-from koopcore.learning.dictionary import Dictionary, OneLayer
+from koopcore.learning.dictionary import Dictionary, OneLayer, Pullback
 from koopcore.learning.exact_step import exact_operator
 from koopcore.learning.objective import errors, feature_gradient, operator_gradient, value
-from koopcore.learning.step_sizes import Diminishing, lemma_w, lipschitz_k, scheduled
+from koopcore.learning.step_sizes import (
+    Backtracking,
+    StepK,
+    StepW,
+    lemma_w,
+    lipschitz_k,
+    scheduled,
+)
 from koopcore.learning.trajectories import Pairs
-
-_GROWTH = 1.5  # of the step tried first, after an iteration that accepted its first trial
-_SMALLEST = 1e-18  # a step below which W stays where it is: rounding hides any decrease
 
 
 class Iterate(NamedTuple):
@@ -42,8 +46,8 @@ class Alternation:
         dictionary: Dictionary,
         data: Pairs,
         k_step: str,
-        step_k: str | float | Diminishing,
-        step_w: str | float | Diminishing,
+        step_k: StepK,
+        step_w: StepW,
         ridge: float,
     ) -> None:
         if step_w == "lemma" and not isinstance(dictionary, OneLayer):
@@ -51,7 +55,7 @@ class Alternation:
         self.dictionary, self.data, self.ridge = dictionary, data, ridge
         self.k_step, self.step_k, self.step_w = k_step, step_k, step_w
         self._power: FloatArray | None = None  # last dominant eigenvector, where the next starts
-        self._tried = 1.0
+        self._search = Backtracking()
 
     def iterates(
         self, parameters: FloatArray, operator: FloatArray, n_iterations: int
@@ -69,22 +73,28 @@ class Alternation:
                 slope = pullback(feature_gradient(data, error, back, len(features)))
                 norm = float(np.linalg.norm(slope))
                 step = self._dictionary_step(operator, t, norm)
-                moved = parameters - step * slope
-                ahead = self.dictionary.linearized(moved, data.states)
-                ahead_error = errors(ahead[0], data, operator)
-                if self.step_w == "backtracking":
-                    while norm and not value(ahead_error) <= f - 0.5 * step * norm * norm:
-                        step *= 0.5
-                        if step < _SMALLEST:
+                moved, ahead, ahead_error = self._moved(parameters, operator, step * slope)
+                if self.step_w == "backtracking" and norm:
+                    while not self._search.accepts(value(ahead_error), f, norm * norm):
+                        if not self._search.shrink():
                             step, moved = 0.0, parameters
                             ahead, ahead_error = (features, pullback), error
+                            self._search = Backtracking()
                             break
-                        moved = parameters - step * slope
-                        ahead = self.dictionary.linearized(moved, data.states)
-                        ahead_error = errors(ahead[0], data, operator)
-                    self._tried = step * _GROWTH if step else 1.0
+                        step = self._search.step
+                        moved, ahead, ahead_error = self._moved(parameters, operator, step * slope)
+                    else:
+                        self._search.grow()
             yield t, Iterate(parameters, operator, f, slope_k, norm, used_k, step)
             parameters, (features, pullback), error = moved, ahead, ahead_error
+
+    def _moved(
+        self, parameters: FloatArray, operator: FloatArray, way: FloatArray
+    ) -> tuple[FloatArray, tuple[FloatArray, Pullback], FloatArray]:
+        """θ - way, the dictionary linearized there, and the errors under the same K."""
+        moved = parameters - way
+        ahead = self.dictionary.linearized(moved, self.data.states)
+        return moved, ahead, errors(ahead[0], self.data, operator)
 
     def _operator_step(
         self, features: FloatArray, error: FloatArray, operator: FloatArray, t: int
@@ -105,7 +115,7 @@ class Alternation:
         if not self.dictionary.n_parameters or not norm:
             return 0.0
         if self.step_w == "backtracking":
-            return self._tried
+            return self._search.step
         if isinstance(self.step_w, str):
             assert isinstance(self.dictionary, OneLayer)
             return 1.0 / lemma_w(self.dictionary, operator, self.data)

@@ -12,7 +12,7 @@ from koopcore.backends.stages import FloatArray
 from koopcore.learning.mailbox import FINAL, Mailbox, PeerLost
 from koopcore.learning.share import Share
 from koopcore.learning.step_sizes import Diminishing, scheduled
-from koopcore.learning.supervisor import Report, tell
+from koopcore.learning.supervisor import Complaint, Report, tell
 from koopcore.learning.transport import Network, Transport
 
 
@@ -31,8 +31,7 @@ class AsyncRules(NamedTuple):
 class Finished(NamedTuple):
     """What a worker ends with."""
 
-    parameters: FloatArray
-    rows: FloatArray
+    part: tuple[FloatArray, FloatArray]  # θ_i and the rows of K
     delays: dict[int, int]  # age in iterations: how many messages of that age were used
     sent_bytes: int
     seconds: float
@@ -52,9 +51,12 @@ def run_worker(
     try:
         worker.iterate()
     except PeerLost as error:
-        tell(pipe, Report("failed", worker.done, (str(error), error.peer)))
+        complaint = Complaint(str(error), error.peer, error.stamp)
+        tell(pipe, Report("failed", worker.done, complaint))
     except FloatingPointError:
         tell(pipe, Report("diverged", worker.done))
+    except Exception as error:  # a dictionary's own code may raise anything
+        tell(pipe, Report("failed", worker.done, Complaint(f"failed with {error!r}", number)))
     else:
         # Others may still be on their way: what they lost is repeated until the pipe is closed.
         while not pipe.poll(0.05):
@@ -100,8 +102,7 @@ class AsyncWorker:
         seconds = time.perf_counter() - start
         self._exchange(rules.n_iterations, FINAL)
         finished = Finished(
-            mine.parameters,
-            mine.rows,
+            (mine.parameters, mine.rows),
             dict(self.mailbox.delays),
             self.transport.sent_bytes,
             seconds,

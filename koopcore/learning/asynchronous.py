@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-import warnings
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,18 @@ from koopcore.learning.assembly import assemble
 from koopcore.learning.async_worker import AsyncRules, Finished, run_worker
 from koopcore.learning.blocks import Blocks
 from koopcore.learning.distributed import joined, keep_last_good
-from koopcore.learning.estimator import Learner, generator, whole
-from koopcore.learning.history import DivergenceWarning, History
-from koopcore.learning.readout import check_readout
+from koopcore.learning.estimator import Learner, positive_seconds, whole
+from koopcore.learning.history import History
+from koopcore.learning.progress import bar
+from koopcore.learning.safe_step import last_good, warn_of_divergence
 from koopcore.learning.share import Division, divide, share
-from koopcore.learning.step_sizes import Diminishing, check_step, lipschitz_k
+from koopcore.learning.step_sizes import Diminishing, check_step, scheduled
 from koopcore.learning.supervisor import Report, Supervisor, WorkerError
-from koopcore.learning.trajectories import Pairs, Trajectories, pairs, standardization
+from koopcore.learning.trajectories import Trajectories, pairs, scaled
 from koopcore.learning.transport import Network
 
 
+@dataclass(eq=False, repr=False)
 class AsynchronousLearner(Learner):
     """Learn as `DistributedLearner` does, with the last messages received instead of the newest.
 
@@ -46,40 +49,19 @@ class AsynchronousLearner(Learner):
     Not where all workers are equally fast and near: then it is `DistributedLearner` with old data.
     """
 
-    def __init__(
-        self,
-        dictionary: Blocks,
-        *,
-        workers: int = 2,
-        n_iterations: int = 500,
-        step_k: float | Diminishing = 0.1,
-        step_w: float | Diminishing = 0.1,
-        delay: int = 2,
-        readout: str = "auto",
-        standardize: bool = False,
-        ridge: float = 0.0,
-        polish: bool = False,
-        random_state: int | np.random.Generator | None = 0,
-        timeout: float = 30.0,
-        report_every: int = 50,
-        checkpoint: str | Path | None = None,
-        network: Network | None = None,
-    ) -> None:
-        self.dictionary = dictionary
-        self.workers = workers
-        self.n_iterations = n_iterations
-        self.step_k = step_k
-        self.step_w = step_w
-        self.delay = delay
-        self.readout = readout
-        self.standardize = standardize
-        self.ridge = ridge
-        self.polish = polish
-        self.random_state = random_state
-        self.timeout = timeout
-        self.report_every = report_every
-        self.checkpoint = checkpoint
-        self.network = network
+    dictionary: Blocks
+    _: KW_ONLY
+    workers: int = 2
+    step_k: float | Diminishing = 0.1
+    step_w: float | Diminishing = 0.1
+    delay: int = 2
+    timeout: float = 30.0
+    report_every: int = 50
+    checkpoint: str | Path | None = None
+    network: Network | None = None
+    delays_: dict[int, int] = field(init=False)
+    sent_bytes_: list[int] = field(init=False)
+    seconds_: float = field(init=False)
 
     def fit(
         self,
@@ -91,14 +73,51 @@ class AsynchronousLearner(Learner):
         """Start the workers, deal out the columns of X, and learn. Raises before any work as
         `AlternatingLearner` does, and `WorkerError` naming a worker that died or kept silent.
         """
-        division = self._check()
-        data = pairs(X, self.dictionary.n_states)
-        shift, scale = standardization(data, self.standardize)
-        data = data.with_states((data.states - shift) / scale)
-        rng = generator(self.random_state)
-        start = initial or (self.dictionary.initial(rng), np.eye(self.dictionary.n_features))
-        key = secrets.token_bytes(16)
-        rules = AsyncRules(
+        division = self._divided()
+        made = scaled(pairs(X, self.dictionary.n_states), self.standardize)
+        start = self._start(initial)
+        key, rules = secrets.token_bytes(16), self._rules()
+        places = division.feature_slices()
+        arguments = [
+            (number, places, share(division, number, made.data, *start), rules, key)
+            for number in range(self.workers)
+        ]
+        self.history_ = History()
+        diverged: str | None = None
+        with (
+            Supervisor(run_worker, arguments) as supervisor,
+            bar(self.n_iterations, self.progress) as moved,
+        ):
+            listener = _Sums(self.history_, self.workers, self.step_k, self.step_w, moved)
+            try:
+                addresses = supervisor.gather("address", self.timeout)
+                supervisor.send([report.content for report in addresses])
+                # A peer's silence is noticed by its peers first, who know which it is.
+                patience = 2.0 * self.timeout + 1.0
+                ended = supervisor.gather("done", patience, listener.add)
+            except FloatingPointError as error:
+                diverged = str(error)
+            except WorkerError as error:
+                keep_last_good(self, error, made, supervisor.last_states())
+                raise
+        if diverged is None:
+            kept = joined([report._replace(content=report.content.part) for report in ended])
+            self._measure([report.content for report in ended])
+        else:
+            reported = supervisor.last_states()
+            self.history_.best = len(self.history_) - 1
+            # Before the first report of all, the start is what is left.
+            kept = joined(reported) if reported else start
+            kept = last_good(self.history_, self.dictionary, made.data, start, kept)
+            where = f"({diverged}) with step_k={self.step_k!r}, step_w={self.step_w!r}"
+            warn_of_divergence(
+                self.history_, self.dictionary, made.data, start, kept, where, self.delay
+            )
+        self.operator_ = assemble(self, made, *kept)
+        return self
+
+    def _rules(self) -> AsyncRules:
+        return AsyncRules(
             self.n_iterations,
             self.step_k,
             self.step_w,
@@ -107,66 +126,21 @@ class AsynchronousLearner(Learner):
             self.report_every,
             self.network,
         )
-        arguments = [
-            (number, division.feature_slices(), share(division, number, data, *start), rules, key)
-            for number in range(self.workers)
-        ]
-        self.history_ = History()
-        told = _Sums(self.history_, self.workers, self.step_k, self.step_w)
-        diverged = ended = None
-        with Supervisor(run_worker, arguments) as supervisor:
-            try:
-                addresses = supervisor.gather("address", self.timeout)
-                supervisor.send([report.content for report in addresses])
-                # A peer's silence is noticed by its peers first, who know which it is.
-                patience = 2.0 * self.timeout + 1.0
-                ended = supervisor.gather("done", patience, told.add)
-            except FloatingPointError as error:
-                diverged = error
-            except WorkerError as error:
-                kept = joined([r.content if r else None for r in supervisor.states])
-                keep_last_good(self, error, data, kept, shift, scale)
-                raise
-            parts: list[Report | None] = supervisor.states if ended is None else list(ended)
-        kept = joined([part.content if part else None for part in parts])
-        if kept is None:  # diverged before the first report: the start is what is left
-            kept = joined([start])
-        assert kept is not None
-        self.operator_ = assemble(self, data, kept, shift, scale)
-        if diverged is not None:
-            self._warn(str(diverged), data)
-        else:
-            self._measure([report.content for report in ended or []])
-        return self
 
     def _measure(self, finished: list[Finished]) -> None:
         self.delays_ = dict(sorted(sum((Counter(f.delays) for f in finished), Counter()).items()))
         self.sent_bytes_ = [f.sent_bytes for f in finished]
         self.seconds_ = max(f.seconds for f in finished)
 
-    def _warn(self, where: str, data: Pairs) -> None:
-        kept = self.operator_
-        features = kept.dictionary.features(kept.parameters, data.states)
-        safe = 1.0 / lipschitz_k(features[data.current])[0] / (1 + self.delay)
-        self.history_.stopped, self.history_.safe_step = "diverged", safe
-        warnings.warn(
-            f"learning diverged ({where}) with step_k={self.step_k!r}, step_w={self.step_w!r}; "
-            f"the last reported state was kept. A step of {safe:.3g}, 1/(L_K (1 + delay)), would "
-            "be safe for K alone",
-            DivergenceWarning,
-            stacklevel=3,
-        )
-
-    def _check(self) -> Division:
+    def _divided(self) -> Division:
+        """The blocks dealt out to workers; raises for settings that cannot work."""
         division = divide(self.dictionary, whole("workers", self.workers))
-        whole("n_iterations", self.n_iterations)
+        self._check()
         whole("report_every", self.report_every)
         whole("delay", self.delay, 0)
         check_step("step_k", self.step_k, ())
         check_step("step_w", self.step_w, ())
-        check_readout(self.readout, self.dictionary)
-        if not self.timeout > 0.0:
-            raise ValueError(f"timeout is {self.timeout}; seconds > 0 are needed")
+        positive_seconds("timeout", self.timeout)
         return division
 
 
@@ -179,8 +153,10 @@ class _Sums:
         workers: int,
         step_k: float | Diminishing,
         step_w: float | Diminishing,
+        moved: Callable[[int], object],
     ) -> None:
         self.history, self.workers, self.steps = history, workers, (step_k, step_w)
+        self._moved = moved
         self._waiting: dict[int, list[tuple[float, float, float]]] = {}
 
     def add(self, _: int, report: Report) -> None:
@@ -188,5 +164,6 @@ class _Sums:
         reported.append(report.content[2])
         if len(reported) == self.workers:
             f, k, w = np.sum(self._waiting.pop(report.iteration), axis=0)
-            used = [s.at(report.iteration) if isinstance(s, Diminishing) else s for s in self.steps]
+            used = [scheduled(step, report.iteration) for step in self.steps]
             self.history.add(float(f), float(k**0.5), float(w**0.5), *used)
+            self._moved(report.iteration)

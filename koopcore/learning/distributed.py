@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from koopcore.backends.stages import FloatArray
-from koopcore.learning.alternating import StepK
 from koopcore.learning.assembly import assemble
 from koopcore.learning.blocks import Blocks
-from koopcore.learning.estimator import Learner, generator, whole
-from koopcore.learning.history import DivergenceWarning, Tracker, check_tracked
-from koopcore.learning.learned_operator import LearnedOperator
+from koopcore.learning.estimator import SynchronousLearner, positive_seconds, whole
 from koopcore.learning.persistence import save
-from koopcore.learning.readout import check_readout
+from koopcore.learning.progress import bar
+from koopcore.learning.safe_step import last_good, warn_of_divergence
 from koopcore.learning.share import Division, divide, share
-from koopcore.learning.step_sizes import Diminishing, check_step, lipschitz_k
 from koopcore.learning.supervisor import Report, Supervisor, WorkerError
-from koopcore.learning.trajectories import Pairs, Trajectories, pairs, standardization
+from koopcore.learning.trajectories import Scaled, Trajectories, pairs, scaled
+
+if TYPE_CHECKING:
+    from koopcore.learning.asynchronous import AsynchronousLearner
+    from koopcore.learning.collectives import Traffic
+    from koopcore.learning.ranks import Rules
 
 
-class DistributedLearner(Learner):
+@dataclass(eq=False, repr=False)
+class DistributedLearner(SynchronousLearner):
     """Learn ψ = [ψ_1(x^1); …; ψ_Q(x^Q)] and K on several processes, in step with each other.
 
     Per iteration, over all data points at once (Liu, Ding, Chen, Yeung 2020, Algorithm 2):
@@ -55,42 +59,14 @@ class DistributedLearner(Learner):
     iteration of `AlternatingLearner`.
     """
 
-    def __init__(
-        self,
-        dictionary: Blocks,
-        *,
-        workers: int = 2,
-        n_iterations: int = 500,
-        k_step: Literal["gradient", "exact"] = "gradient",
-        step_k: StepK = "lipschitz",
-        step_w: Literal["backtracking"] | float | Diminishing = "backtracking",
-        readout: str = "auto",
-        standardize: bool = False,
-        track: Literal["gradient", "objective"] = "gradient",
-        ridge: float = 0.0,
-        polish: bool = False,
-        random_state: int | np.random.Generator | None = 0,
-        backend: str = "gloo",
-        timeout: float = 60.0,
-        report_every: int = 100,
-        checkpoint: str | Path | None = None,
-    ) -> None:
-        self.dictionary = dictionary
-        self.workers = workers
-        self.n_iterations = n_iterations
-        self.k_step = k_step
-        self.step_k = step_k
-        self.step_w = step_w
-        self.readout = readout
-        self.standardize = standardize
-        self.track = track
-        self.ridge = ridge
-        self.polish = polish
-        self.random_state = random_state
-        self.backend = backend
-        self.timeout = timeout
-        self.report_every = report_every
-        self.checkpoint = checkpoint
+    dictionary: Blocks
+    _: KW_ONLY
+    workers: int = 2
+    backend: str = "gloo"
+    timeout: float = 60.0
+    report_every: int = 100
+    checkpoint: str | Path | None = None
+    traffic_: list[Traffic] = field(init=False)
 
     def fit(
         self,
@@ -104,16 +80,9 @@ class DistributedLearner(Learner):
         """
         from koopcore.learning.ranks import run_rank
 
-        division = self._check(self.workers)
-        data = pairs(X, self.dictionary.n_states)
-        shift, scale = standardization(data, self.standardize)
-        data = data.with_states((data.states - shift) / scale)
-        rng = generator(self.random_state)
-        start = initial or (
-            self.dictionary.initial(rng),
-            np.eye(self.dictionary.n_features),
-        )
-        widths = [s.stop - s.start for s in division.feature_slices()]
+        division = self._divided(self.workers)
+        made = scaled(pairs(X, self.dictionary.n_states), self.standardize)
+        start = self._start(initial)
         with tempfile.TemporaryDirectory(prefix="koopcore-") as directory:
             meeting = (Path(directory) / "ranks").as_uri()
             arguments = [
@@ -121,26 +90,39 @@ class DistributedLearner(Learner):
                     number,
                     meeting,
                     self.backend,
-                    share(division, number, data, *start),
-                    widths,
+                    share(division, number, made.data, *start),
+                    division.widths(),
                     self.rules(),
                     self.timeout,
                 )
                 for number in range(self.workers)
             ]
-            with Supervisor(run_rank, arguments) as supervisor:
+            with (
+                Supervisor(run_rank, arguments) as supervisor,
+                bar(self.n_iterations, self.progress) as moved,
+            ):
                 try:
-                    ended = supervisor.gather("done", self.timeout * 2.0)
+                    ended = supervisor.gather(
+                        "done", self.timeout * 2.0, lambda _, report: moved(report.iteration)
+                    )
                 except WorkerError as error:
-                    kept = joined([r.content if r else None for r in supervisor.states])
-                    keep_last_good(self, error, data, kept, shift, scale)
+                    keep_last_good(self, error, made, supervisor.last_states())
                     raise
-        self._conclude(ended, data, shift, scale)
+        self.history_ = ended[0].content[2]
+        self.traffic_ = [report.content[3] for report in ended]
+        kept = joined(ended)
+        if self.history_.stopped == "diverged":
+            kept = last_good(self.history_, self.dictionary, made.data, start, kept)
+            where = f"with {self._steps()}"
+            warn_of_divergence(self.history_, self.dictionary, made.data, start, kept, where)
+        self.operator_ = assemble(self, made, *kept)
         return self
 
     def own_states(self) -> list[int]:
         """State columns that this rank of an initialized process group is to bring."""
-        return self._division_here().states(_this_rank())
+        import torch.distributed as dist
+
+        return self._division_here().states(dist.get_rank())
 
     def fit_rank(
         self,
@@ -162,10 +144,7 @@ class DistributedLearner(Learner):
             raise ValueError(
                 f"random_state is {self.random_state!r}; ranks need the same integer seed"
             )
-        start = initial or (
-            self.dictionary.initial(generator(self.random_state)),
-            np.eye(self.dictionary.n_features),
-        )
+        start = self._start(initial)
         self.operator_, self.history_, self.traffic_ = learn_here(self, division, part, start)
         return self
 
@@ -177,9 +156,9 @@ class DistributedLearner(Learner):
                 "there is no process group: call torch.distributed.init_process_group first, or "
                 "fit(X), which starts its own ranks"
             )
-        return self._check(dist.get_world_size())
+        return self._divided(dist.get_world_size())
 
-    def rules(self) -> Any:
+    def rules(self) -> Rules:
         """What every rank is told; also for ranks that are started by ``torchrun``."""
         from koopcore.learning.ranks import Rules
 
@@ -193,70 +172,36 @@ class DistributedLearner(Learner):
             self.report_every,
         )
 
-    def _conclude(
-        self, ended: list[Report], data: Pairs, shift: FloatArray, scale: FloatArray
-    ) -> None:
-        kept = joined([r.content for r in ended])
-        assert kept is not None
-        self.history_ = ended[0].content[2]
-        self.traffic_ = [r.content[3] for r in ended]
-        self.operator_ = assemble(self, data, kept, shift, scale)
-        if self.history_.stopped == "diverged":
-            features = self.dictionary.features(self.operator_.parameters, data.states)
-            safe = self.history_.safe_step = 1.0 / lipschitz_k(features[data.current])[0]
-            warnings.warn(
-                f"learning diverged with step_k={self.step_k!r}, step_w={self.step_w!r}; iterate "
-                f"{self.history_.best} was kept. K alone would be safe with {safe:.3g} (1/L_K); "
-                "step_w='backtracking' is safe for both",
-                DivergenceWarning,
-                stacklevel=3,
-            )
-
-    def _check(self, workers: int) -> Division:
+    def _divided(self, workers: int) -> Division:
+        """The blocks dealt out to ranks; raises for settings that cannot work."""
         division = divide(self.dictionary, whole("workers", workers))
-        whole("n_iterations", self.n_iterations)
+        self._check()
+        self._check_steps(("backtracking",))
         whole("report_every", self.report_every)
-        if self.k_step not in ("gradient", "exact"):
-            raise ValueError(f"k_step is {self.k_step!r}; 'gradient' or 'exact' is needed")
-        check_step("step_k", self.step_k, ("lipschitz",))
-        check_step("step_w", self.step_w, ("backtracking",))
-        check_tracked(self.track)
-        check_readout(self.readout, self.dictionary)
-        if not self.timeout > 0.0:
-            raise ValueError(f"timeout is {self.timeout}; seconds > 0 are needed")
+        positive_seconds("timeout", self.timeout)
         return division
 
 
-def _this_rank() -> int:
-    import torch.distributed as dist
-
-    return dist.get_rank()
-
-
-def joined(parts: list[Any]) -> Tracker | None:
-    """θ and K of all workers' parts, if every worker has sent one."""
-    if any(part is None for part in parts):
-        return None
-    return Tracker(
-        "gradient",
-        parameters=np.concatenate([part[0] for part in parts]),
-        operator=np.concatenate([part[1] for part in parts]),
+def joined(parts: Sequence[Report]) -> tuple[FloatArray, FloatArray]:
+    """θ and K of all workers' parts, which are (θ_i, rows of K, …)."""
+    return (
+        np.concatenate([part.content[0] for part in parts]),
+        np.concatenate([part.content[1] for part in parts]),
     )
 
 
 def keep_last_good(
-    learner: Any,
+    learner: DistributedLearner | AsynchronousLearner,
     error: WorkerError,
-    data: Pairs,
-    kept: Tracker | None,
-    shift: FloatArray,
-    scale: FloatArray,
-) -> LearnedOperator | None:
-    """Put the last good operator into the error and the learner, and save it where asked."""
-    if kept is None:
-        return None
-    learned = assemble(learner, data, kept, shift, scale)
-    error.last_good = learner.operator_ = learned
+    made: Scaled,
+    states: Sequence[Report],
+) -> None:
+    """Put the last good operator into the error and the learner, and save it where asked.
+
+    states: of all workers, or none if some worker had not reported yet: then nothing is kept.
+    """
+    if not states:
+        return
+    error.last_good = learner.operator_ = assemble(learner, made, *joined(states))
     if learner.checkpoint is not None:
-        save(learned, learner.checkpoint)
-    return learned
+        save(error.last_good, learner.checkpoint)

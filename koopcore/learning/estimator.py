@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, field, fields
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from koopcore.backends.stages import FloatArray
+from koopcore.learning.dictionary import Dictionary
+from koopcore.learning.history import History, check_tracked
 from koopcore.learning.learned_operator import LearnedOperator
+from koopcore.learning.readout import check_readout
+from koopcore.learning.step_sizes import StepK, StepW, check_step
 from koopcore.learning.trajectories import Trajectories, pairs, separate
 
 
+@dataclass(eq=False, repr=False)
 class Learner:
-    """What every learner shares: its parameters, and predictions once it has learned.
+    """The settings that every learner has, and predictions once it has learned.
 
-    ``__init__`` only stores its arguments, under their names; ``fit`` checks them and sets
-    ``operator_`` (a `LearnedOperator`) and ``history_``. So `sklearn.base.clone` and pickle work.
+    A learner's ``__init__`` only stores its settings, under their names; ``fit`` checks them and
+    sets ``operator_`` (a `LearnedOperator`) and ``history_``. So `sklearn.base.clone` and pickle
+    work.
+
+    dictionary: ψ. n_iterations: T. readout: "auto", "least-squares" or "state-inclusive".
+    standardize: learn on (x - mean) / standard deviation. ridge: Tikhonov term of exact solves
+    for K, relative. polish: solve for K exactly once more, at the kept θ: the small singular
+    directions of ψ, which gradient steps of 1/L_K hardly move, then fit too. random_state: seed of
+    θ. progress: a bar on standard error. K starts at the identity.
     """
 
-    operator_: LearnedOperator
+    dictionary: Dictionary
+    _: KW_ONLY
+    n_iterations: int = 500
+    readout: str = "auto"
+    standardize: bool = False
+    ridge: float = 0.0
+    polish: bool = False
+    random_state: int | np.random.Generator | None = 0
+    progress: bool = False
+    operator_: LearnedOperator = field(init=False)
+    history_: History = field(init=False)
 
     @classmethod
     def _names(cls) -> list[str]:
-        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+        return [setting.name for setting in fields(cls) if setting.init]
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The arguments of ``__init__`` by name."""
+        """The settings by name; ``deep`` is scikit-learn's and changes nothing here."""
         return {name: getattr(self, name) for name in self._names()}
 
     def set_params(self, **params: Any) -> Any:
@@ -45,13 +67,33 @@ class Learner:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self._shown())})"
 
     def _shown(self) -> list[tuple[str, Any]]:
-        """Parameters that differ from their defaults."""
-        defaults = inspect.signature(type(self).__init__).parameters
+        """Settings that differ from their defaults."""
         return [
-            (name, value)
-            for name, value in self.get_params().items()
-            if value is not defaults[name].default
+            (setting.name, getattr(self, setting.name))
+            for setting in fields(self)
+            if setting.init and getattr(self, setting.name) is not setting.default
         ]
+
+    def _check(self) -> None:
+        """Raise for settings that cannot work, before any work."""
+        whole("n_iterations", self.n_iterations)
+        check_readout(self.readout, self.dictionary)
+        not_negative("ridge", self.ridge)
+
+    def _start(
+        self, initial: tuple[npt.ArrayLike, npt.ArrayLike] | None
+    ) -> tuple[FloatArray, FloatArray]:
+        """(θ, K) to start from: copies of what was given, or random θ and the identity."""
+        h, p = self.dictionary.n_features, self.dictionary.n_parameters
+        if initial is None:
+            return self.dictionary.initial(np.random.default_rng(self.random_state)), np.eye(h)
+        given = [np.array(one, dtype=np.float64) for one in initial]
+        if [one.shape for one in given] != [(p,), (h, h)]:
+            raise ValueError(
+                f"initial has shapes {', '.join(str(one.shape) for one in given)}; the dictionary "
+                f"needs θ {(p,)} and K {(h, h)}"
+            )
+        return given[0], given[1]
 
     def _learned(self) -> LearnedOperator:
         if not hasattr(self, "operator_"):
@@ -77,9 +119,33 @@ class Learner:
         return [learned.features(x) for x in separate(X)]
 
 
-def generator(random_state: int | np.random.Generator | None) -> np.random.Generator:
-    """A random generator from a seed, a generator, or the operating system's entropy (None)."""
-    return np.random.default_rng(random_state)
+@dataclass(eq=False, repr=False)
+class SynchronousLearner(Learner):
+    """The settings of learners whose iterates each belong to one moment, so that F is known there.
+
+    k_step: "gradient" (the paper's) or "exact" (variable projection, the engine's solve). step_k:
+    "lipschitz" (1/L_K, power iteration), a number, or `Diminishing`. step_w: "backtracking"
+    (Armijo: F falls in every iteration), a number, or `Diminishing`. track: keep the iterate of the
+    smallest "gradient" E = ‖∇_K‖² + ‖∇_W‖² or of the smallest "objective" F.
+    """
+
+    _: KW_ONLY
+    k_step: Literal["gradient", "exact"] = "gradient"
+    step_k: StepK = "lipschitz"
+    step_w: StepW = "backtracking"
+    track: Literal["gradient", "objective"] = "gradient"
+
+    def _steps(self) -> str:
+        """The steps as they were set, for messages."""
+        return f"step_k={self.step_k!r}, step_w={self.step_w!r}"
+
+    def _check_steps(self, searches: tuple[str, ...]) -> None:
+        """Raise for steps that cannot work; ``searches`` are the words that step_w may be."""
+        if self.k_step not in ("gradient", "exact"):
+            raise ValueError(f"k_step is {self.k_step!r}; 'gradient' or 'exact' is needed")
+        check_step("step_k", self.step_k, ("lipschitz",))
+        check_step("step_w", self.step_w, searches)
+        check_tracked(self.track)
 
 
 def whole(name: str, number: object, least: int = 1) -> int:
@@ -89,3 +155,15 @@ def whole(name: str, number: object, least: int = 1) -> int:
     if number < least:
         raise ValueError(f"{name} is {number}; a whole number >= {least} is needed")
     return int(number)
+
+
+def not_negative(name: str, number: float) -> None:
+    """Raise ValueError unless ``number`` is finite and >= 0."""
+    if not 0.0 <= number < np.inf:
+        raise ValueError(f"{name} is {number}; a finite number >= 0 is needed")
+
+
+def positive_seconds(name: str, number: float) -> None:
+    """Raise ValueError unless ``number`` is a time > 0."""
+    if not number > 0.0:
+        raise ValueError(f"{name} is {number}; seconds > 0 are needed")

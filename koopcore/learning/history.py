@@ -9,6 +9,7 @@ import numpy as np
 from koopcore.backends.stages import FloatArray
 
 TRACKED = ("gradient", "objective")
+_RUNAWAY = 1e6  # F this far above its first value is divergence, before it overflows
 
 
 class DivergenceWarning(UserWarning):
@@ -28,9 +29,9 @@ class History:
     gradient_w: list[float] = field(default_factory=list)
     step_k: list[float] = field(default_factory=list)
     step_w: list[float] = field(default_factory=list)
-    stopped: str = "iterations"  # or "tolerance", "diverged"
+    stopped: str = "iterations"  # or "tolerance", "callback", "diverged"
     best: int = -1  # the iteration whose iterate was kept
-    safe_step: float = float("nan")  # 1/L_K at the kept iterate, where learning diverged
+    safe_step: float = float("nan")  # where learning diverged: 1/L of the joint gradient
 
     def add(self, value: float, k: float, w: float, step_k: float, step_w: float) -> None:
         """Append one iteration."""
@@ -54,9 +55,9 @@ class Tracker:
     """Keeps (θ, K) of the smallest E, or of the smallest F (``by="objective"``)."""
 
     by: str
+    parameters: FloatArray  # of the start, until an iterate is offered
+    operator: FloatArray
     least: float = float("inf")
-    parameters: FloatArray | None = None
-    operator: FloatArray | None = None
     iteration: int = -1
 
     def offer(
@@ -73,3 +74,9 @@ def check_tracked(track: str) -> None:
     """Raise ValueError for an unknown criterion."""
     if track not in TRACKED:
         raise ValueError(f"track is {track!r}; one of {', '.join(map(repr, TRACKED))} is needed")
+
+
+def diverges(value: float, history: History) -> bool:
+    """Whether F is not finite any more, or has run away from its first value."""
+    first = history.objective[0] if len(history) else value
+    return not value <= max(_RUNAWAY * first, 1e-300)  # also where either is NaN

@@ -16,11 +16,14 @@ _PATIENCE = 0.05  # seconds between two repeats of the own messages while waitin
 
 
 class PeerLost(RuntimeError):
-    """A peer closed its connection or kept silent; ``peer`` is its number."""
+    """A peer closed its connection or kept silent; ``peer`` is its number.
 
-    def __init__(self, message: str, peer: int) -> None:
+    ``stamp`` is the iteration of its last message, -1 if there was none.
+    """
+
+    def __init__(self, message: str, peer: int, stamp: int) -> None:
         super().__init__(message)
-        self.peer = peer
+        self.peer, self.stamp = peer, stamp
 
 
 class Mailbox:
@@ -68,17 +71,25 @@ class Mailbox:
                 late = [p for p in self.peers if self._stamp(kind, p) < least]
                 if not late:
                     break
+                # Of several that are late, the oldest is what the others wait for as well.
+                oldest = min(late, key=lambda p: self._stamp(kind, p))
+                last = self._stamp(kind, oldest)
                 gone = [p for p in late if p in self._closed]
                 if gone:
-                    raise PeerLost(f"worker {gone[0]} closed its connection", gone[0])
+                    raise PeerLost(
+                        f"worker {gone[0]} closed its connection",
+                        gone[0],
+                        self._stamp(kind, gone[0]),
+                    )
                 # Time in which this process itself was suspended is no silence of the peer's.
                 now_is = time.monotonic()
                 waited, looked = waited + min(now_is - looked, 2.0 * _PATIENCE), now_is
                 if waited > timeout:
                     raise PeerLost(
-                        f"no {kind} of iteration {least} or later from worker {late[0]} for "
-                        f"{timeout:g} s (its last was of iteration {self._stamp(kind, late[0])})",
-                        late[0],
+                        f"no {kind} of iteration {least} or later from worker {oldest} for "
+                        f"{timeout:g} s (its last was of iteration {last})",
+                        oldest,
+                        last,
                     )
                 if not self._arrived.wait(_PATIENCE):
                     repeat()

@@ -1,24 +1,36 @@
-"""A progress bar on standard error around any iteration, if it is wanted."""
+"""Progress bars on standard error: around an iteration, or told how far others have come."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-def counted(
-    items: Iterable[Item], total: int, shown: bool, title: str = "learning"
-) -> Iterator[Item]:
-    """The items; with ``shown``, behind a bar that counts them. ImportError without rich."""
+@contextmanager
+def bar(total: int, shown: bool, title: str = "learning") -> Iterator[Callable[[int], None]]:
+    """A function to tell how many of ``total`` are done; with ``shown``, it moves a bar.
+
+    Raises ImportError without rich, where the bar is to be shown.
+    """
     if not shown:
-        yield from items
+        yield lambda done: None
         return
     try:
         from rich.console import Console
-        from rich.progress import track
+        from rich.progress import Progress
     except ImportError as error:
         raise ImportError('progress=True needs rich: pip install "koopcore[demo]"') from error
-    console = Console(stderr=True)
-    yield from track(items, title, total=total, console=console, transient=True)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def counted(items: Iterable[Item], total: int, shown: bool) -> Iterator[Item]:
+    """The items; with ``shown``, behind a bar that counts them."""
+    with bar(total, shown) as done:
+        for number, item in enumerate(items):
+            yield item
+            done(number + 1)

@@ -28,6 +28,10 @@ class Division(NamedTuple):
         """Where every worker's features stand in ψ."""
         return self._ranges(self.blocks.feature_slices())
 
+    def widths(self) -> list[int]:
+        """Features of every worker."""
+        return [own.stop - own.start for own in self.feature_slices()]
+
     def parameter_slices(self) -> list[slice]:
         """Where every worker's parameters stand in θ."""
         return self._ranges(self.blocks.parameter_slices())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -30,9 +31,40 @@ class Diminishing:
         return self.first / (iteration + 1)
 
 
+StepK: TypeAlias = Literal["lipschitz"] | float | Diminishing
+StepW: TypeAlias = Literal["backtracking", "lemma"] | float | Diminishing
+
+
 def scheduled(step: float | Diminishing, iteration: int) -> float:
     """The step of an iteration, constant or diminishing."""
     return step.at(iteration) if isinstance(step, Diminishing) else step
+
+
+class Backtracking:
+    """The step of W by search: halved where F falls too little, and tried larger next time.
+
+    It doubles until a step fails for the first time, then grows by a tenth per step: a growth of
+    1.5 made every third step fail, which costs a forward pass, or on several workers an iteration.
+    """
+
+    _SMALLEST = 1e-18  # below it W stays where it is: rounding hides any decrease
+
+    def __init__(self) -> None:
+        self.step, self._growth = 1.0, 2.0
+
+    def accepts(self, value: float, before: float, squares: float) -> bool:
+        """Armijo's rule: F fell by half of η‖∇‖², as it does for every η below 1/L."""
+        return value <= before - 0.5 * self.step * squares
+
+    def grow(self) -> None:
+        """After a step that was taken."""
+        self.step *= self._growth
+
+    def shrink(self) -> bool:
+        """After a step that failed; False where no smaller one is worth a trial."""
+        self.step *= 0.5
+        self._growth = 1.1
+        return self.step >= self._SMALLEST
 
 
 def check_step(name: str, step: object, words: tuple[str, ...]) -> None:

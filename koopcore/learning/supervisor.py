@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from koopcore.learning.learned_operator import LearnedOperator
 
-_GRACE = 1.0  # seconds in which a death may still explain another worker's complaint
+_GRACE = 5.0  # seconds in which a death, or others, may still explain a worker's complaint
 
 
 class Report(NamedTuple):
@@ -20,6 +21,14 @@ class Report(NamedTuple):
     kind: str  # "address", "state", "done", "failed", "diverged"
     iteration: int
     content: Any = None
+
+
+class Complaint(NamedTuple):
+    """Why a worker cannot go on, the content of a "failed" report."""
+
+    message: str
+    blamed: int | None = None  # the worker it blames: itself, a peer, or None where it cannot know
+    stamp: int = -1  # iteration of the last message from a peer that is blamed
 
 
 def tell(pipe: Connection, report: Report) -> None:
@@ -51,7 +60,7 @@ class Supervisor:
         context.set_forkserver_preload(["koopcore.learning.preloaded"])
         self.pipes: list[Connection] = []
         self.processes: list[Any] = []
-        self.states: list[Report | None] = [None] * len(arguments)
+        self._states: list[dict[int, Report]] = [{} for _ in arguments]  # by iteration
         for number, given in enumerate(arguments):
             mine, theirs = context.Pipe()
             process = context.Process(
@@ -79,7 +88,8 @@ class Supervisor:
     ) -> list[Report]:
         """One report of ``kind`` from every worker; "state" reports are kept on the way.
 
-        timeout: seconds without any report from any worker. Raises `WorkerError`.
+        timeout: seconds without any report from any worker. Raises `WorkerError`, and
+        FloatingPointError where a worker says that its numbers are not finite any more.
         """
         found: dict[int, Report] = {}
         silent, looked = 0.0, time.monotonic()
@@ -94,16 +104,12 @@ class Supervisor:
                     continue
                 silent = 0.0
                 report = self._receive(number)
-                if report.kind == "state":
-                    self.states[number] = report
-                    if on_state is not None:
-                        on_state(number, report)
-                elif report.kind == kind:
-                    found[number] = report
-                elif report.kind == "diverged":
-                    raise FloatingPointError(f"worker {number}, iteration {report.iteration}")
-                else:
+                if report.kind == "failed":
                     self._explain(number, report)
+                if report.kind == kind:
+                    found[number] = report
+                elif on_state is not None:
+                    on_state(number, report)
             if silent > timeout:
                 first = next(n for n in missing if n not in found)
                 raise WorkerError(
@@ -111,37 +117,79 @@ class Supervisor:
                 )
         return [found[n] for n in range(len(self.pipes))]
 
+    def last_states(self) -> list[Report]:
+        """Every worker's "state" of the last iteration that all have reported; [] if there is none.
+
+        States of one iteration belong together; the newest of each worker need not.
+        """
+        common = set.intersection(*(set(kept) for kept in self._states))
+        return [kept[max(common)] for kept in self._states] if common else []
+
     def send(self, message: Any) -> None:
         """The same message to every worker."""
         for pipe in self.pipes:
             pipe.send(message)
 
     def _receive(self, number: int) -> Report:
+        """A worker's next report; states are kept, a divergence and a death are raised."""
         try:
             report: Report = self.pipes[number].recv()
         except (EOFError, OSError):
-            self._died(number, 0.5)
-            raise WorkerError(f"worker {number} closed its connection", number) from None
+            process = self.processes[number]
+            process.join(timeout=_GRACE)  # its pipe closes some moments before it is gone
+            self._raise_dead([number])
+            raise WorkerError(f"worker {number} closed its pipe", number) from None
+        if report.kind == "state":
+            self._states[number][report.iteration] = report
+            common = self.last_states()
+            if common:
+                for kept in self._states:
+                    for old in [t for t in kept if t < common[0].iteration]:
+                        del kept[old]
+        elif report.kind == "diverged":
+            raise FloatingPointError(f"worker {number}, iteration {report.iteration}")
         return report
 
-    def _died(self, number: int, patience: float = 0.0) -> None:
-        process = self.processes[number]
-        process.join(timeout=patience)
-        if process.exitcode is not None:
-            raise WorkerError(
-                f"worker {number} died with exit code {process.exitcode}; the last good state of "
-                "all workers was kept",
-                number,
-            )
+    def _raise_dead(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            code = self.processes[number].exitcode
+            if code:
+                raise WorkerError(f"worker {number} died with exit code {code}", number)
 
-    def _explain(self, number: int, report: Report) -> None:
-        """A worker complains: about itself, or about another that may just have died."""
-        message, blamed = report.content
+    def _explain(self, first: int, report: Report) -> NoReturn:
+        """A worker complains, often about another: hear the others, then name the guilty one.
+
+        Whoever died or diverged, or says that it failed itself, is to blame. Of workers that only
+        lost each other, it is the one most of them lost, and then the one last heard of first.
+        """
+        heard = {first: report}
         until = time.monotonic() + _GRACE
         while time.monotonic() < until:
-            for other, process in enumerate(self.processes):
-                if process.exitcode not in (None, 0):
-                    self._died(other)
-            time.sleep(0.05)
-        guilty = number if blamed is None else blamed
-        raise WorkerError(f"worker {number}, iteration {report.iteration}: {message}", guilty)
+            self._raise_dead(range(len(self.processes)))
+            silent = [n for n in range(len(self.pipes)) if n not in heard]
+            if not silent:
+                break
+            for pipe in wait([self.pipes[n] for n in silent], timeout=0.05):
+                number = next(n for n in silent if self.pipes[n] is pipe)
+                other = self._receive(number)
+                if other.kind == "failed":
+                    heard[number] = other
+        blamed = Counter(r.content.blamed for r in heard.values())
+
+        def weight(item: tuple[int, Report]) -> tuple[bool, bool, int, int]:
+            number, told = item
+            complaint: Complaint = told.content
+            known = complaint.blamed is not None
+            return (
+                complaint.blamed != number,
+                not known,
+                -blamed[complaint.blamed],
+                complaint.stamp,
+            )
+
+        number, chosen = min(heard.items(), key=weight)
+        complaint = chosen.content
+        raise WorkerError(
+            f"worker {number}, iteration {chosen.iteration}: {complaint.message}",
+            number if complaint.blamed is None else complaint.blamed,
+        )

@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from koopcore.backends.stages import FloatArray
+from koopcore.learning.collectives import Collectives, Traffic
 from koopcore.learning.exact_step import exact_operator
 from koopcore.learning.history import History
 from koopcore.learning.learned_operator import LearnedOperator
-from koopcore.learning.ranks import Rank, Traffic, iterate
+from koopcore.learning.ranks import Iterations
 from koopcore.learning.readout import check_readout, fit_readout
 from koopcore.learning.share import Division, share_of
-from koopcore.learning.trajectories import Trajectories, pairs, standardization
+from koopcore.learning.trajectories import Trajectories, pairs, scaled
+
+if TYPE_CHECKING:
+    from koopcore.learning.distributed import DistributedLearner
 
 
 def learn_here(
-    learner: Any, division: Division, part: Trajectories, start: Any
+    learner: DistributedLearner,
+    division: Division,
+    part: Trajectories,
+    start: tuple[FloatArray, FloatArray],
 ) -> tuple[LearnedOperator, History, list[Traffic]]:
     """This rank's part of the learning, and the whole operator, which every rank gets.
 
     Each rank solves for the read-out of its own states: it has everybody's features, not states.
     """
-    number, states = dist.get_rank(), division.states(dist.get_rank())
-    data = pairs(part, len(states))
-    shift, scale = standardization(data, learner.standardize)
-    data = data.with_states((data.states - shift) / scale)
-    widths = [s.stop - s.start for s in division.feature_slices()]
+    number = dist.get_rank()
+    states, widths = division.states(number), division.widths()
+    made = scaled(pairs(part, len(states)), learner.standardize)
+    data = made.data
     mine = share_of(division, number, data, *start)
     nccl = dist.get_backend() == "nccl"
     device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
-    rank = Rank(mine, widths, number, device)
-    tracker, history = iterate(rank, learner.rules(), lambda *_: None)
-    assert tracker.parameters is not None
+    collectives = Collectives(widths, number, device)
+    tracker, history = Iterations(mine, collectives, learner.rules()).run(lambda *_: None)
     mine.parameters, rows = tracker.parameters, tracker.operator
-    features, _ = rank.gather(mine.linearize(), (0.0, 0.0))
+    features, _ = collectives.gather(mine.linearize(), (0.0, 0.0))
     if learner.polish:
         rows = exact_operator(features, data, learner.ridge, mine.own)
     kind = check_readout(learner.readout, division.blocks)
@@ -45,9 +51,8 @@ def learn_here(
     else:
         readout = fit_readout(mine.blocks, features, data.states, kind)
     gathered: list[Any] = [None] * len(widths)
-    dist.all_gather_object(
-        gathered, (mine.parameters, rows, readout, shift, scale, states, rank.traffic)
-    )
+    own = (mine.parameters, rows, readout, made.shift, made.scale, states, collectives.traffic)
+    dist.all_gather_object(gathered, own)
     order = np.argsort([s for g in gathered for s in g[5]])
     theta, k, c, shifts, scales = (np.concatenate([g[i] for g in gathered]) for i in range(5))
     whole = LearnedOperator(division.blocks, theta, k, c[order], shifts[order], scales[order])

@@ -71,19 +71,30 @@ def separate(trajectories: Trajectories) -> list[npt.NDArray[Any]]:
     return [np.asarray(item) for item in items]
 
 
-def standardization(data: Pairs, wanted: bool) -> tuple[FloatArray, FloatArray]:
-    """(shift, scale) of the states: mean and standard deviation, or zeros and ones."""
+class Scaled(NamedTuple):
+    """Pairs of z = (x - shift) / scale, which is what is learned on."""
+
+    data: Pairs
+    shift: FloatArray  # (n,)
+    scale: FloatArray  # (n,)
+
+
+def scaled(data: Pairs, standardize: bool) -> Scaled:
+    """The pairs as they are, or standardized: by the mean and the standard deviation.
+
+    Raises ValueError for a state without a scale, one that never changes.
+    """
     n = data.states.shape[1]
-    if not wanted:
-        return np.zeros(n), np.ones(n)
-    scale = data.states.std(axis=0)
+    if not standardize:
+        return Scaled(data, np.zeros(n), np.ones(n))
     still = np.flatnonzero((data.states == data.states[0]).all(axis=0))
     if still.size:
         raise ValueError(
             f"states {still.tolist()} never change, so they have no scale; leave them out, "
             "or learn with standardize=False"
         )
-    return data.states.mean(axis=0), scale
+    shift, scale = data.states.mean(axis=0), data.states.std(axis=0)
+    return Scaled(data.with_states((data.states - shift) / scale), shift, scale)
 
 
 def _checked(k: int, given: npt.NDArray[Any]) -> FloatArray:
