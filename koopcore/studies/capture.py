@@ -13,7 +13,7 @@ import numpy as np
 
 from koopcore.studies import plots
 from koopcore.studies.peers import INSTALL
-from koopcore.studies.powers import fit_power
+from koopcore.studies.powers import powers_of
 from koopcore.studies.study import Case, Job, Row, Size, Study, Summary, Unavailable, series
 
 if TYPE_CHECKING:
@@ -65,11 +65,9 @@ def build(case: Case) -> Job:
 
 
 def summary(rows: Sequence[Row]) -> Summary:
-    powers, notes = {}, []
-    for race in ("capture", "copy"):
-        x, seconds = series(rows, race)
-        if len(x) >= 4:
-            powers[race] = fit_power(x, seconds)
+    powers = powers_of("capture", *series(rows, "capture"))
+    powers |= powers_of("copy", *series(rows, "copy"))
+    notes = []
     copies = dict(zip(*series(rows, "copy"), strict=True))
     for size, taken in zip(*series(rows, "capture"), strict=True):
         if size in copies:

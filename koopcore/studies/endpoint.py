@@ -58,7 +58,7 @@ def workload(name: str, size: Size) -> Workload:
 
 
 def cases(size: Size) -> list[Case]:
-    states = ("warm",) if size is Size.once else ("warm", "cold")
+    states = ("warm", "cold") if size is Size.full else ("warm",)
     return [
         Case(f"{name}, {state}", case, options=(workload(name, size), state))
         for name in WORKLOADS

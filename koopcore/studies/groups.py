@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from koopcore.studies import plots
 from koopcore.studies.decays import decays
 from koopcore.studies.endpoint_job import endpoint_job, equal_groups
-from koopcore.studies.powers import fit_power
+from koopcore.studies.powers import powers_of
 from koopcore.studies.study import Case, Claim, Job, Row, Size, Study, Summary, series
 
 if TYPE_CHECKING:
@@ -36,9 +36,10 @@ def build(case: Case) -> Job:
 
 
 def summary(rows: Sequence[Row]) -> Summary:
-    power = fit_power(*series(rows, "groups"))
-    claim = Claim("|exponent of the number of groups - 1|", abs(power.exponent - 1), 0.05, True)
-    return Summary({"fit and predict, groups": power}, [claim], [])
+    powers = powers_of("fit and predict, groups", *series(rows, "groups"))
+    text = "|exponent of the number of groups - 1|"
+    claims = [Claim(text, abs(power.exponent - 1), 0.05, True) for power in powers.values()]
+    return Summary(powers, claims, [])
 
 
 def draw(axes: Axes, rows: Sequence[Row]) -> None:

@@ -14,7 +14,8 @@ from koopcore.studies.race_cache import forget
 from koopcore.studies.study import Case, Job, Row, Size, Study, Unavailable
 
 PACE_TURNS = 20_000  # of the multiply-add loop: about a millisecond
-FEWEST = 3  # calls of every case, however long they take
+FEWEST = 3  # turns of every case, unless they take PATIENCE times what was asked for
+PATIENCE = 6.0
 TURN = 0.02  # seconds that a case of short calls has before it is the next one's turn
 MOST_A_TURN = 20
 
@@ -56,9 +57,9 @@ def run_race(
     times: dict[str, list[float]] = {row.case: [] for _, _, row in running}
     with without_collection():
         pace = min(_seconds(_pace) for _ in range(3))
-        deadline = time.perf_counter() + seconds * len(running)
+        begin, budget = time.perf_counter(), seconds * len(running)
         turn = 0
-        while turn < FEWEST or time.perf_counter() < deadline:
+        while running and not _over(turn, (time.perf_counter() - begin) / budget):
             still = [(j, r) for _, j, r in running if len(times[r.case]) < j.most]
             if not still:
                 break
@@ -75,6 +76,11 @@ def run_race(
             row.median = job.scale * statistics.median(times[row.case])
         tick(case)
     return rows
+
+
+def _over(turns: int, spent: float) -> bool:
+    """Whether ``turns`` turns are enough after ``spent`` times the time that was asked for."""
+    return turns > 0 and spent >= (1.0 if turns >= FEWEST else PATIENCE)
 
 
 def prepared(job: Job) -> Callable[[], object]:

@@ -17,7 +17,7 @@ import koopcore as kc
 from koopcore.studies import plots
 from koopcore.studies.decays import decays
 from koopcore.studies.endpoint_job import endpoint_job, equal_groups, one_group
-from koopcore.studies.powers import fit_power
+from koopcore.studies.powers import Power, powers_of
 from koopcore.studies.study import Case, Job, Row, Size, Study, Summary, Unavailable
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 N, HORIZON = 16, 100
 SIZES = {
     Size.full: [65 * 10**4, 65 * 3 * 10**4, 65 * 10**5, 65 * 3 * 10**5],
-    Size.quick: [65 * 10**4, 65 * 2 * 10**4, 65 * 4 * 10**4, 65 * 8 * 10**4],
+    Size.quick: [65 * 10**4],
     Size.once: [65 * 10**3],
 }
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -82,15 +82,15 @@ def main(race: str, size: int) -> int:
 
 
 def summary(rows: Sequence[Row]) -> Summary:
-    powers, notes = {}, []
+    powers: dict[str, Power] = {}
+    notes = []
     for race in dict.fromkeys(row.race for row in rows):
         own = [row for row in rows if row.race == race and row.seconds is not None]
         for row in own:
             snapshots, peak = row.figures["bytes"], row.figures["peak_bytes"]
             notes.append(f"{race}, {row.case}: {peak / snapshots:.2f} times the snapshots")
-        if len(own) >= 3:
-            x, peaks = [row.x for row in own], [row.figures["peak_bytes"] for row in own]
-            powers[f"bytes, {race}"] = fit_power(x, peaks, fixed=False)
+        peaks = [row.figures["peak_bytes"] for row in own]
+        powers |= powers_of(f"bytes, {race}", [row.x for row in own], peaks, fixed=False)
     return Summary(powers, [], notes)
 
 

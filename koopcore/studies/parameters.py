@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from koopcore.studies import machine, plots
-from koopcore.studies.decays import Decays, decays
+from koopcore.studies.decays import decays
 from koopcore.studies.endpoint_job import endpoint_job, equal_groups
-from koopcore.studies.powers import fit_power
+from koopcore.studies.powers import powers_of
 from koopcore.studies.study import Case, Claim, Job, Row, Size, Study, Summary, Unavailable, series
 
 if TYPE_CHECKING:
@@ -42,21 +42,24 @@ def build(case: Case) -> Job:
     data = (
         whole
         if size == largest
-        else Decays(whole.rows[:, part].copy(), whole.fixed[part], whole.amplitudes[:, part])
+        else whole._replace(
+            rows=whole.rows[:, part].copy(),
+            fixed=whole.fixed[part],
+            amplitudes=whole.amplitudes[:, part],
+        )
     )
     return endpoint_job(data, equal_groups(size // M, M), HORIZON)
 
 
 def summary(rows: Sequence[Row]) -> Summary:
-    x, seconds = series(rows, "P")
-    if len(x) < 4:
-        return Summary({}, [], ["too few sizes for an exponent"])
-    power = fit_power(x, seconds)
+    powers = powers_of("fit and predict, P", *series(rows, "P"))
     notes = [
         f"{row.case}: {1e9 * row.seconds / row.x:.2f} ns a parameter" for row in rows if row.seconds
     ]
-    claim = Claim("|exponent of P - 1|", abs(power.exponent - 1), 0.05, True)
-    return Summary({"fit and predict, P": power}, [claim], notes)
+    claims = [
+        Claim("|exponent of P - 1|", abs(p.exponent - 1), 0.05, True) for p in powers.values()
+    ]
+    return Summary(powers, claims, notes)
 
 
 def draw(axes: Axes, rows: Sequence[Row]) -> None:

@@ -40,6 +40,7 @@ from koopcore.studies.study import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+FEWEST = 10  # groups that a peer does
 OURS = ("native_cpu", "numba_cpu")
 INSTALL = 'pip install "koopcore[bench]"'
 
@@ -104,7 +105,7 @@ def build(case: Case) -> Job:
         return endpoint_job(data, part, HORIZON, backend=case.name)
     peer = PEERS[case.name]
     endpoint = peer.load()
-    count = max(round(peer.share * part.n_groups), 1)
+    count = max(round(peer.share * part.n_groups), min(part.n_groups, FEWEST))
     chosen = np.linspace(0, part.n_groups - 1, count).round().astype(np.int64)
     own = groups if count == part.n_groups else np.ascontiguousarray(groups[chosen])
     checked = np.unique(np.linspace(0, count - 1, 40).round().astype(np.int64))

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+def legend(axes: Axes) -> None:
+    """A legend, where there is anything to name."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
+
+
 def power_law(axes: Axes, rows: Sequence[Row], *races: str) -> None:
     """Seconds against x on logarithmic axes, each race with its fitted curve."""
     axes.set_xscale("log")
@@ -34,7 +40,7 @@ def power_law(axes: Axes, rows: Sequence[Row], *races: str) -> None:
                 label=f"~ x^{power.exponent:.2f}±{power.half_width:.2f}",
             )
     axes.set_ylabel("seconds")
-    axes.legend()
+    legend(axes)
 
 
 def connected(axes: Axes, rows: Sequence[Row], *races: str) -> None:
@@ -46,7 +52,7 @@ def connected(axes: Axes, rows: Sequence[Row], *races: str) -> None:
         if x:
             axes.plot(x, seconds, "o-", label=race)
     axes.set_ylabel("seconds")
-    axes.legend()
+    legend(axes)
 
 
 def time_bars(axes: Axes, rows: Sequence[Row]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,15 @@ class Power(NamedTuple):
     def __str__(self) -> str:
         fixed = f"{1e6 * self.fixed:.0f} µs + " if self.fixed else ""
         return f"{fixed}{self.factor:.2e} s · x^{self.exponent:.2f}±{self.half_width:.2f}"
+
+
+def powers_of(
+    label: str, x: Sequence[float], seconds: Sequence[float], fixed: bool = True
+) -> dict[str, Power]:
+    """`fit_power` under a label, or nothing where points are missing for it."""
+    if len(x) < (4 if fixed else 3):
+        return {}
+    return {label: fit_power(x, seconds, fixed)}
 
 
 def fit_power(x: Sequence[float], seconds: Sequence[float], fixed: bool = True) -> Power:
@@ -54,8 +64,10 @@ def fit_power(x: Sequence[float], seconds: Sequence[float], fixed: bool = True) 
         # The fixed cost starts at half of the least time, the rest through the last point.
         start = (times[-1] - max(slope, 0.1) * logs[-1], max(slope, 0.1), times.min() - np.log(2))
         try:
-            found, covariance = optimize.curve_fit(raised, logs, times, start, maxfev=20_000)
-        except RuntimeError:  # no minimum: the points say nothing about a fixed cost
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", optimize.OptimizeWarning)
+                found, covariance = optimize.curve_fit(raised, logs, times, start, maxfev=20_000)
+        except (RuntimeError, optimize.OptimizeWarning):  # the points tell of no fixed cost
             return fit_power(x, seconds, fixed=False)
         if not np.all(np.isfinite(covariance)) or np.exp(found[2]) < 0.01 * ts.min():
             return fit_power(x, seconds, fixed=False)

@@ -14,7 +14,8 @@ from koopcore.problems.demo_command import write_whole
 from koopcore.studies.machine import describe
 from koopcore.studies.study import Row, Size, Study
 
-_NUMBERS = {"x", "pace", "error", "bound"}  # what JSON has no NaN for
+_NULL = {"x": math.nan, "pace": math.nan, "error": math.nan, "bound": math.inf}
+"""What null stands for: JSON has neither NaN nor infinity."""
 
 
 class Results:
@@ -76,9 +77,9 @@ def rows_of(study: dict[str, Any]) -> list[Row]:
     rows = []
     for entry in study["rows"]:
         known = {name: value for name, value in entry.items() if name in names}
-        for name in _NUMBERS:
+        for name, value in _NULL.items():
             if known.get(name) is None:
-                known[name] = math.nan
+                known[name] = value
         rows.append(Row(**known))
     return rows
 

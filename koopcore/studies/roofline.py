@@ -16,7 +16,7 @@ import numpy as np
 
 from koopcore.backends import stage
 from koopcore.backends.stages import Snapshots, packed_size
-from koopcore.studies import probes
+from koopcore.studies import plots, probes
 from koopcore.studies.decays import decays
 from koopcore.studies.endpoint import (
     HORIZON,
@@ -33,7 +33,8 @@ from koopcore.studies.study import Case, Job, Row, Size, Study, Summary, races_o
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STAGES = ("gram", "solve", "rollout", "combine")
+MARKERS = {"gram": "o", "solve": "s", "rollout": "D", "combine": "^"}
+STAGES = tuple(MARKERS)
 LOOP, TURNS = "multiply-adds", 100_000
 LOADS = ("W1", "W2", "network")  # W3 is on the feature side: one stage does all of it
 CHECKED = 30  # groups that the reference does again
@@ -157,33 +158,36 @@ def _relative(found: Any, expected: Any) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
+def roofs(rows: Sequence[Row], race: str) -> tuple[float, float] | None:
+    """Flops and bytes per second of a race's probes; None where either has no time."""
+    own = {row.case: row for row in rows if row.race == race and row.seconds}
+    reads = [name for name in READS if name in own]
+    if LOOP not in own or not reads:
+        return None
+    flops = own[LOOP].figures["flops"] / seconds_of(rows, race, LOOP)
+    return flops, own[reads[0]].figures["bytes"] / fastest_read(rows, race)
+
+
 def shares(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, float]]:
     """(race, stage) -> its flops and its bytes per second, as shares of the roofs."""
     found = {}
-    for race in races_of(rows):
-        loop = next((r for r in rows if (r.race, r.case) == (race, LOOP)), None)
-        read = next((r for r in rows if r.race == race and r.case in READS), None)
-        if loop is None or read is None or not loop.seconds:
-            continue
-        flops = loop.figures["flops"] / loop.seconds
-        rate = read.figures["bytes"] / fastest_read(rows, race)
-        for row in rows:
-            if row.race == race and row.case in STAGES and row.seconds:
-                found[race, row.case] = (
-                    row.figures["flops"] / row.seconds / flops,
-                    row.figures["bytes"] / row.seconds / rate,
-                )
+    for row in rows:
+        top = roofs(rows, row.race)
+        if top is not None and row.case in STAGES and row.seconds:
+            flops, size = row.figures["flops"], row.figures["bytes"]
+            found[row.race, row.case] = (
+                flops / row.seconds / top[0],
+                size / row.seconds / top[1],
+            )
     return found
 
 
 def summary(rows: Sequence[Row]) -> Summary:
     notes = []
     for race in races_of(rows):
-        loop = next(r for r in rows if (r.race, r.case) == (race, LOOP))
-        size = next(r.figures.get("bytes", 0.0) for r in rows if r.race == race and r.case in READS)
-        flops = loop.figures["flops"] / seconds_of(rows, race, LOOP) / 1e9
-        rate = size / fastest_read(rows, race) / 1e9
-        notes.append(f"{race}: roofs {flops:.1f} GFLOP/s and {rate:.1f} GB/s")
+        found = roofs(rows, race)
+        if found is not None:
+            notes.append(f"{race}: roofs {found[0] / 1e9:.1f} GFLOP/s, {found[1] / 1e9:.1f} GB/s")
     for (race, name), (flops, rate) in shares(rows).items():
         notes.append(f"{race}: {name} {100 * flops:.0f} % of flops, {100 * rate:.0f} % of bytes")
     return Summary({}, [], notes)
@@ -194,31 +198,20 @@ def draw(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     for k, race in enumerate(races_of(rows)):
-        own = {row.case: row for row in rows if row.race == race and row.seconds}
-        if LOOP not in own:
+        top = roofs(rows, race)
+        if top is None:
             continue
-        color = f"C{k}"
-        top = own[LOOP].figures["flops"] / (own[LOOP].seconds or 1.0) / 1e9
-        size = next(row.figures["bytes"] for name, row in own.items() if name in READS)
-        slope = size / fastest_read(rows, race) / 1e9
-        x = np.geomspace(0.05, 200, 200)
-        axes.plot(x, np.minimum(top, slope * x), color=color, linewidth=1, label=f"{race}: roofs")
-        for name, marker in zip(STAGES, "osD^", strict=True):
-            if name in own:
-                flops, amount = own[name].figures["flops"], own[name].figures["bytes"]
-                rate = flops / (own[name].seconds or 1.0) / 1e9
-                axes.plot(
-                    flops / amount, flops / (own[name].seconds or 1.0) / 1e9, marker, color=color
-                )
-                axes.annotate(
-                    name,
-                    (flops / amount, rate),
-                    textcoords="offset points",
-                    xytext=(5, 3),
-                    fontsize=7,
-                )
+        x, color = np.geomspace(0.05, 200, 200), f"C{k}"
+        limit = np.minimum(top[0], top[1] * x) / 1e9
+        axes.plot(x, limit, color=color, linewidth=1, label=f"{race}: roofs")
+        for row in rows:
+            if row.race == race and row.case in STAGES and row.seconds:
+                flops = row.figures["flops"]
+                at = (flops / row.figures["bytes"], flops / row.seconds / 1e9)
+                axes.plot(*at, MARKERS[row.case], color=color)
+                axes.annotate(row.case, at, textcoords="offset points", xytext=(5, 3), fontsize=7)
     axes.set_ylabel("GFLOP/s")
-    axes.legend()
+    plots.legend(axes)
 
 
 STUDY = Study("roofline", __doc__.splitlines()[0], "flops per byte", cases, build, summary, draw)

@@ -14,7 +14,7 @@ from koopcore.studies.measure import run_study
 from koopcore.studies.report import html, picture
 from koopcore.studies.results import Results, load, rows_of
 from koopcore.studies.study import Size
-from koopcore.studies.tables import change_table, study_table
+from koopcore.studies.tables import change_table, study_table, troubles
 
 SECONDS = {Size.full: 1.0, Size.quick: 0.05}  # of timing per case
 
@@ -59,7 +59,12 @@ def run(
             progress.update(task, description=study.name)
             rows = run_study(study, size, SECONDS[size], lambda _: progress.advance(task))
             results.keep(study, rows)
-            console.print(study_table(study.name, results.studies[study.name]))
+            found = results.studies[study.name]
+            console.print(study_table(study.name, found))
+            for line in found["notes"]:
+                console.print(f"  {line}", highlight=False, markup=False)
+            for line in troubles(found):
+                console.print(f"  {line}", style="red", highlight=False, markup=False)
     contents = {**results.head(), "studies": results.studies}
     changes: list[Change] = []
     if earlier is not None:

@@ -15,7 +15,7 @@ NUMBERS = ("before", "now", "ratio")
 
 
 def study_table(name: str, study: Mapping[str, Any]) -> Table:
-    """Claims with their targets, exponents, notes, and what could not be measured."""
+    """Exponents, and claims with their targets."""
     table = Table(title=f"{name}: {study['question']}", title_justify="left", show_header=False)
     table.add_column("figure", overflow="fold")
     table.add_column("value", justify="right")
@@ -25,10 +25,6 @@ def study_table(name: str, study: Mapping[str, Any]) -> Table:
     for claim in study["claims"]:
         mark = "[green]met[/]" if claim["met"] else "[red]not met[/]"
         table.add_row(claim["text"], figure(claim["value"]), f"{target(claim)} {mark}")
-    for note in study["notes"]:
-        table.add_row(note, "", "")
-    for line in troubles(study):
-        table.add_row(f"[red]{line}[/]", "", "")
     return table
 
 

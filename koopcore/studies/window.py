@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from koopcore.studies import plots
 from koopcore.studies.decays import decays
 from koopcore.studies.endpoint_job import endpoint_job, equal_groups
-from koopcore.studies.powers import fit_power
+from koopcore.studies.powers import powers_of
 from koopcore.studies.study import Case, Job, Row, Size, Study, Summary, series
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ WINDOWS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 def cases(size: Size) -> list[Case]:
-    return [Case("n", f"n = {n}", n, GROUPS[size]) for n in WINDOWS]
+    windows = WINDOWS if size is Size.full else WINDOWS[::2]
+    return [Case("n", f"n = {n}", n, GROUPS[size]) for n in windows]
 
 
 def build(case: Case) -> Job:
@@ -33,9 +34,7 @@ def build(case: Case) -> Job:
 
 
 def summary(rows: Sequence[Row]) -> Summary:
-    x, seconds = series(rows, "n")
-    power = fit_power(x, seconds, fixed=False)
-    return Summary({"fit and predict, n": power}, [], [])
+    return Summary(powers_of("fit and predict, n", *series(rows, "n"), fixed=False), [], [])
 
 
 def draw(axes: Axes, rows: Sequence[Row]) -> None:

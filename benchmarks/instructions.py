@@ -1,0 +1,119 @@
+"""How many instructions does the endpoint job take? A count repeats exactly where a time does not.
+
+Workload W1 (10,000 groups of 65, n = 16, horizon 100), float32, native_cpu, one thread, counted by
+callgrind. The process runs the job once and three times; half of the difference is one job, free of
+what starting Python costs. valgrind 3.19 knows no AVX-512, so the AVX2 code is counted; what a
+change of the algorithm saves there, it saves in the other instruction sets too.
+
+    python benchmarks/instructions.py                # prints JSON
+    python benchmarks/instructions.py --groups 1000  # a tenth of the work
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import koopcore as kc
+from koopcore.studies.decays import bound, decays, error
+from koopcore.studies.endpoint import HORIZON, WORKLOADS
+from koopcore.studies.race_cache import forget
+
+RUNS = (1, 3)
+ISA = "avx2"
+
+
+def job(groups: int, runs: int) -> None:
+    """The job, ``runs`` times, in the process that callgrind watches; its result is checked."""
+    load = WORKLOADS["W1"]._replace(groups=groups)
+    part = load.partition()
+    data = decays(load.n, part.size)
+    for _ in range(runs):
+        out = kc.fit(data.rows, part, backend="native_cpu", horizon=HORIZON).predict(HORIZON)
+    found, allowed = error(data, part, out, HORIZON), bound(data, part, HORIZON)
+    forget()
+    if not found <= allowed:
+        sys.exit(f"wrong: error {found:.3g}, at most {allowed:.3g} is accepted; no count")
+
+
+def counted(groups: int, runs: int) -> int:
+    """Instructions of a whole process that does the job ``runs`` times."""
+    valgrind = shutil.which("valgrind")
+    if valgrind is None:
+        sys.exit("valgrind is not installed (on Debian: apt install valgrind)")
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [
+                valgrind,
+                "--tool=callgrind",
+                f"--callgrind-out-file={Path(folder) / 'out'}",
+                sys.executable,
+                __file__,
+                "--groups",
+                str(groups),
+                "--job",
+                str(runs),
+            ],
+            env=os.environ
+            | {
+                "KOOPCORE_ISA": ISA,
+                "KOOPCORE_NUM_THREADS": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+                "PYTHONHASHSEED": "0",
+            },
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode:
+        sys.exit(done.stderr.strip().splitlines()[-1])
+    return collected(done.stderr)
+
+
+def collected(report: str) -> int:
+    """The total of callgrind's last lines: ``Collected : 123``."""
+    found = re.search(r"Collected\s*:\s*(\d+)", report)
+    if found is None:
+        raise ValueError("callgrind reports no total")
+    return int(found[1])
+
+
+def result(groups: int) -> dict[str, object]:
+    """One job's instructions, per parameter and snapshot too, and what was counted."""
+    load = WORKLOADS["W1"]
+    few, many = (counted(groups, runs) for runs in RUNS)
+    each = (many - few) / (RUNS[1] - RUNS[0])
+    return {
+        "command": f"python benchmarks/instructions.py --groups {groups}",
+        "groups": groups,
+        "parameters_per_group": load.fan_in + 1,
+        "snapshots": load.n,
+        "horizon": HORIZON,
+        "instruction_set": ISA,
+        "threads": 1,
+        "instructions": round(each),
+        "instructions_per_element": each / (groups * (load.fan_in + 1) * load.n),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Instructions of the endpoint job on W1.")
+    parser.add_argument("--groups", type=int, default=WORKLOADS["W1"].groups)
+    parser.add_argument("--job", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.groups < 10:
+        parser.error(f"--groups is {arguments.groups}; give 10 or more")
+    if arguments.job:
+        job(arguments.groups, arguments.job)
+    else:
+        print(json.dumps(result(arguments.groups), indent=1))
+
+
+if __name__ == "__main__":
+    main()
