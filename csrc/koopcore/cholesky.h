@@ -16,6 +16,7 @@ template <class L> struct TimeOrderedCholesky {
   Real *a;  // packed lower, rows × rows: L below the diagonal, D on it
   int rows; // rows past `columns` are right-hand sides: their pivot is a residual, may be zero
   int columns;
+  double noise; // of the entries, in units of fp64 sums
   Real *scaled; // (4, rows) l_{k+c,j} d_j of the block's rows, for the finished columns j
   typename L::Mask alive;
   Real rank;           // columns done before a pivot broke down
@@ -49,7 +50,7 @@ template <class L> struct TimeOrderedCholesky {
       for (int c = 0; c <= r; ++c)
         s[r][c] -= l[r] * scaled[c * rows + j];
     }
-    const double tolerance = breakdown_tolerance(columns);
+    const double tolerance = noise * breakdown_tolerance(columns);
     KOOPCORE_UNROLL
     for (int c = 0; c < C; ++c) {
       Real pivot = s[c][c];
@@ -113,11 +114,12 @@ template <class L> struct TimeOrderedCholesky {
 // work: 4 rows numbers.
 template <class L>
 KOOPCORE_HD typename L::Real cholesky(typename L::Real *a, int rows, int columns,
-                                      typename L::Real *work) {
+                                      typename L::Real *work, double noise = 1.0) {
   TimeOrderedCholesky<L> f;
   f.a = a;
   f.rows = rows;
   f.columns = columns;
+  f.noise = noise;
   f.scaled = work;
   f.alive = L::everywhere();
   for (int c = 0; c < 4; ++c) {

@@ -1,0 +1,178 @@
+// Predictions x_{n+T} = x_n + B (w - 1): one pass over the snapshots for several horizons.
+//
+// Mirrors cpu/combine.cpp. A lane takes four neighbouring parameters through all snapshots; sums
+// are in fp64. Results go into the rows of an array, or straight into the parameters themselves.
+#include "cuda/numbers.h"
+#include "cuda/rows.h"
+#include "cuda/stages.h"
+
+namespace koopcore::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kMostTogether = 8; // horizons of one pass
+using Runs = ChunksOf<128, 4>;   // four parameters a lane
+
+// Four parameters from `e` on of a chunk; the caller has checked which of them exist.
+template <class T>
+__device__ Quad<T> load_four(const char *row, const Chunk &at, std::int64_t e, std::int64_t step,
+                             bool whole) {
+  const char *p = row + (at.first + e * at.stride) * step;
+  if (whole)
+    return load_quad(reinterpret_cast<const T *>(p));
+  Quad<T> x;
+  KOOPCORE_UNROLL
+  for (int s = 0; s < 4; ++s)
+    x.value[s] = e + s >= 0 && e + s < at.count
+                     ? __ldg(reinterpret_cast<const T *>(p + s * at.stride * step))
+                     : T(0);
+  return x;
+}
+
+// The tensor that has parameter `column`; -1 where none has.
+__device__ std::int64_t tensor_of(const Tensors &tensors, std::int64_t column) {
+  std::int64_t low = 0, high = tensors.count;
+  while (low < high) {
+    const std::int64_t middle = (low + high) / 2;
+    if (tensors.start[middle] <= column)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  --low;
+  return low >= 0 && column < tensors.start[low] + tensors.length[low] ? low : -1;
+}
+
+__device__ void store_four(const Output &out, const Tensors &parameters, std::int64_t row,
+                           const Chunk &at, std::int64_t e, bool whole, const double (&value)[4]) {
+  if (parameters.count > 0) {
+    for (int s = 0; s < 4; ++s) {
+      if (e + s < 0 || e + s >= at.count)
+        continue;
+      const std::int64_t column = at.first + (e + s) * at.stride, t = tensor_of(parameters, column);
+      if (t < 0)
+        continue;
+      const Kind kind = Kind(parameters.kind[t]);
+      write_number(parameters.data[t] + (column - parameters.start[t]) * bytes_of(kind), kind,
+                   clamp_to(kind, value[s]));
+    }
+    return;
+  }
+  char *p = out.data + row * out.row + (at.first + e * at.stride) * out.step;
+  if (whole && out.kind == kFloat32 && out.step == 4 &&
+      reinterpret_cast<std::uintptr_t>(p) % 16 == 0) {
+    *reinterpret_cast<float4 *>(p) = {
+        float(clamp_to(kFloat32, value[0])), float(clamp_to(kFloat32, value[1])),
+        float(clamp_to(kFloat32, value[2])), float(clamp_to(kFloat32, value[3]))};
+    return;
+  }
+  KOOPCORE_UNROLL
+  for (int s = 0; s < 4; ++s)
+    if (e + s >= 0 && e + s < at.count)
+      write_number(p + s * at.stride * out.step, out.kind, clamp_to(out.kind, value[s]));
+}
+
+// H horizons of the group's chunks that fall to this warp; w: (…, n) weights, rows `apart` numbers.
+template <class T, int H>
+__device__ void combine_chunks(const Window &window, Runs &runs, const double *w,
+                               std::int64_t apart, int horizon, const Output &out,
+                               const Tensors &parameters, int lane) {
+  const bool aligned = rows_aligned<T>(window);
+  for (Chunk at; runs.next(at);) {
+    const std::int64_t e = at.from + 4 * lane;
+    if (e >= at.count)
+      continue;
+    const bool whole = aligned && at.stride == 1 && e >= 0 && e + 4 <= at.count;
+    double value[H][4] = {}, previous[4] = {};
+#pragma unroll 4
+    for (int k = 0; k < window.n; ++k) {
+      const Quad<T> x = load_four<T>(window.at(k), at, e, window.step, whole);
+      double weight[H];
+      KOOPCORE_UNROLL
+      for (int h = 0; h < H; ++h)
+        weight[h] = __ldg(w + h * apart + k) - 1.0;
+      KOOPCORE_UNROLL
+      for (int s = 0; s < 4; ++s) {
+        const double current = double(x.value[s]), step = current - previous[s];
+        previous[s] = current;
+        KOOPCORE_UNROLL
+        for (int h = 0; h < H; ++h)
+          value[h][s] += weight[h] * step;
+      }
+    }
+    KOOPCORE_UNROLL
+    for (int h = 0; h < H; ++h) {
+      KOOPCORE_UNROLL
+      for (int s = 0; s < 4; ++s)
+        value[h][s] += previous[s];
+      store_four(out, parameters, horizon + h, at, e, whole, value[h]);
+    }
+  }
+}
+
+template <class T, int H>
+__global__ void __launch_bounds__(32 * kWarps)
+    combine_small(Window window, Groups groups, Plan plan, const double *weights, int horizon,
+                  Output out, Tensors parameters) {
+  const int lane = threadIdx.x & 31;
+  const std::int64_t step = std::int64_t(gridDim.x) * kWarps, apart = groups.count * window.n;
+  for (std::int64_t i = std::int64_t(blockIdx.x) * kWarps + threadIdx.x / 32; i < plan.n_small;
+       i += step) {
+    const std::int64_t group = plan.small == nullptr ? i : plan.small[i];
+    Runs runs(groups, groups.ptr[group], groups.ptr[group + 1], 0, INT64_MAX, 0, 1);
+    combine_chunks<T, H>(window, runs, weights + horizon * apart + group * window.n, apart, horizon,
+                         out, parameters, lane);
+  }
+}
+
+template <class T, int H>
+__global__ void __launch_bounds__(32 * kWarps)
+    combine_pieces(Window window, Groups groups, Plan plan, const double *weights, int horizon,
+                   Output out, Tensors parameters) {
+  const int lane = threadIdx.x & 31;
+  const std::int64_t apart = groups.count * window.n;
+  for (std::int64_t p = blockIdx.x; p < plan.n_pieces; p += gridDim.x) {
+    const Piece piece = plan.pieces[p];
+    Runs runs(groups, piece.segment, groups.ptr[piece.group + 1], piece.within, piece.count,
+              threadIdx.x / 32, kWarps);
+    combine_chunks<T, H>(window, runs, weights + horizon * apart + piece.group * window.n, apart,
+                         horizon, out, parameters, lane);
+  }
+}
+
+template <class T, int H>
+void launch_combine(const Window &window, const Groups &groups, const Plan &plan,
+                    const double *weights, int horizon, const Output &out,
+                    const Tensors &parameters, Stream stream) {
+  if (plan.n_small > 0)
+    launch("combine of small groups", combine_small<T, H>,
+           blocks_for((plan.n_small + kWarps - 1) / kWarps), 32 * kWarps, 0, stream, window, groups,
+           plan, weights, horizon, out, parameters);
+  if (plan.n_pieces > 0)
+    launch("combine of large groups", combine_pieces<T, H>, blocks_for(plan.n_pieces), 32 * kWarps,
+           0, stream, window, groups, plan, weights, horizon, out, parameters);
+}
+
+template <class T>
+void combine_of(const Window &window, const Groups &groups, const Plan &plan, const double *weights,
+                int n_horizons, const Output &out, const Tensors &parameters, Stream stream) {
+  int h = 0;
+  for (; h + kMostTogether <= n_horizons; h += kMostTogether)
+    launch_combine<T, kMostTogether>(window, groups, plan, weights, h, out, parameters, stream);
+  for (; h + 4 <= n_horizons; h += 4)
+    launch_combine<T, 4>(window, groups, plan, weights, h, out, parameters, stream);
+  for (; h + 2 <= n_horizons; h += 2)
+    launch_combine<T, 2>(window, groups, plan, weights, h, out, parameters, stream);
+  if (h < n_horizons)
+    launch_combine<T, 1>(window, groups, plan, weights, h, out, parameters, stream);
+}
+
+} // namespace
+
+void combine(const Window &window, const Groups &groups, const Plan &plan, const double *weights,
+             int n_horizons, const Output &out, const Tensors &parameters, Stream stream) {
+  (window.is_double ? combine_of<double> : combine_of<float>)(window, groups, plan, weights,
+                                                              n_horizons, out, parameters, stream);
+}
+
+} // namespace koopcore::cuda
