@@ -52,7 +52,7 @@ KOOPCORE_HD typename L::Real hindcast_error(const typename L::Real *gram, int n,
   const Real zero = L::broadcast(0.0);
   Real square = zero, movement = zero;
   for (int i = 0; i < n; ++i)
-    weights[i] = i < n - holdout ? weights[i] - 1.0 : L::broadcast(-1.0);
+    weights[i] = i < n - holdout ? Real(weights[i] - 1.0) : L::broadcast(-1.0);
   for (int i = 0; i < n; ++i) {
     const Real *row = gram + packed_index(i, 0);
     Real even = zero, odd = zero;
@@ -77,17 +77,20 @@ KOOPCORE_HD typename L::Real hindcast_error(const typename L::Real *gram, int n,
 }
 
 // Fits one group per lane from its packed Gram matrix G = BᵀB. coefficients: (n - 1 - affine).
+// `rolling`: rollout_work(n) numbers apart from `work`, or null where they stand at its end.
+// `noise` is the relative error of the Gram matrix in units of fp64 sums.
 template <class L>
 KOOPCORE_HD CompanionFit<L> fit_companion(const typename L::Real *gram, int n, bool affine,
                                           int holdout, typename L::Real *coefficients,
-                                          typename L::Real *work) {
+                                          typename L::Real *work,
+                                          typename L::Real *rolling = nullptr, double noise = 1.0) {
   using Real = typename L::Real;
   const int first = affine ? 1 : 0;
   const int columns = n - 1 - first;
   const int rows = columns + 1;
   Real *factor = work, *scale = factor + packed_size(n);
   Real *products = scale + n, *shorter = products + 4 * n, *weights = shorter + n;
-  Real *rest = weights + 2 * n;
+  Real *rest = rolling == nullptr ? weights + 2 * n : rolling;
 
   for (int i = 0; i < rows; ++i)
     scale[i] = L::power_of_two_scale(gram[packed_index(first + i, first + i)]);
@@ -96,7 +99,7 @@ KOOPCORE_HD CompanionFit<L> fit_companion(const typename L::Real *gram, int n, b
       factor[packed_index(i, j)] = gram[packed_index(first + i, first + j)] * (scale[i] * scale[j]);
 
   CompanionFit<L> fit;
-  fit.rank = cholesky<L>(factor, rows, columns, products);
+  fit.rank = cholesky<L>(factor, rows, columns, products, noise);
   const typename L::Mask whole = fit.rank > columns - 0.5;
   const Real zero = L::broadcast(0.0), infinity = L::broadcast(HUGE_VAL);
 
