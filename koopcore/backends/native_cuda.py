@@ -1,0 +1,249 @@
+"""The engine's stages on CUDA devices: kernels over groups; the arithmetic is in csrc/cuda.
+
+Mirrors backends/reference.py stage by stage. Snapshots are CUDA tensors of torch or CuPy arrays;
+kernels are queued on the current stream of their device and nothing waits for them, but for small
+matrices that come back as NumPy arrays. Small matrices may come in as NumPy arrays as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from koopcore._native import build_record
+from koopcore.arrays import Resident
+from koopcore.backends.native_cuda_launch import KINDS, Launch, horizon_blocks
+from koopcore.backends.stages import Companion, FloatArray, Projection, Snapshots, packed_size
+from koopcore.partition import Partition
+
+if TYPE_CHECKING:
+    _cuda: Any
+else:
+    try:
+        from koopcore._native import _cuda
+    except ImportError as error:
+        reason = build_record()["cuda"]["reason"] or f"the module does not load ({error})"
+        raise ImportError(reason) from error
+
+STAGES = (
+    "gram",
+    "feature_gram",
+    "solve",
+    "gram_solve",
+    "project",
+    "rollout",
+    "rollout_dense",
+    "combine",
+    "endpoint",
+    "gather",
+    "scatter",
+)
+
+
+def unavailable() -> str | None:
+    """Why this backend does not run, or None: there may be no device, or no driver."""
+    return _cuda.device_problem() or None
+
+
+def gram(snapshots: Snapshots, part: Partition) -> FloatArray:
+    """G = BᵀB of every group: (n_groups, n(n+1)/2), packed lower by rows, on the CPU."""
+    on = Launch(_cuda, snapshots, part)
+    out = on.empty(part.n_groups, packed_size(on.n))
+    _gram(on, out, side_by_side=False)
+    return on.memory.download(out)
+
+
+def gram_solve(snapshots: Snapshots, part: Partition, affine: bool, holdout: int) -> Companion:
+    """``solve(gram(snapshots, part), …)`` on the device; the fields stay there until looked at."""
+    on = Launch(_cuda, snapshots, part)
+    fields = _solve(on, _gram_side_by_side(on), part.n_groups, on.n, affine, holdout, on.noise)
+    return Companion(*(Resident(field, on.memory) for field in fields))  # type: ignore[arg-type]
+
+
+def solve(gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
+    """The companion coefficients of every group, one group per thread."""
+    on = Launch.anywhere(_cuda)
+    batches = -(-len(gram) // _cuda.batch)
+    side_by_side = np.zeros((batches * _cuda.batch, gram.shape[1]))
+    side_by_side[: len(gram)] = gram
+    turned = side_by_side.reshape(batches, _cuda.batch, -1).transpose(0, 2, 1)
+    device = on.upload(np.ascontiguousarray(turned))
+    fields = _solve(on, device, len(gram), n, affine, holdout, 1.0)
+    return Companion(*(on.memory.download(field) for field in fields))
+
+
+def rollout(
+    coefficients: FloatArray, affine: bool, horizons: Sequence[int]
+) -> tuple[FloatArray, FloatArray]:
+    """Weights w (n_horizons, n_groups, n) on B with x_{n+T} = B w, and the growth of ‖c_T‖."""
+    on = Launch.anywhere(_cuda, coefficients)
+    weights, growth = _rollout(on, on.upload(coefficients), affine, horizons)
+    return on.returned(coefficients, weights), on.returned(coefficients, growth)
+
+
+def combine(
+    snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
+) -> None:
+    """x_{n+T} = x_n + B(w - 1) of every group, into its columns of ``out`` (n_horizons, size)."""
+    on = Launch(_cuda, snapshots, part)
+    _combine(on, on.upload(weights), on.output(out, len(weights)))
+
+
+def endpoint(
+    snapshots: Snapshots,
+    part: Partition,
+    affine: bool,
+    horizons: Sequence[int],
+    out: npt.NDArray[Any] | None,
+    parameters: Any = None,
+) -> Any:
+    """x_{n+T} of every group into ``out`` (n_horizons, size), or straight into ``parameters``.
+
+    Fit, rollout and prediction of groups with m >= n - 1, without one word from the host: groups
+    of deficient rank are projected on the device, those whose rollout diverges or whose snapshots
+    are not finite keep their last snapshot. A CUDA graph can record it. ``parameters``: a
+    `native_cuda_tensors.TensorTable`, for a single horizon. Returns the rank of every group, on
+    the device. Cost: two reads of the snapshots, the second one from the cache where they fit.
+    """
+    on = Launch(_cuda, snapshots, part)
+    n, groups = on.n, part.n_groups
+    gram = _gram_side_by_side(on)
+    coefficients, rank, *_ = _solve(on, gram, groups, n, affine, 0, on.noise)
+    weights, growth = _rollout(on, coefficients, affine, horizons)
+    for some in horizon_blocks(_cuda, horizons):
+        chosen = [horizons[i] for i in some]
+        own, own_growth = weights[some[0] : some[-1] + 1], growth[some[0] : some[-1] + 1]
+        space = on.space(_cuda.deficient_space(groups, n, affine, chosen, on.number))
+        _cuda.roll_deficient(
+            on.address(gram), on.address(rank), groups, n, affine, chosen, on.address(own),
+            on.address(own_growth), space, on.target,
+        )
+    if parameters is None:
+        _combine(on, weights, on.output(out, len(horizons)))
+    else:
+        _combine(on, weights, (0, 0, 0, KINDS["float32"]), parameters.table(on))
+    return rank
+
+
+def feature_gram(
+    snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
+) -> FloatArray:
+    """C = FFᵀ, E = F'Fᵀ of the first ``stop`` snapshots: (n_stops, n_groups, 2, m, m), equal m."""
+    on = Launch(_cuda, snapshots, part)
+    m, groups = int(part.sizes[0]), part.n_groups
+    out = on.empty(len(stops), groups, 2, m, m)
+    space = on.space(_cuda.feature_gram_space(groups, m, on.number))
+    _cuda.feature_gram(
+        on.window, on.groups, m, affine, list(stops), on.address(out), space, on.target
+    )
+    return on.memory.download(out)
+
+
+def project(
+    a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
+) -> Projection:
+    """K = Vᵀ H V, z = Vᵀ g, V Vᵀ = A⁺; one group per thread, whatever their ranks."""
+    on = Launch.anywhere(_cuda)
+    groups, size = g.shape
+    operator, whitener = on.empty(groups, size, size), on.empty(groups, size, size)
+    start, ranks, condition = on.empty(groups, size), on.integers(groups), on.empty(groups)
+    arrays = (*map(on.upload, (a, h, g)), operator, whitener, start, ranks, condition)
+    space = on.space(_cuda.project_space(groups, size, on.number))
+    if groups and size:
+        addresses = tuple(map(on.address, arrays))
+        _cuda.project(groups, size, rank or 0, ridge, raw, addresses, space, on.target)
+    made = [on.memory.download(array) for array in (operator, whitener, start, ranks, condition)]
+    width = int(made[3].max(initial=0)) if size else 0
+    return Projection(
+        made[0][:, :width, :width], made[1][:, :, :width], made[2][:, :width], made[3], made[4]
+    )
+
+
+def rollout_dense(
+    operator: FloatArray, start: FloatArray, affine: bool, horizons: Sequence[int]
+) -> tuple[FloatArray, FloatArray]:
+    """K^{T-1} z, or Σ_{j<T} Kʲ z where affine: (n_horizons, n_groups, r), and the growth."""
+    on = Launch.anywhere(_cuda)
+    groups, size = start.shape
+    states, growth = on.empty(len(horizons), groups, size), on.empty(len(horizons), groups)
+    k, z = on.upload(operator), on.upload(start)
+    for some in horizon_blocks(_cuda, horizons):
+        chosen = [horizons[i] for i in some]
+        space = on.space(_cuda.rollout_dense_space(groups, size, chosen, on.number))
+        _cuda.rollout_dense(
+            on.address(k), on.address(z), groups, size, affine, chosen,
+            on.address(states[some[0] :]), on.address(growth[some[0] :]), space, on.target,
+        )
+    return on.memory.download(states), on.memory.download(growth)
+
+
+def gather(snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
+    """Snapshots ``rows`` (negative: from the end) by group: (len(rows), n_groups, m), equal m."""
+    order = snapshots.order[np.asarray(rows, dtype=np.int64)]
+    on = Launch(_cuda, Snapshots(snapshots.array, order), part)
+    m = int(part.sizes[0])
+    out = on.empty(len(rows), part.n_groups, m)
+    _cuda.gather(on.window, on.groups, m, on.address(out), on.target)
+    return on.memory.download(out)
+
+
+def scatter(part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
+    """Values (n_horizons, n_groups, m) into the groups' columns of ``out`` (n_horizons, size)."""
+    on = Launch(_cuda, Snapshots(out, np.zeros(1, dtype=np.int64)), part)
+    device = on.upload(values)
+    _cuda.scatter(
+        on.groups, values.shape[2], on.address(device), len(values),
+        on.output(out, len(values)), on.target,
+    )
+
+
+def _gram(on: Launch, out: Any, side_by_side: bool) -> None:
+    space = on.space(_cuda.gram_space(on.plan, on.n))
+    _cuda.gram(
+        on.window, on.groups, on.plan, on.address(out), side_by_side, space, on.target
+    )
+
+
+def _gram_side_by_side(on: Launch) -> Any:
+    batches = -(-on.part.n_groups // _cuda.batch)
+    out = on.empty(batches, packed_size(on.n), _cuda.batch)
+    _gram(on, out, side_by_side=True)
+    return out
+
+
+def _solve(
+    on: Launch, gram: Any, groups: int, n: int, affine: bool, holdout: int, noise: float
+) -> tuple[Any, ...]:
+    columns = n - 1 - int(affine)
+    fields = (on.empty(groups, columns), on.integers(groups), *(on.empty(groups) for _ in range(3)))
+    space = on.space(_cuda.solve_space(groups, n, on.number))
+    addresses = tuple(map(on.address, fields))
+    _cuda.solve(
+        on.address(gram), groups, n, affine, holdout, noise, addresses, space, on.target
+    )
+    return fields
+
+
+def _rollout(
+    on: Launch, coefficients: Any, affine: bool, horizons: Sequence[int]
+) -> tuple[Any, Any]:
+    groups, columns = coefficients.shape
+    weights = on.empty(len(horizons), groups, columns + 1 + int(affine))
+    growth = on.empty(len(horizons), groups)
+    for some in horizon_blocks(_cuda, horizons):
+        chosen = [horizons[i] for i in some]
+        space = on.space(_cuda.rollout_space(groups, columns, affine, max(chosen), on.number))
+        _cuda.rollout(
+            on.address(coefficients), groups, columns, affine, chosen,
+            on.address(weights[some[0] :]), on.address(growth[some[0] :]), space, on.target,
+        )
+    return weights, growth
+
+
+def _combine(on: Launch, weights: Any, out: tuple[int, ...], table: tuple[Any, ...] = ()) -> None:
+    _cuda.combine(
+        on.window, on.groups, on.plan, on.address(weights), len(weights), out, table, on.target
+    )

@@ -1,0 +1,165 @@
+"""What a launch of the CUDA kernels needs of its arrays: addresses, plans, work space, stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from koopcore import arrays
+from koopcore.arrays import DeviceMemory, Resident
+from koopcore.backends.native_cuda_plan import WARP_WINDOW, Plan, make_plan
+from koopcore.backends.stages import Snapshots
+from koopcore.partition import Partition
+
+KINDS = {"float32": 0, "float64": 1, "bfloat16": 2}
+
+_uploaded: WeakKeyDictionary[Partition, dict[Any, _Uploaded]] = WeakKeyDictionary()
+
+
+class _Uploaded:
+    """A partition and its plan on one device; made once, and then used on any stream."""
+
+    def __init__(self, part: Partition, n: int, memory: DeviceMemory) -> None:
+        plan: Plan = make_plan(part, n)
+        self.stream = memory.stream
+        self.arrays = [memory.upload(array) for array in part.segments]
+        segments = tuple(map(memory.address, self.arrays))
+        self.groups = (*segments, part.n_groups)
+
+        def address(array: Any) -> int:
+            if array is None or array.size == 0:
+                return 0
+            self.arrays.append(memory.upload(np.ascontiguousarray(array)))
+            return memory.address(self.arrays[-1])
+
+        self.plan = (
+            address(plan.small),
+            part.n_groups if plan.small is None else plan.n_small,
+            address(plan.pieces),
+            plan.n_middle,
+            len(plan.pieces),
+            address(plan.large_group),
+            address(plan.large_piece),
+            len(plan.large_group),
+        )
+
+
+class Launch:
+    """One call of a stage: the window and groups as the kernels take them, and where they run.
+
+    Raises ValueError for arrays on different devices, RuntimeError for a device that the module
+    has no code for, MemoryError for work space that does not fit.
+    """
+
+    def __init__(self, module: Any, snapshots: Snapshots, part: Partition) -> None:
+        self.memory = arrays.memory(snapshots.array)
+        self._begin(module)
+        array, order = snapshots
+        self.n, self.part = len(order), part
+        slots, size = array.shape
+        if part.size != size:
+            raise ValueError(
+                f"snapshots has {size} parameters a row, but the partition is of {part.size}"
+            )
+        first = int(order[0])
+        turned = np.array_equal(order, (first + np.arange(self.n)) % max(slots, 1))
+        rows = 0 if turned else self.address(self.upload(np.ascontiguousarray(order)))
+        row, step = self.memory.strides(array)
+        double = arrays.dtype_name(array) == "float64"
+        self.window = (
+            self.memory.address(array), row, step, first, slots, rows, size, self.n, double
+        )
+        self.noise = float(module.gram_noise(self.number, double))
+        uploaded = self._groups(part)
+        self.groups, self.plan = uploaded.groups, uploaded.plan
+
+    @classmethod
+    def anywhere(cls, module: Any, like: Any = None) -> Launch:
+        """A launch over small matrices alone: where ``like`` is, else on the current device."""
+        self = cls.__new__(cls)
+        self.memory = like._memory if isinstance(like, Resident) else arrays.any_memory()
+        self._begin(module)
+        return self
+
+    def _begin(self, module: Any) -> None:
+        self.number = self.memory.number
+        module.check_device(self.number)
+        self.target = (self.number, self.memory.stream)
+        self._held: list[Any] = []  # until the kernels that use them are queued
+
+    def _groups(self, part: Partition) -> _Uploaded:
+        known = _uploaded.setdefault(part, {})
+        key = (type(self.memory), self.number, self.n > WARP_WINDOW)
+        if key not in known:
+            known[key] = _Uploaded(part, self.n, self.memory)
+        if known[key].stream != self.memory.stream:
+            for array in known[key].arrays:
+                self.memory.keep(array)
+        return known[key]
+
+    def empty(self, *shape: int) -> Any:
+        """A float64 array on the device."""
+        return self.memory.empty(shape, "float64")
+
+    def integers(self, *shape: int) -> Any:
+        """An int64 array on the device."""
+        return self.memory.empty(shape, "int64")
+
+    def space(self, count: int) -> int:
+        """The address of ``count`` doubles of work space; 0 for none."""
+        if count == 0:
+            return 0
+        self._held.append(self.empty(count))
+        return self.memory.address(self._held[-1])
+
+    def address(self, array: Any) -> int:
+        """Where ``array`` begins; 0 for an empty one."""
+        return self.memory.address(array) if 0 not in array.shape else 0
+
+    def upload(self, array: Any) -> Any:
+        """``array`` on the device: itself, or a copy of what is on the CPU."""
+        if isinstance(array, Resident):
+            array = array.array
+        if isinstance(array, np.ndarray):
+            array = self.memory.upload(np.ascontiguousarray(array))
+        elif arrays.memory(array).number != self.number:
+            raise ValueError(
+                f"an array is on {arrays.where(array)}, the snapshots are on CUDA device "
+                f"{self.number}; move them to one device"
+            )
+        self._held.append(array)
+        return array
+
+    def returned(self, given: Any, array: Any) -> Any:
+        """A result: on the CPU where the input was a NumPy array, else on the device."""
+        return Resident(array, self.memory) if isinstance(given, Resident) else (
+            self.memory.download(array)
+        )
+
+    def output(self, out: Any, rows: int) -> tuple[int, int, int, int]:
+        """``out`` (rows, size) as the kernels take it."""
+        place = f"CUDA device {self.number}"
+        if arrays.where(out) != place and isinstance(out, np.ndarray):
+            raise ValueError(f"out is on the CPU, the snapshots are on {place}; give an array there")
+        if arrays.memory(out).number != self.number:
+            raise ValueError(
+                f"out is on {arrays.where(out)}, the snapshots are on {place}; give an array there"
+            )
+        kind = arrays.dtype_name(out)
+        if kind not in KINDS:
+            raise TypeError(f"out has dtype {kind}; accepted are {', '.join(KINDS)}")
+        if tuple(out.shape) != (rows, self.part.size):
+            raise ValueError(
+                f"out has shape {tuple(out.shape)}; ({rows}, {self.part.size}) is needed"
+            )
+        row, step = self.memory.strides(out)
+        return self.memory.address(out), row, step, KINDS[kind]
+
+
+def horizon_blocks(module: Any, horizons: Sequence[int]) -> list[list[int]]:
+    """Positions of the horizons, as many together as one launch takes."""
+    most = int(module.most_horizons)
+    return [list(range(low, min(low + most, len(horizons)))) for low in range(0, len(horizons), most)]
