@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,19 @@ def load(folder: Path | None = None, validation: int = 2000) -> Digits:
         images, labels = _scaled(stored["images"]), _long(stored["labels"])
     kept = len(images) - validation
     return Digits(images[:kept], labels[:kept], images[kept:], labels[kept:])
+
+
+def of_settings(settings: Mapping[str, Any]) -> Digits:
+    """The digits that an experiment's settings name: of the folder ``data``, or those carried."""
+    folder = settings.get("data")
+    return load(None if folder is None else Path(folder))
+
+
+def described(settings: Mapping[str, Any]) -> str:
+    """How many digits those settings train and validate on, in words."""
+    if "data" in settings:
+        return "digits of the folder given, its test set to validate"
+    return "8,000 digits to train, 2,000 to validate"
 
 
 def network(seed: int = 0) -> nn.Sequential:

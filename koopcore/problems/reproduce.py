@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,10 +33,17 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
     ),
     "end-to-end": (
         "koopcore.problems.reproduce_end_to_end",
-        "Steps and seconds to a loss, oscillator and MNIST, against tuned plain training.",
+        "Oscillator: steps and seconds to a loss, against tuned plain training.",
+    ),
+    "end-to-end-mnist": (
+        "koopcore.problems.reproduce_end_to_end_mnist",
+        "MNIST: steps and seconds to a validation loss, against tuned plain training.",
     ),
 }
 """Command -> (module, help). A module offers what `reproduce_run.Experiment` says."""
+
+DIGITS = ("table2", "figure3", "end-to-end-mnist")
+"""Experiments on MNIST: these take a folder with the full data set."""
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -48,27 +55,56 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Forget cells finished earl
 Only = Annotated[str, typer.Option(help="Cells to compute, a pattern such as 'adam*'.")]
 
 
-def _add(name: str, module: str, text: str) -> None:
-    @app.command(name, help=text)
-    def command(
-        quick: Quick = False,
-        output: Output = Path("koopcore-results"),
-        fresh: Fresh = False,
-        only: Only = "*",
-    ) -> None:
-        try:
-            from koopcore.problems.reproduce_run import run
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with the four IDX files of MNIST, in place of the 10,000 digits carried.",
+        metavar="FOLDER",
+        exists=True,
+        file_okay=False,
+    ),
+]
 
-            run(name, module, quick=quick, output=output, fresh=fresh, only=only)
-        except ModuleNotFoundError as error:
-            missing = (error.name or "").partition(".")[0]
-            if missing in {"", "koopcore"}:
-                raise
-            _fail(f'{missing} is not installed: pip install "koopcore[demo]"')
-        except (ValueError, OSError) as error:
-            _fail(str(error))
-        except KeyboardInterrupt:
-            _fail("interrupted; finished cells are kept, the same command goes on", INTERRUPTED)
+
+def _add(name: str, module: str, text: str) -> None:
+    if name in DIGITS:
+
+        @app.command(name, help=text)
+        def digits(
+            quick: Quick = False,
+            output: Output = Path("koopcore-results"),
+            fresh: Fresh = False,
+            only: Only = "*",
+            data: Data = None,
+        ) -> None:
+            _compute(name, module, quick=quick, output=output, fresh=fresh, only=only, data=data)
+
+    else:
+
+        @app.command(name, help=text)
+        def command(
+            quick: Quick = False,
+            output: Output = Path("koopcore-results"),
+            fresh: Fresh = False,
+            only: Only = "*",
+        ) -> None:
+            _compute(name, module, quick=quick, output=output, fresh=fresh, only=only)
+
+
+def _compute(name: str, module: str, **options: Any) -> None:
+    try:
+        from koopcore.problems.reproduce_run import run
+
+        run(name, module, **options)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in {"", "koopcore"}:
+            raise
+        _fail(f'{missing} is not installed: pip install "koopcore[demo]"')
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; finished cells are kept, the same command goes on", INTERRUPTED)
 
 
 def _fail(message: str, code: int = 2) -> None:

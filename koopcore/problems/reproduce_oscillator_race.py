@@ -35,6 +35,20 @@ def cells(chosen: dict[str, Any]) -> Sequence[Cell]:
     return found
 
 
+Pace = tuple[float, float]
+"""Rate and decay of a run: the rate at step ``s`` is ``rate / (1 + decay s)``."""
+
+
+def paces(given: Sequence[float | Sequence[float]]) -> list[Pace]:
+    """A rate alone stays constant; a pair is (rate, decay)."""
+    return [(g[0], g[1]) if isinstance(g, Sequence) else (g, 0.0) for g in given]
+
+
+def label(pace: Pace) -> str:
+    """How a pace is named in results: ``0.06``, or ``0.06, decay 0.0001``."""
+    return f"{pace[0]:g}" + (f", decay {pace[1]:g}" if pace[1] else "")
+
+
 def plain(chosen: dict[str, Any], optimizer: str, tick: Tick, results: Results) -> dict[str, Any]:
     """Train at every rate; the reference is the rate with the lowest median best loss.
 
@@ -44,12 +58,12 @@ def plain(chosen: dict[str, Any], optimizer: str, tick: Tick, results: Results) 
     """
     problem = make_problem(chosen)
     networks = chosen["networks"]
-    curves: dict[float, Floats] = {}
-    averages: dict[float, dict[str, Floats]] = {}
-    for rate in chosen["rates"][optimizer]:
-        curve, means = _averaged(problem, optimizer, rate, chosen, tick)
-        curves[rate], averages[rate] = curve[:, :networks], means
-    medians = {rate: float(np.median(lowest(curve)[-1])) for rate, curve in curves.items()}
+    curves: dict[Pace, Floats] = {}
+    averages: dict[Pace, dict[str, Floats]] = {}
+    for pace in paces(chosen["rates"][optimizer]):
+        curve, means = _averaged(problem, optimizer, pace, chosen, tick)
+        curves[pace], averages[pace] = curve[:, :networks], means
+    medians = {pace: float(np.median(lowest(curve)[-1])) for pace, curve in curves.items()}
     best = min(medians, key=medians.__getitem__)
     target = {
         "tuning": _tuning_targets(chosen, optimizer, best),
@@ -59,13 +73,13 @@ def plain(chosen: dict[str, Any], optimizer: str, tick: Tick, results: Results) 
     every = chosen["average_every"]
     found: dict[str, Any] = {}
     for name in next(iter(averages.values())):
-        for rate, means in averages.items():
+        for pace, means in averages.items():
             factors = steps / first_below(means[name], curves[best].min(0), every)
             if name not in found or np.median(factors) > np.median(found[name]["factors"]):
-                found[name] = {"rate": rate, "factors": factors.tolist()}
+                found[name] = {"rate": label(pace), "factors": factors.tolist()}
     return {
-        "rate": best,
-        "medians": {str(rate): loss for rate, loss in medians.items()},
+        "rate": label(best),
+        "medians": {label(pace): loss for pace, loss in medians.items()},
         "target": target,
         "steps": steps.tolist(),
         "averages": found,
@@ -73,11 +87,12 @@ def plain(chosen: dict[str, Any], optimizer: str, tick: Tick, results: Results) 
 
 
 def _averaged(
-    problem: OscillatorBatch, optimizer: str, rate: float, chosen: dict[str, Any], tick: Tick
+    problem: OscillatorBatch, optimizer: str, pace: Pace, chosen: dict[str, Any], tick: Tick
 ) -> tuple[Floats, dict[str, Floats]]:
     """Loss of every network at each step, and of its averages every ``average_every`` steps."""
     every = chosen["average_every"]
-    descent = Descent(problem, optimizer, rate=rate, start=problem.initial())
+    rate, decay = pace
+    descent = Descent(problem, optimizer, rate=rate, decay=decay, start=problem.initial())
     decays = {f"EMA {decay:g}": decay for decay in chosen["ema"]}
     kept = {name: ExponentialAverage([descent.params], decay) for name, decay in decays.items()}
     lawa = WindowAverage([descent.params], chosen["lawa"][0])
@@ -107,10 +122,12 @@ def _averaged(
     return losses, {name: torch.stack(rows).double().numpy() for name, rows in curves.items()}
 
 
-def _tuning_targets(chosen: dict[str, Any], optimizer: str, rate: float) -> list[float]:
+def _tuning_targets(chosen: dict[str, Any], optimizer: str, pace: Pace) -> list[float]:
     """Lowest losses of plain training of the networks on which the jumps' rates are tuned."""
     problem = make_problem(chosen, tuning=True)
-    trace = Descent(problem, optimizer, rate=rate, start=problem.initial()).advance(chosen["steps"])
+    rate, decay = pace
+    descent = Descent(problem, optimizer, rate=rate, decay=decay, start=problem.initial())
+    trace = descent.advance(chosen["steps"])
     return trace.losses.min(0).values.tolist()
 
 
@@ -123,19 +140,21 @@ def jumping(
     tried = {}
     with one_thread(torch.device("cpu")):
         tuning = make_problem(chosen, tuning=True)
-        for rate in chosen["jump_rates"][optimizer]:
+        for pace in paces(chosen["jump_rates"][optimizer]):
             taken = []
             for network, target in enumerate(reference["target"]["tuning"]):
-                run = race(tuning, network, optimizer, rate, target, chosen["steps"], options, 1)
+                own = (tuning, network, optimizer, pace[0], target, chosen["steps"], options)
+                run = race(*own, probe=1, decay=pace[1])
                 taken.append(run.steps if run.reached else 2 * chosen["steps"])
                 tick()
             # Middle of three networks; a network that never arrives counts twice the limit.
-            tried[rate] = float(np.median(taken))
+            tried[pace] = float(np.median(taken))
         best = min(tried, key=tried.__getitem__)
         problem = make_problem(chosen)
         runs = []
         for network, target in enumerate(reference["target"]["networks"]):
-            run = race(problem, network, optimizer, best, target, chosen["steps"], options)
+            own = (problem, network, optimizer, best[0], target, chosen["steps"], options)
+            run = race(*own, decay=best[1])
             runs.append(run.as_dict())
             tick()
     steps = np.asarray(reference["steps"], float)
@@ -147,8 +166,8 @@ def jumping(
         for s, r in zip(steps, runs, strict=True)
     ]
     return {
-        "rate": best,
-        "tuning_steps": {str(rate): taken for rate, taken in tried.items()},
+        "rate": label(best),
+        "tuning_steps": {label(pace): taken for pace, taken in tried.items()},
         "factors": factors,
         "seconds_factors": clock,
         "runs": runs,

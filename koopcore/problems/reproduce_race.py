@@ -71,11 +71,13 @@ def race(
     limit: int,
     options: dict[str, Any],
     probe: int = 200,
+    decay: float = 0.0,
 ) -> Finish:
     """Train one network with koopcore attached until its loss is at most ``target``.
 
     options : of `koopcore.attach`. limit: steps after which it is given up. probe: ordinary steps
-    timed before, and again after, so that a slow spell of the machine meets both sides.
+    timed before, and again after, so that a slow spell of the machine meets both sides. decay: the
+    rate at step ``s`` is ``rate / (1 + decay s)``, as in `Descent`.
 
     Seconds are processor time of this process, which no other process on the machine adds to; it
     must run with one thread. Recording, fits, loss checks and rejected jumps are in it.
@@ -85,7 +87,7 @@ def race(
     stepper = KINDS[optimizer](model.parameters(), lr=rate)  # type: ignore[call-arg]
     begun = time.process_time()
     koop = attach(stepper, model, loss=model, **options)
-    reached, steps, loss = descend(model, stepper, target, limit)
+    reached, steps, loss = descend(model, stepper, target, limit, decay)
     seconds = time.process_time() - begun
     koop.detach()
     after = plain_seconds(problem, network, optimizer, rate, probe)
@@ -104,10 +106,15 @@ def race(
 
 
 def descend(
-    model: Callable[[], Tensor], stepper: torch.optim.Optimizer, target: float, limit: int
+    model: Callable[[], Tensor],
+    stepper: torch.optim.Optimizer,
+    target: float,
+    limit: int,
+    decay: float = 0.0,
 ) -> tuple[bool, int, float]:
     """Step until the loss, which every step evaluates anyway, is at most ``target``."""
     loss = math.inf
+    rate = stepper.param_groups[0]["lr"]
     for steps in range(limit + 1):
         stepper.zero_grad()
         value = model()
@@ -117,6 +124,8 @@ def descend(
         if steps == limit:
             break
         value.backward()
+        if decay:
+            stepper.param_groups[0]["lr"] = rate / (1.0 + decay * steps)
         stepper.step()
     return False, limit, loss
 

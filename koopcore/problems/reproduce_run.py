@@ -55,16 +55,26 @@ class Experiment(Protocol):
 
 
 def run(
-    name: str, module: str, *, quick: bool, output: Path, fresh: bool = False, only: str = "*"
+    name: str,
+    module: str,
+    *,
+    quick: bool,
+    output: Path,
+    fresh: bool = False,
+    only: str = "*",
+    data: Path | None = None,
 ) -> Path:
     """Compute what is missing of an experiment, print its table, and return the results' path.
 
     Results are in ``output/NAME.json`` (``NAME-quick.json``), rewritten whole after every cell, so
     that an interrupted run goes on where it stopped. Several processes may work on the same file
-    with different ``only`` patterns. Raises ValueError for results of other settings.
+    with different ``only`` patterns. ``data``, a folder for an experiment that reads digits, is one
+    of the settings. Raises ValueError for results of other settings.
     """
     experiment: Any = import_module(module)
     settings = json.loads(json.dumps(experiment.settings(quick)))
+    if data is not None:
+        settings["data"] = str(data)
     stem = f"{name}-quick" if quick else name
     store = Store(output / f"{stem}.json", settings, f"koopcore reproduce {name}", quick, fresh)
     cells = [cell for cell in experiment.cells(settings) if fnmatch(cell.name, only)]

@@ -36,19 +36,20 @@ def settings(quick: bool) -> dict[str, Any]:
     """Regime of the experiment, the same for every row of an optimizer."""
     chosen: dict[str, Any] = {
         "networks": 25,
-        "seed": 0,
+        "seed": 500,
         "duration": 4 * math.pi,
         "precision": "float64",
-        "window": 17,
-        "stride": 50,
+        "window": 9,
+        "stride": 100,
         "horizon": 2500,
+        "look": 2**0.25,
         "shares": [2.0**-half_octave for half_octave in np.arange(0, 6.5, 0.5)],
         "t1": {"adam": 8_000, "adagrad": 16_000, "adadelta": 16_000},
-        "rates": {"adam": 1e-3, "adagrad": 0.05, "adadelta": 0.1},
+        "rates": {"adam": 3e-4, "adagrad": 0.05, "adadelta": 0.1},
         "decay": 1e-5,
     }
     if quick:
-        chosen |= {"networks": 4, "stride": 25, "horizon": 500}
+        chosen |= {"networks": 4, "stride": 50, "horizon": 500}
         chosen["t1"] = dict.fromkeys(chosen["rates"], 3000)
     return chosen
 
@@ -124,7 +125,7 @@ def predict(
     def at(horizons: list[int]) -> Tensor:
         return operators.predict(horizons).reshape(len(horizons), networks, -1).to(window.dtype)
 
-    chosen = best_horizon(problem, at([2 * horizon for horizon in horizons]))
+    chosen = best_horizon(problem, at(looked_at(settings)))
     places = at(horizons)
     return places[chosen, torch.arange(networks)], np.asarray(horizons)[chosen]
 
@@ -135,17 +136,22 @@ def ladder(settings: dict[str, Any]) -> list[int]:
     return sorted({max(1, round(farthest * share)) for share in settings["shares"]}, reverse=True)
 
 
-def best_horizon(problem: OscillatorBatch, twice: Tensor) -> Any:
+def looked_at(settings: dict[str, Any]) -> list[int]:
+    """Where the loss is looked at for each horizon of the ladder: ``look`` times as far."""
+    return [max(1, round(settings["look"] * horizon)) for horizon in ladder(settings)]
+
+
+def best_horizon(problem: OscillatorBatch, beyond: Tensor) -> Any:
     """The loss check: which horizon of the ladder each network takes, ``(networks,)``.
 
-    twice : ``(horizons, networks, 152)`` predicted at twice each horizon, longest first.
+    beyond : ``(horizons, networks, 152)`` predicted somewhat beyond each horizon, longest first.
 
-    The horizon taken is half of the one with the lowest predicted loss. Where the predicted loss
-    turns, the prediction's error, which grows exponentially, has eaten the whole gain of the last
-    stretch; half way there it is small. So the search looks twice as far as it jumps.
+    Where the predicted loss turns, the prediction's error, which grows exponentially, has eaten
+    the whole gain of the last stretch; a quarter octave before it is small. So the search looks
+    farther than it jumps: the horizon taken is ``2**-0.25`` of the one with the lowest loss.
     """
-    with one_thread(twice.device):
-        losses = problem.loss(twice.flatten(0, 1)).reshape(twice.shape[:2])
+    with one_thread(beyond.device):
+        losses = problem.loss(beyond.flatten(0, 1)).reshape(beyond.shape[:2])
     return torch.where(losses.isfinite(), losses, math.inf).argmin(0).numpy()
 
 
@@ -192,8 +198,8 @@ def seconds(settings: dict[str, Any], tick: Tick, results: Results) -> dict[str,
 
         def checked(own: Tensor = own) -> None:
             operators = kc.fit(own, part, model="affine")
-            twice = operators.predict([2 * horizon for horizon in horizons])
-            operators.predict(horizons[int(best_horizon(problem, twice[:, None].to(dtype))[0])])
+            beyond = operators.predict(looked_at(settings))
+            operators.predict(horizons[int(best_horizon(problem, beyond[:, None].to(dtype))[0])])
 
         single = own.float()
         strided, every = own[:, None].numpy(), window.numpy()
@@ -216,7 +222,8 @@ def seconds(settings: dict[str, Any], tick: Tick, results: Results) -> dict[str,
 
 
 NOTES = (
-    "koopcore: network-wide affine operator, half the horizon of the lowest predicted loss; "
+    "koopcore: network-wide affine operator, a quarter octave less than the horizon of the lowest "
+    "predicted loss; "
     "float32: the same from snapshots rounded to float32. paper: an operator F'F+ per node by "
     "numpy.linalg.pinv, fixed T, same window, with this stride or a snapshot each step.\n"
     "T^eq: steps that ordinary training needs from t2 to reach the predicted network's loss "

@@ -81,7 +81,7 @@ def attach(
             and ``L`` the present one, the longest horizon wins; 0 takes the lowest.
         margin: share of the loss by which a winner must lie below it; for noisy losses.
         record: a snapshot is the "last" parameters of its stride, the mean of the last so many
-            steps (a number), or the "mean" of all of them, against minibatch noise. Even numbers
+            steps (a number), or the "mean" over all of it, against minibatch noise. Even numbers
             remove the flip from step to step that high rates cause. Each costs one read.
         storage: of snapshots: "auto" (float64 for float64 models, else float32), "float32", or
             "bfloat16" (differences to the newest; half the memory).

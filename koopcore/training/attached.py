@@ -64,7 +64,7 @@ class Attached:
         self._jump = Jump(settings, optimizer, moments, guarded)
         self._recording: Recording | None = None
         self._average: ExponentialAverage | None = None
-        self._averaged = settings.averaged
+        self._averaged = frozenset(settings.averaged)
         self._step = 0
         self._fresh = True
         if not any(is_lazy(p) for p in self.module.parameters()):
@@ -90,7 +90,7 @@ class Attached:
         if ahead < 0 or self._policy.over:
             return
         to_come = -ahead % self.settings.stride  # steps until the next snapshot is due
-        if to_come >= self._averaged or ahead == 0:
+        if to_come not in self._averaged or ahead == 0:
             return
         begun = perf_counter()
         recording = self._recording

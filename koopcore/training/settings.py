@@ -90,11 +90,18 @@ class Settings:
         at_least("record", self.record, 1, ' (steps averaged), "last" or "mean"')
 
     @property
-    def averaged(self) -> int:
-        """Steps of each stride that a snapshot averages: at most all."""
+    def averaged(self) -> tuple[int, ...]:
+        """Steps of each stride that a snapshot averages, counted back from its last.
+
+        ``"mean"`` takes eight or more, evenly spaced: neighbours under minibatch noise are so alike
+        that more would cost and not help. The spacing is odd, since high rates flip the weights
+        from step to step.
+        """
         if isinstance(self.record, str):
-            return 1 if self.record == "last" else self.stride
-        return min(self.record, self.stride)
+            spacing = max(1, self.stride // 8)
+            spacing -= spacing % 2 == 0
+            return (0,) if self.record == "last" else tuple(range(0, self.stride, spacing))
+        return tuple(range(min(self.record, self.stride)))
 
     def policy(self) -> AdaptivePolicy | FixedSchedule:
         """Return a fresh policy for these options."""
