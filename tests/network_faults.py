@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from koopcore.learning import OneLayer
 from koopcore.learning.mailbox import FINAL
+from koopcore.learning.supervisor import Report
 from koopcore.learning.transport import Envelope
 
 
@@ -67,15 +71,54 @@ class Dies:
         return 0.0
 
 
+def close_sockets() -> None:
+    """Shut every TCP connection of this process down, as a failing network does; it lives on."""
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as one:
+            if one.family in (socket.AF_INET, socket.AF_INET6):
+                one.getpeername()  # raises for a listening socket, which is no connection
+                one.shutdown(socket.SHUT_RDWR)
+
+
+@dataclass
+class Closes:
+    """One worker's connections close when it sends a message of an iteration."""
+
+    worker: int
+    iteration: int
+
+    def __call__(self, envelope: Envelope) -> float | None:
+        if envelope.sender == self.worker and self.iteration <= envelope.stamp < FINAL:
+            close_sockets()
+        return 0.0
+
+
 _linearized = 0  # in this process
 
 
-class DiesLate(OneLayer):
-    """A dictionary whose process ends in the middle of learning, on worker 1."""
+@dataclass(frozen=True)
+class BreaksLate(OneLayer):
+    """A dictionary with which worker 1 comes to a bad end in the middle of learning."""
+
+    end: str = "dies"  # "dies", "closes" its connections, or "raises"
 
     def linearized(self, parameters: np.ndarray, states: np.ndarray) -> Any:
         global _linearized
         _linearized += 1  # once an iteration
         if _linearized > 60 and multiprocessing.current_process().name == "worker 1":
-            os._exit(7)
+            if self.end == "dies":
+                os._exit(7)
+            if self.end == "raises":
+                raise ZeroDivisionError("states out of range")
+            close_sockets()
         return super().linearized(parameters, states)
+
+
+def tells(pipe: Connection, told: list[tuple[float, Report]], code: int = 0) -> None:
+    """Body of a worker that only reports, each time after some seconds, and then ends or waits."""
+    for seconds, report in told:
+        time.sleep(seconds)
+        pipe.send(report)
+    if code:
+        os._exit(code)
+    pipe.poll(30.0)  # until the supervisor closes it

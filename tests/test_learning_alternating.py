@@ -158,9 +158,7 @@ def test_steps_that_diverge_keep_the_last_good_iterate_and_say_what_is_safe(
 ) -> None:
     data = paper_split(1.0).train
     learner = AlternatingLearner(StateInclusive(OneLayer(2, 3)), step_k=step_k, step_w=step_w)
-    with pytest.warns(
-        DivergenceWarning, match=r"was kept. step_k = step_w = .* would be safe"
-    ):
+    with pytest.warns(DivergenceWarning, match=r"was kept. step_k = step_w = .* would be safe"):
         learner.fit(data)
     assert learner.history_.stopped == "diverged"
     points = pairs(data)
@@ -287,9 +285,32 @@ def test_any_module_learns_as_its_hand_written_equal_does() -> None:
     np.testing.assert_allclose(by_torch.history_.objective, by_hand.history_.objective, rtol=1e-8)
 
 
-def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_goes_to_standard_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     AlternatingLearner(OneLayer(2, 3), n_iterations=3, progress=True).fit(rotation())
-    assert capsys.readouterr().out == ""
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "learning" in shown.err
+    AlternatingLearner(OneLayer(2, 3), n_iterations=3).fit(rotation())
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("theta", "k"), [(np.zeros(5), np.eye(3)), (np.zeros(6), np.eye(2)), (np.zeros((3, 2)), 1.0)]
+)
+def test_a_start_of_another_size_says_what_is_needed(theta: Any, k: Any) -> None:
+    with pytest.raises(ValueError, match=r"initial has shapes .* needs θ \(6,\) and K \(3, 3\)"):
+        AlternatingLearner(OneLayer(2, 3)).fit(rotation(), initial=(theta, k))
+
+
+def test_fit_leaves_the_start_and_the_data_alone() -> None:
+    x, theta, k = rotation(), np.full(6, 0.3), np.eye(3)
+    before = x.copy(), theta.copy(), k.copy()
+    AlternatingLearner(OneLayer(2, 3), n_iterations=5, standardize=True).fit(x, initial=(theta, k))
+    for now, then in zip((x, theta, k), before, strict=True):
+        np.testing.assert_array_equal(now, then)
 
 
 def test_a_simultaneous_step_moves_both_from_the_old_point() -> None:

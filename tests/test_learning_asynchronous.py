@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from network_faults import Dies, Late, Lossy, Stalled
+from network_faults import Closes, Dies, Late, Lossy, Stalled
 
 from koopcore.learning import (
     AsynchronousLearner,
@@ -82,8 +82,9 @@ def test_it_converges_to_the_synchronous_point_within_the_bound(network: Any, de
     [
         (Dies(2, 60), "worker 2 died with exit code 3"),
         (Stalled(2, 60, np.inf), "no (features|errors) of iteration .* from worker 2 for 2 s"),
+        (Closes(2, 60), "worker 2 closed its connection"),
     ],
-    ids=["dies", "stalls for good"],
+    ids=["dies", "stalls for good", "connections close"],
 )
 def test_a_lost_worker_is_named_and_the_last_good_state_saved(
     network: Any, message: str, tmp_path: Path
@@ -110,9 +111,7 @@ def test_a_lost_worker_is_named_and_the_last_good_state_saved(
 
 
 def test_diverging_steps_keep_the_last_report() -> None:
-    with pytest.warns(
-        DivergenceWarning, match=r"step_w = .* would be safe .*over 1 \+ delay = 3"
-    ):
+    with pytest.warns(DivergenceWarning, match=r"step_w = .* would be safe .*over 1 \+ delay = 3"):
         found = learner(step_k=500.0, n_iterations=3000, report_every=5).fit(SCALED)
     assert found.history_.stopped == "diverged"
     assert np.isfinite(found.operator_.operator).all()
@@ -130,6 +129,7 @@ def test_diverging_steps_keep_the_last_report() -> None:
         ({"step_w": "backtracking"}, ValueError, "step_w is 'backtracking'"),
         ({"dictionary": OneLayer(7, 2)}, TypeError, "need Blocks"),
         ({"timeout": -1.0}, ValueError, "timeout is -1.0"),
+        ({"n_iterations": 0}, ValueError, "n_iterations is 0"),
     ],
 )
 def test_settings_that_cannot_work_say_why(

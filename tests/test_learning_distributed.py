@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from network_faults import DiesLate
+import torch.distributed as dist
+from network_faults import BreaksLate
 from sklearn.base import clone
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from koopcore.learning import (
     AlternatingLearner,
@@ -22,6 +25,7 @@ from koopcore.learning import (
     StateInclusive,
     WorkerError,
     load,
+    load_parts,
     simultaneous_step,
 )
 from koopcore.learning.share import divide, share
@@ -82,7 +86,7 @@ def test_backtracking_ranks_descend_like_one_machine(k_step: Any) -> None:
     found = np.array(many.history_.objective)
     # 1e-13: the exact step's Gram rounding, relative to ‖ψ‖² of order 1.
     assert (np.diff(found) <= 1e-13).all()
-    assert len(found) < 40  # trials that were taken back cost iterations
+    assert len(found) < 40  # a trial that was taken back costs an iteration
     if k_step == "gradient":
         one = AlternatingLearner(dictionary, **settings).fit(STATES)
         # The same algorithm; sums in another order.
@@ -102,9 +106,7 @@ def test_a_rank_holds_its_own_states_only() -> None:
 
 def test_diverging_steps_keep_the_last_good_iterate() -> None:
     learner = DistributedLearner(EQUAL, workers=2, step_k=50.0, step_w=0.1, n_iterations=200)
-    with pytest.warns(
-        DivergenceWarning, match=r"was kept. step_k = step_w = .* would be safe"
-    ):
+    with pytest.warns(DivergenceWarning, match=r"was kept. step_k = step_w = .* would be safe"):
         learner.fit(SCALED)
     assert learner.history_.stopped == "diverged"
     assert np.isfinite(learner.operator_.operator).all()
@@ -114,8 +116,18 @@ def test_diverging_steps_keep_the_last_good_iterate() -> None:
     assert (np.diff(again.history_.objective) <= 0.0).all()  # a safe step descends
 
 
-def test_a_rank_that_dies_is_named_and_the_last_good_state_saved(tmp_path: Path) -> None:
-    dictionary = Blocks((OneLayer(3, 2), DiesLate(4, 2)))
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        ("dies", "worker 1 died with exit code 7"),
+        ("raises", r"worker 1, .*failed with ZeroDivisionError\('states out of range'\)"),
+        ("closes", "worker [01], iteration .*: lost the other ranks"),
+    ],
+)
+def test_a_rank_that_fails_is_named_and_the_last_good_state_saved(
+    end: str, message: str, tmp_path: Path
+) -> None:
+    dictionary = Blocks((OneLayer(3, 2), BreaksLate(4, 2, end=end)))
     learner = DistributedLearner(
         dictionary,
         workers=2,
@@ -126,15 +138,76 @@ def test_a_rank_that_dies_is_named_and_the_last_good_state_saved(tmp_path: Path)
         timeout=20.0,
         checkpoint=tmp_path / "kept",
     )
-    with pytest.raises(WorkerError, match="worker 1 died with exit code 7") as caught:
+    with pytest.raises(WorkerError, match=message) as caught:
         learner.fit(SCALED)
-    assert caught.value.worker == 1
+    if end != "closes":  # then each has lost the other, and neither can know who
+        assert caught.value.worker == 1
     kept = load(tmp_path / "kept", dictionary)
     last = caught.value.last_good
     assert last is not None
     np.testing.assert_array_equal(kept.operator, last.operator)
     assert not np.array_equal(kept.operator, np.eye(4))  # it had learned something
     np.testing.assert_array_equal(learner.predict(SCALED[0], 3), last.predict(SCALED[0], 3))
+
+
+@pytest.fixture
+def group_of_one(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_a_rank_that_loses_the_others_keeps_its_own_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"n_iterations": 40, "step_k": 0.05, "step_w": 0.05}
+    learner = DistributedLearner(EQUAL, checkpoint=tmp_path, track="objective", **settings)
+    calls = 0
+    exchange = dist.all_to_all_single
+
+    def breaks(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 25:
+            raise RuntimeError("Connection closed by peer\nsecond line")
+        return exchange(*given)
+
+    monkeypatch.setattr(dist, "all_to_all_single", breaks)
+    message = "rank 0, iteration 25: lost the other ranks: Connection closed by peer; its part"
+    with pytest.raises(WorkerError, match=message):
+        learner.fit_rank(SCALED)
+    monkeypatch.undo()
+    theta, k = load_parts(tmp_path, 1)
+    expected_theta, expected_k, _ = centralized(EQUAL, SCALED, 24, 0.05)
+    # Sums in another order, 24 times.
+    np.testing.assert_allclose(theta, expected_theta, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(k, expected_k, rtol=0, atol=1e-12)
+    again = DistributedLearner(EQUAL, **settings).fit_rank(SCALED, initial=(theta, k))
+    assert again.history_.objective[0] < learner_value(EQUAL)
+    with pytest.raises(FileNotFoundError, match="rank-1"):
+        load_parts(tmp_path, 2)
+
+
+def learner_value(dictionary: Blocks) -> float:
+    return centralized(dictionary, SCALED, 1, 0.05)[2][0]
+
+
+def test_ranks_need_a_group_that_fits_the_blocks() -> None:
+    learner = DistributedLearner(EQUAL)
+    with pytest.raises(RuntimeError, match="there is no process group: call"):
+        learner.own_states()
+    # torch's group without peers: it has a size and answers nothing.
+    dist.init_process_group("fake", rank=7, world_size=8, store=FakeStore())
+    try:
+        for call in (learner.own_states, lambda: learner.fit_rank(SCALED[:, :1])):
+            with pytest.raises(ValueError, match=r"workers is 8, but the dictionary has 7 blocks"):
+                call()
+        unseeded = DistributedLearner(Blocks((OneLayer(1, 1),) * 8), random_state=None)
+        with pytest.raises(ValueError, match="random_state is None; ranks need the same integer"):
+            unseeded.fit_rank(SCALED[:, :1])
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
@@ -147,6 +220,8 @@ def test_a_rank_that_dies_is_named_and_the_last_good_state_saved(tmp_path: Path)
         ({"step_w": "lemma"}, ValueError, "step_w is 'lemma'"),
         ({"timeout": 0.0}, ValueError, "timeout is 0.0"),
         ({"report_every": 0}, ValueError, "report_every is 0"),
+        ({"ridge": -1.0}, ValueError, "ridge is -1.0"),
+        ({"k_step": "newton"}, ValueError, "k_step is 'newton'"),
     ],
 )
 def test_settings_that_cannot_work_say_why(
@@ -180,14 +255,14 @@ dist.destroy_process_group()
 def test_ranks_started_by_torchrun_bring_their_own_part_of_the_data(tmp_path: Path) -> None:
     script, result = tmp_path / "rank.py", tmp_path / "result.npz"
     script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*command, str(script), str(result)], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
     states = trajectory(0.02, 60)
     here = DistributedLearner(
-        EQUAL, workers=3, n_iterations=10, step_k=0.05, step_w=0.05, standardize=True
+        EQUAL, workers=2, n_iterations=10, step_k=0.05, step_w=0.05, standardize=True
     ).fit(states)
     there = np.load(result)
     # The same ranks on the same numbers, but for the read-out: each rank solved for its own rows.

@@ -24,7 +24,7 @@ from koopcore.learning.learned_operator import (
     prediction_errors,
 )
 from koopcore.learning.objective import simultaneous_step
-from koopcore.learning.persistence import load, save
+from koopcore.learning.persistence import load, load_parts, save
 from koopcore.learning.state_inclusive import StateInclusive
 from koopcore.learning.step_sizes import Diminishing, lemma_k, lemma_w, lipschitz_k
 from koopcore.learning.supervisor import WorkerError
@@ -54,6 +54,7 @@ __all__ = [
     "lemma_w",
     "lipschitz_k",
     "load",
+    "load_parts",
     "prediction_errors",
     "save",
     "simultaneous_step",

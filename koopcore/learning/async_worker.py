@@ -46,7 +46,11 @@ def run_worker(
     transport = Transport(number, mailbox, rules.network)
     with Listener(("127.0.0.1", 0), backlog=len(slices), authkey=key) as listener:
         tell(pipe, Report("address", 0, listener.address))
-        transport.connect(listener, pipe.recv(), key)
+        try:
+            transport.connect(listener, pipe.recv(), key)
+        except (EOFError, OSError):  # another worker, or the caller, is gone already
+            tell(pipe, Report("failed", 0, Complaint("could not connect to the others")))
+            return
     worker = AsyncWorker(number, slices, mine, rules, mailbox, transport, pipe)
     try:
         worker.iterate()
@@ -88,11 +92,12 @@ class AsyncWorker:
         mine, rules = self.mine, self.rules
         start = time.perf_counter()
         for t in range(rules.n_iterations):
-            error, back = self._exchange(t, t)
-            rows = mine.row_gradient(self._features, error)
-            slope = mine.parameter_gradient(error, back)
-            moved = mine.parameters - scheduled(rules.step_w, t) * slope
-            moved_rows = mine.rows - scheduled(rules.step_k, t) * rows
+            with np.errstate(over="ignore", invalid="ignore"):  # divergence is looked for below
+                error, back = self._exchange(t, t)
+                rows = mine.row_gradient(self._features, error)
+                slope = mine.parameter_gradient(error, back)
+                moved = mine.parameters - scheduled(rules.step_w, t) * slope
+                moved_rows = mine.rows - scheduled(rules.step_k, t) * rows
             if not (np.isfinite(moved).all() and np.isfinite(moved_rows).all()):
                 raise FloatingPointError
             mine.parameters, mine.rows = moved, moved_rows

@@ -21,7 +21,7 @@ from koopcore.learning.progress import bar
 from koopcore.learning.safe_step import last_good, warn_of_divergence
 from koopcore.learning.share import Division, divide, share
 from koopcore.learning.step_sizes import Diminishing, check_step, scheduled
-from koopcore.learning.supervisor import Report, Supervisor, WorkerError
+from koopcore.learning.supervisor import STARTING, Report, Supervisor, WorkerError
 from koopcore.learning.trajectories import Trajectories, pairs, scaled
 from koopcore.learning.transport import Network
 
@@ -90,7 +90,7 @@ class AsynchronousLearner(Learner):
         ):
             listener = _Sums(self.history_, self.workers, self.step_k, self.step_w, moved)
             try:
-                addresses = supervisor.gather("address", self.timeout)
+                addresses = supervisor.gather("address", STARTING)
                 supervisor.send([report.content for report in addresses])
                 # A peer's silence is noticed by its peers first, who know which it is.
                 patience = 2.0 * self.timeout + 1.0

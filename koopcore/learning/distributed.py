@@ -18,7 +18,7 @@ from koopcore.learning.persistence import save
 from koopcore.learning.progress import bar
 from koopcore.learning.safe_step import last_good, warn_of_divergence
 from koopcore.learning.share import Division, divide, share
-from koopcore.learning.supervisor import Report, Supervisor, WorkerError
+from koopcore.learning.supervisor import STARTING, Report, Supervisor, WorkerError
 from koopcore.learning.trajectories import Scaled, Trajectories, pairs, scaled
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class DistributedLearner(SynchronousLearner):
                 bar(self.n_iterations, self.progress) as moved,
             ):
                 try:
+                    supervisor.gather("here", STARTING)
                     ended = supervisor.gather(
                         "done", self.timeout * 2.0, lambda _, report: moved(report.iteration)
                     )
@@ -135,7 +136,8 @@ class DistributedLearner(SynchronousLearner):
         part: trajectories of `own_states` only, in that order; all ranks the same times.
         The group's size stands for ``workers``; random_state must be a seed, the same on all ranks.
         Every rank gets the whole operator. initial: (θ, K), whole. Raises RuntimeError without a
-        group, ValueError for a group with more ranks than blocks.
+        group, ValueError for a group with more ranks than blocks, and `WorkerError` where the
+        other ranks are lost: then ``checkpoint`` has this rank's part, for `load_parts`.
         """
         from koopcore.learning.torchrun import learn_here
 

@@ -71,16 +71,12 @@ class Mailbox:
                 late = [p for p in self.peers if self._stamp(kind, p) < least]
                 if not late:
                     break
-                # Of several that are late, the oldest is what the others wait for as well.
-                oldest = min(late, key=lambda p: self._stamp(kind, p))
-                last = self._stamp(kind, oldest)
+                # Of several, name the one not heard of for longest: the others wait for it as well.
                 gone = [p for p in late if p in self._closed]
+                oldest = min(gone or late, key=lambda p: self._stamp(kind, p))
+                last = self._stamp(kind, oldest)
                 if gone:
-                    raise PeerLost(
-                        f"worker {gone[0]} closed its connection",
-                        gone[0],
-                        self._stamp(kind, gone[0]),
-                    )
+                    raise PeerLost(f"worker {oldest} closed its connection", oldest, last)
                 # Time in which this process itself was suspended is no silence of the peer's.
                 now_is = time.monotonic()
                 waited, looked = waited + min(now_is - looked, 2.0 * _PATIENCE), now_is

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from koopcore.backends.stages import FloatArray
 from koopcore.learning.blocks import Blocks
 from koopcore.learning.dictionary import Dictionary, OneLayer
 from koopcore.learning.fixed_dictionaries import Monomials, RadialBasis
@@ -72,6 +73,38 @@ def load(directory: str | Path, dictionary: Dictionary | None = None) -> Learned
                 f"{source}: {name} has shape {tensors[name].shape}, its dictionary needs {shape}"
             )
     return LearnedOperator(found, **{name: tensors[name] for name in _TENSORS})
+
+
+def save_part(
+    directory: str | Path, rank: int, iteration: int, parameters: FloatArray, rows: FloatArray
+) -> Path:
+    """Write one rank's θ_i and rows of K as ``rank-<rank>.safetensors``: what it holds alone."""
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        "parameters": np.ascontiguousarray(parameters),
+        "rows": np.ascontiguousarray(rows),
+        "iteration": np.array(iteration),
+    }
+    path = target / f"rank-{rank}.safetensors"
+    _replace(path, _safetensors().save(tensors))
+    return path
+
+
+def load_parts(directory: str | Path, n_ranks: int) -> tuple[FloatArray, FloatArray]:
+    """(θ, K) of the parts that ``n_ranks`` ranks saved, to go on from with ``initial``.
+
+    Parts may be of different iterations where ranks were lost at different times; gradient steps
+    go on from any of them. Raises FileNotFoundError where a rank's part is missing.
+    """
+    parts = [
+        _safetensors().load((Path(directory) / f"rank-{rank}.safetensors").read_bytes())
+        for rank in range(n_ranks)
+    ]
+    return (
+        np.concatenate([part["parameters"] for part in parts]),
+        np.concatenate([part["rows"] for part in parts]),
+    )
 
 
 def describe(dictionary: Any) -> dict[str, Any]:

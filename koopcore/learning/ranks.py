@@ -175,6 +175,7 @@ def run_rank(
     timeout: float,
 ) -> None:
     """Body of a launched rank: join the group, iterate, and report through the pipe."""
+    tell(pipe, Report("here", 0))
     torch.set_num_threads(1)
     done = 0
 

@@ -51,7 +51,8 @@ def last_good(
     history: History, dictionary: Dictionary, data: Pairs, start: Point, kept: Point
 ) -> Point:
     """The kept iterate, or the start where even that iterate has a larger F: (θ, K)."""
-    values = [gradient(dictionary, *point, data).value for point in (start, kept)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = [gradient(dictionary, *point, data).value for point in (start, kept)]
     if values[1] <= values[0]:
         return kept
     history.best = -1

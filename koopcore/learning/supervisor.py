@@ -15,10 +15,14 @@ from koopcore.learning.learned_operator import LearnedOperator
 _GRACE = 5.0  # seconds in which a death, or others, may still explain a worker's complaint
 
 
+STARTING = 60.0
+"""Seconds in which workers must be up: imports on a busy machine are no silence of a worker."""
+
+
 class Report(NamedTuple):
     """What a worker tells: its latest good part of the result, or why it stopped."""
 
-    kind: str  # "address", "state", "done", "failed", "diverged"
+    kind: str  # "here" or "address" once up, then "state", "done", "failed", "diverged"
     iteration: int
     content: Any = None
 
@@ -176,7 +180,7 @@ class Supervisor:
                     heard[number] = other
         blamed = Counter(r.content.blamed for r in heard.values())
 
-        def weight(item: tuple[int, Report]) -> tuple[bool, bool, int, int]:
+        def weight(item: tuple[int, Report]) -> tuple[bool, bool, int, int, int]:
             number, told = item
             complaint: Complaint = told.content
             known = complaint.blamed is not None
@@ -185,6 +189,7 @@ class Supervisor:
                 not known,
                 -blamed[complaint.blamed],
                 complaint.stamp,
+                number,
             )
 
         number, chosen = min(heard.items(), key=weight)

@@ -9,13 +9,15 @@ import torch
 import torch.distributed as dist
 
 from koopcore.backends.stages import FloatArray
-from koopcore.learning.collectives import Collectives, Traffic
+from koopcore.learning.collectives import Collectives, RanksLost, Traffic
 from koopcore.learning.exact_step import exact_operator
 from koopcore.learning.history import History
 from koopcore.learning.learned_operator import LearnedOperator
+from koopcore.learning.persistence import save_part
 from koopcore.learning.ranks import Iterations
 from koopcore.learning.readout import check_readout, fit_readout
 from koopcore.learning.share import Division, share_of
+from koopcore.learning.supervisor import WorkerError
 from koopcore.learning.trajectories import Trajectories, pairs, scaled
 
 if TYPE_CHECKING:
@@ -40,9 +42,13 @@ def learn_here(
     nccl = dist.get_backend() == "nccl"
     device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
     collectives = Collectives(widths, number, device)
-    tracker, history = Iterations(mine, collectives, learner.rules()).run(lambda *_: None)
-    mine.parameters, rows = tracker.parameters, tracker.operator
-    features, _ = collectives.gather(mine.linearize(), (0.0, 0.0))
+    iterations = Iterations(mine, collectives, learner.rules())
+    try:
+        tracker, history = iterations.run(lambda *_: None)
+        mine.parameters, rows = tracker.parameters, tracker.operator
+        features, _ = collectives.gather(mine.linearize(), (0.0, 0.0))
+    except RanksLost as error:
+        raise _own_part_kept(learner, number, iterations, error) from error
     if learner.polish:
         rows = exact_operator(features, data, learner.ridge, mine.own)
     kind = check_readout(learner.readout, division.blocks)
@@ -57,3 +63,15 @@ def learn_here(
     theta, k, c, shifts, scales = (np.concatenate([g[i] for g in gathered]) for i in range(5))
     whole = LearnedOperator(division.blocks, theta, k, c[order], shifts[order], scales[order])
     return whole, history, [g[6] for g in gathered]
+
+
+def _own_part_kept(
+    learner: DistributedLearner, number: int, iterations: Iterations, error: RanksLost
+) -> WorkerError:
+    """The error to raise where the other ranks are lost: this rank's part is all it has."""
+    kept, done = iterations.tracker, len(iterations.history)
+    where = "; set checkpoint to keep its part"
+    if learner.checkpoint is not None:
+        path = save_part(learner.checkpoint, number, done, kept.parameters, kept.operator)
+        where = f"; its part of the last good iterate is in {path}"
+    return WorkerError(f"rank {number}, iteration {done}: {error}{where}", number)
