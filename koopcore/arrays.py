@@ -172,7 +172,9 @@ def any_memory() -> DeviceMemory:
         return TorchMemory(torch.device("cuda", torch.cuda.current_device()))
     if "cupy" in sys.modules:
         return CupyMemory(int(sys.modules["cupy"].cuda.Device().id))
-    raise RuntimeError("neither torch nor cupy is imported with a CUDA device; one of them is needed")
+    raise RuntimeError(
+        "neither torch nor cupy is imported with a CUDA device; one of them is needed"
+    )
 
 
 def where(array: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from koopcore import arrays
 from koopcore.backends.stages import IntArray, Snapshots, packed_size
 from koopcore.partition import Partition
 
@@ -110,13 +111,14 @@ def raise_non_finite(snapshots: Snapshots, part: Partition) -> None:
     Cost: one read of the snapshots, and O(log) a segment for a row that has any.
     """
     for k, row in enumerate(snapshots.order):
-        bad = np.flatnonzero(~np.isfinite(snapshots.array[row]))
+        values = arrays.host(snapshots.array[row])
+        bad = np.flatnonzero(~np.isfinite(values))
         found = _first_of(bad, part) if bad.size else None
         if found is not None:
             group, at = found
             raise ValueError(
                 f"snapshots is not finite: snapshot {k} (row {row}) has "
-                f"{snapshots.array[row, at]} at parameter {at}, in group {group}; "
+                f"{values[at]} at parameter {at}, in group {group}; "
                 "nothing was fitted"
             )
 

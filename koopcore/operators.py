@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore import arrays, checks
-from koopcore.backends import find, forced
+from koopcore.backends import chosen
 from koopcore.backends.stages import Ahead, FloatArray, IntArray, Snapshots
 from koopcore.fitted import DeferredFit, Fitted
 from koopcore.fitting import Recipe, fit_groups
@@ -68,14 +68,13 @@ def fit(
     seen = arrays.view(snapshots, "snapshots")
     rows = checks.window_order(seen.array.shape, order)
     checks.check_fit(len(rows), seen.array.shape[1], part, model, rank, ridge)
-    on = forced(backend)
-    find("gram", seen.device, on)
+    on = chosen(seen.device, backend)
     window = Snapshots(seen.array, rows)
     recipe = Recipe(model, None if rank is None else int(rank), float(ridge), on)
     ahead = None
     if horizon is not None:
         horizons, _ = checks.check_horizons(horizon)
-        ahead = Ahead(horizons, np.empty((len(horizons), part.size), dtype=seen.array.dtype))
+        ahead = Ahead(horizons, arrays.empty((len(horizons), part.size), like=seen.array))
         if part.n_parameters < part.size:
             ahead.out[:] = seen.array[rows[-1]]
     fits = fit_groups(window, part, recipe, ahead)
@@ -131,7 +130,7 @@ class KoopmanOperators:
             self._ahead = None  # the array is the caller's from now on
             return self._restore(out[0] if single else out)
         array = self._snapshots.array
-        out = np.empty((len(horizons), array.shape[1]), dtype=array.dtype)
+        out = arrays.empty((len(horizons), array.shape[1]), like=array)
         if not self._covered():
             out[:] = array[self._snapshots.order[-1]]
         for fit in self._operators():

@@ -44,8 +44,12 @@ def backends() -> list[BackendInfo]:
     return found
 
 
-def find(stage: str, device: str = "cpu", backend: str | None = None) -> Callable[..., Any] | None:
+def find(
+    stage: str, device: str | None = None, backend: str | None = None
+) -> Callable[..., Any] | None:
     """The first available backend's function for ``stage``, or None if no backend has it.
+
+    Without ``device`` it is the one that ``backend`` is for, and the CPU without either.
 
     Raises ValueError for an unknown or unsuitable backend name, RuntimeError where the forced
     backend, or every backend of the device, is unavailable.
@@ -58,16 +62,33 @@ def forced(backend: str | None) -> str | None:
     return backend or os.environ.get(FORCE) or None
 
 
-def stage(name: str, device: str = "cpu", backend: str | None = None) -> Callable[..., Any]:
+def chosen(device: str, backend: str | None) -> str | None:
+    """The backend to pass on for arrays on ``device``; None leaves the choice to every stage.
+
+    On CUDA one backend does all stages, for results stay in its device's memory in between. Raises
+    as `find` does.
+    """
+    on = forced(backend)
+    find("gram", device, on)
+    if device == "cpu" or on is not None:
+        return on
+    return next(name for name in ORDER[device] if hasattr(_load(name)[0], "gram"))
+
+
+def stage(name: str, device: str | None = None, backend: str | None = None) -> Callable[..., Any]:
     """`find`, for the stages that every backend has."""
     function = find(name, device, backend)
     if function is None:
-        raise RuntimeError(f"no backend for {device} has the stage {name!r}; see koopcore info")
+        raise RuntimeError(
+            f"no backend for {device or 'cpu'} has the stage {name!r}; see koopcore info"
+        )
     return function
 
 
 @cache
-def _find(stage: str, device: str, forced: str | None) -> Callable[..., Any] | None:
+def _find(stage: str, device: str | None, forced: str | None) -> Callable[..., Any] | None:
+    if device is None:
+        device = next((of for of, names in ORDER.items() if forced in names), "cpu")
     if device not in ORDER:
         raise ValueError(f"arrays on {device!r} are not supported; {' and '.join(ORDER)} are")
     names = ORDER[device]

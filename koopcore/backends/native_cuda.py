@@ -16,7 +16,14 @@ import numpy.typing as npt
 from koopcore._native import build_record
 from koopcore.arrays import Resident
 from koopcore.backends.native_cuda_launch import KINDS, Launch, horizon_blocks
-from koopcore.backends.stages import Companion, FloatArray, Projection, Snapshots, packed_size
+from koopcore.backends.stages import (
+    Ahead,
+    Companion,
+    FloatArray,
+    Projection,
+    Snapshots,
+    packed_size,
+)
 from koopcore.partition import Partition
 
 if TYPE_CHECKING:
@@ -56,10 +63,18 @@ def gram(snapshots: Snapshots, part: Partition) -> FloatArray:
     return on.memory.download(out)
 
 
-def gram_solve(snapshots: Snapshots, part: Partition, affine: bool, holdout: int) -> Companion:
-    """``solve(gram(snapshots, part), …)`` on the device; the fields stay there until looked at."""
+def gram_solve(
+    snapshots: Snapshots, part: Partition, affine: bool, holdout: int, ahead: Ahead | None = None
+) -> Companion:
+    """``solve(gram(snapshots, part), …)`` on the device; the fields stay there until looked at.
+
+    With ``ahead`` also rollout and combine; nothing waits in between.
+    """
     on = Launch(_cuda, snapshots, part)
     fields = _solve(on, _gram_side_by_side(on), part.n_groups, on.n, affine, holdout, on.noise)
+    if ahead is not None:
+        weights, _ = _rollout(on, fields[0], affine, ahead.horizons)
+        _combine(on, weights, on.output(ahead.out, len(ahead.horizons)))
     return Companion(*(Resident(field, on.memory) for field in fields))  # type: ignore[arg-type]
 
 
@@ -118,8 +133,16 @@ def endpoint(
         own, own_growth = weights[some[0] : some[-1] + 1], growth[some[0] : some[-1] + 1]
         space = on.space(_cuda.deficient_space(groups, n, affine, chosen, on.number))
         _cuda.roll_deficient(
-            on.address(gram), on.address(rank), groups, n, affine, chosen, on.address(own),
-            on.address(own_growth), space, on.target,
+            on.address(gram),
+            on.address(rank),
+            groups,
+            n,
+            affine,
+            chosen,
+            on.address(own),
+            on.address(own_growth),
+            space,
+            on.target,
         )
     if parameters is None:
         _combine(on, weights, on.output(out, len(horizons)))
@@ -174,8 +197,16 @@ def rollout_dense(
         chosen = [horizons[i] for i in some]
         space = on.space(_cuda.rollout_dense_space(groups, size, chosen, on.number))
         _cuda.rollout_dense(
-            on.address(k), on.address(z), groups, size, affine, chosen,
-            on.address(states[some[0] :]), on.address(growth[some[0] :]), space, on.target,
+            on.address(k),
+            on.address(z),
+            groups,
+            size,
+            affine,
+            chosen,
+            on.address(states[some[0] :]),
+            on.address(growth[some[0] :]),
+            space,
+            on.target,
         )
     return on.memory.download(states), on.memory.download(growth)
 
@@ -195,16 +226,18 @@ def scatter(part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
     on = Launch(_cuda, Snapshots(out, np.zeros(1, dtype=np.int64)), part)
     device = on.upload(values)
     _cuda.scatter(
-        on.groups, values.shape[2], on.address(device), len(values),
-        on.output(out, len(values)), on.target,
+        on.groups,
+        values.shape[2],
+        on.address(device),
+        len(values),
+        on.output(out, len(values)),
+        on.target,
     )
 
 
 def _gram(on: Launch, out: Any, side_by_side: bool) -> None:
     space = on.space(_cuda.gram_space(on.plan, on.n))
-    _cuda.gram(
-        on.window, on.groups, on.plan, on.address(out), side_by_side, space, on.target
-    )
+    _cuda.gram(on.window, on.groups, on.plan, on.address(out), side_by_side, space, on.target)
 
 
 def _gram_side_by_side(on: Launch) -> Any:
@@ -221,9 +254,7 @@ def _solve(
     fields = (on.empty(groups, columns), on.integers(groups), *(on.empty(groups) for _ in range(3)))
     space = on.space(_cuda.solve_space(groups, n, on.number))
     addresses = tuple(map(on.address, fields))
-    _cuda.solve(
-        on.address(gram), groups, n, affine, holdout, noise, addresses, space, on.target
-    )
+    _cuda.solve(on.address(gram), groups, n, affine, holdout, noise, addresses, space, on.target)
     return fields
 
 
@@ -237,8 +268,15 @@ def _rollout(
         chosen = [horizons[i] for i in some]
         space = on.space(_cuda.rollout_space(groups, columns, affine, max(chosen), on.number))
         _cuda.rollout(
-            on.address(coefficients), groups, columns, affine, chosen,
-            on.address(weights[some[0] :]), on.address(growth[some[0] :]), space, on.target,
+            on.address(coefficients),
+            groups,
+            columns,
+            affine,
+            chosen,
+            on.address(weights[some[0] :]),
+            on.address(growth[some[0] :]),
+            space,
+            on.target,
         )
     return weights, growth
 

@@ -70,7 +70,15 @@ class Launch:
         row, step = self.memory.strides(array)
         double = arrays.dtype_name(array) == "float64"
         self.window = (
-            self.memory.address(array), row, step, first, slots, rows, size, self.n, double
+            self.memory.address(array),
+            row,
+            step,
+            first,
+            slots,
+            rows,
+            size,
+            self.n,
+            double,
         )
         self.noise = float(module.gram_noise(self.number, double))
         uploaded = self._groups(part)
@@ -135,15 +143,19 @@ class Launch:
 
     def returned(self, given: Any, array: Any) -> Any:
         """A result: on the CPU where the input was a NumPy array, else on the device."""
-        return Resident(array, self.memory) if isinstance(given, Resident) else (
-            self.memory.download(array)
+        return (
+            Resident(array, self.memory)
+            if isinstance(given, Resident)
+            else (self.memory.download(array))
         )
 
     def output(self, out: Any, rows: int) -> tuple[int, int, int, int]:
         """``out`` (rows, size) as the kernels take it."""
         place = f"CUDA device {self.number}"
         if arrays.where(out) != place and isinstance(out, np.ndarray):
-            raise ValueError(f"out is on the CPU, the snapshots are on {place}; give an array there")
+            raise ValueError(
+                f"out is on the CPU, the snapshots are on {place}; give an array there"
+            )
         if arrays.memory(out).number != self.number:
             raise ValueError(
                 f"out is on {arrays.where(out)}, the snapshots are on {place}; give an array there"
@@ -162,4 +174,6 @@ class Launch:
 def horizon_blocks(module: Any, horizons: Sequence[int]) -> list[list[int]]:
     """Positions of the horizons, as many together as one launch takes."""
     most = int(module.most_horizons)
-    return [list(range(low, min(low + most, len(horizons)))) for low in range(0, len(horizons), most)]
+    return [
+        list(range(low, min(low + most, len(horizons)))) for low in range(0, len(horizons), most)
+    ]

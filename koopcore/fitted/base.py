@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from koopcore import arrays
 from koopcore.backends import find
 from koopcore.backends.stages import FloatArray, IntArray, Snapshots
 from koopcore.partition import Partition
@@ -41,7 +42,7 @@ class GroupFit:
         def taken(value: Any) -> Any:
             if isinstance(value, Partition):
                 return value.subset(keep)
-            if isinstance(value, np.ndarray):
+            if isinstance(value, (np.ndarray, arrays.Resident)):
                 return value[keep]
             if isinstance(value, tuple):
                 return type(value)(*map(taken, value))
@@ -54,7 +55,7 @@ class GroupFit:
 
 def window(snapshots: Snapshots, part: Partition, group: int) -> FloatArray:
     """Snapshots (n, m) of one group in float64."""
-    columns: npt.NDArray[Any] = snapshots.array[:, part.indices(group)]
+    columns = arrays.host(snapshots.array[:, part.indices(group)])
     return columns[snapshots.order].astype(np.float64)
 
 

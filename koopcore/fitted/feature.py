@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from koopcore import arrays
 from koopcore.backends import find, stage
 from koopcore.backends.reference import reflect, unreflect
 from koopcore.backends.stages import (
@@ -67,7 +68,7 @@ class FeatureFit(GroupFit):
         else:
             starts = (reflect(last[:, None], last)[:, 0], reflect(held[:, None], last)[:, 0])
         projection = _projected(moments[0], starts[0], rank, ridge, on)
-        exact = snapshots.array.dtype == np.float64 and rank is None and ridge == 0.0
+        exact = arrays.dtype_name(snapshots.array) == "float64" and rank is None and ridge == 0.0
         if exact and projection.start.size:
             projection = refined(snapshots, part, affine, starts[0], projection, on)
         readout = moments[0, :, 1] @ projection.whitener
@@ -159,7 +160,7 @@ class FeatureFit(GroupFit):
         return unreflect(unreflect(matrix, last).T, last).T
 
     def _last(self, group: int, snapshots: Snapshots) -> FloatArray:
-        row: npt.NDArray[Any] = snapshots.array[snapshots.order[-1]]
+        row = arrays.host(snapshots.array[snapshots.order[-1]])
         return row[self.part.indices(group)].astype(np.float64)
 
     def _states(self, horizons: Sequence[int], on: str | None) -> tuple[FloatArray, FloatArray]:

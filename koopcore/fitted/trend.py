@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from koopcore import arrays
 from koopcore.backends import stage
 from koopcore.backends.stages import FloatArray, IntArray, Snapshots, unpack
 from koopcore.fitted.base import GroupFit, group_values, norms, relative, relative_error
@@ -81,7 +82,8 @@ class TrendFit(GroupFit):
     def modes(self, group: int, snapshots: Snapshots) -> npt.NDArray[Any]:
         """The direction of the mean velocity, (m, 1)."""
         columns = self.part.indices(group)
-        first, last = snapshots.array[snapshots.order[[0, -1]]][:, columns].astype(np.float64)
+        ends = snapshots.array[snapshots.order[[0, -1]]][:, columns]
+        first, last = arrays.host(ends).astype(np.float64)
         norm = float(np.linalg.norm(last - first))
         return ((last - first) / (norm or 1.0)).astype(np.complex128)[:, None]
 
