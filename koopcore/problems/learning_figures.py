@@ -13,7 +13,7 @@ from koopcore.problems import van_der_pol
 from koopcore.problems.glycolysis import NAMES
 from koopcore.problems.van_der_pol import Split
 
-_TRUE, _KOOPMAN, _FAINT = "#2f6db3", "#e0662c", "#b9bec7"
+_TRUE, _KOOPMAN = "#2f6db3", "#e0662c"
 
 
 def van_der_pol_figure(
@@ -28,7 +28,8 @@ def van_der_pol_figure(
         steps = np.arange(1, len(predicted) + 1)
         for column, name in enumerate(("$x_1$", "$x_2$")):
             states.plot(steps, parts.test[1:, column], color=_TRUE, lw=4, alpha=0.35)
-            states.plot(steps, predicted[:, column], color=_KOOPMAN, ls=(0, (4, 2)), label=name)
+            states.plot(steps, predicted[:, column], color=_KOOPMAN, ls=(0, (4, 2)))
+            states.annotate(name, (steps[8], parts.test[9, column]), fontsize=12)
         states.set(xlabel="steps after $x_0$", title=f"$\\mu$ = {mu}: predicted from $x_0$ alone")
         plane.plot(*parts.test.T, color=_TRUE, lw=4, alpha=0.35, label="true")
         plane.plot(*predicted.T, color=_KOOPMAN, ls=(0, (4, 2)), label="Koopman")
@@ -55,18 +56,23 @@ def _draw_rates(axes: Any, rates: dict[str, Any]) -> None:
 
 
 def glycolysis_figure(
-    learned: LearnedOperator, parts: Split, objectives: Sequence[Sequence[float]]
+    learned: LearnedOperator, parts: Split, curves: Mapping[int, tuple[Sequence[float], int]]
 ) -> Figure:
-    """Seven species predicted 400 steps from x_0 (Fig. 2), and F against iterations."""
+    """Seven species predicted 400 steps from x_0 (Fig. 2), and F against the steps taken.
+
+    curves: by seed, F at evenly spaced steps, and how many steps there were.
+    """
     figure = Figure(figsize=(14, 6.5), dpi=110, layout="constrained")
     axes: Any = figure.subplots(2, 4).ravel()
     predicted = learned.predict(parts.test[0], len(parts.test) - 1)
     minutes = 0.01 * np.arange(1, len(predicted) + 1)
     for column, (one, name) in enumerate(zip(axes, NAMES, strict=False)):
-        one.plot(minutes, parts.test[1:, column], color=_TRUE, lw=4, alpha=0.35)
-        one.plot(minutes, predicted[:, column], color=_KOOPMAN, ls=(0, (4, 2)))
+        one.plot(minutes, parts.test[1:, column], color=_TRUE, lw=4, alpha=0.35, label="true")
+        one.plot(minutes, predicted[:, column], color=_KOOPMAN, ls=(0, (4, 2)), label="Koopman")
         one.set(title=name, xlabel="min after $x_0$", ylabel="mM")
-    for objective in objectives:
-        axes[-1].loglog(np.linspace(0, 1, len(objective)), objective, color=_FAINT)
-    axes[-1].set(title="F", xlabel="share of the iterations")
+    axes[0].legend(frameon=False, loc="lower left", fontsize=8)
+    for seed, (objective, steps) in curves.items():
+        axes[-1].loglog(np.linspace(1, steps, len(objective)), objective, label=f"seed {seed}")
+    axes[-1].set(title="objective", xlabel="step", ylabel="F")
+    axes[-1].legend(frameon=False, fontsize=8)
     return figure

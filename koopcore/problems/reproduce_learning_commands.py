@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,30 +23,39 @@ def add_learning_commands(app: typer.Typer) -> None:
         n_iterations: Annotated[int, typer.Option(min=1, help="Per dictionary.")] = 500,
         output: Output = Path("koopcore-results"),
     ) -> None:
-        _run("van_der_pol", output, seeds=seeds, n_iterations=n_iterations)
+        _run("reproduce_van_der_pol", "van_der_pol", output, seeds=seeds, n_iterations=n_iterations)
 
     @app.command("glycolysis", help="Glycolysis (Liu, Ding, Chen, Yeung 2020, Fig. 2).")
     def glycolysis(
         workers: Annotated[int, typer.Option(min=1, max=7, help="Processes.")] = 1,
         n_iterations: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 10_000,
-        seed: Annotated[int, typer.Option(min=0, help="Of the first weights.")] = 0,
+        seeds: Annotated[int, typer.Option(min=1, help="Random first weights, in turn.")] = 1,
+        seed: Annotated[int, typer.Option(min=0, help="The first of these seeds.")] = 1000,
         output: Output = Path("koopcore-results"),
     ) -> None:
-        _run("glycolysis", output, workers=workers, n_iterations=n_iterations, seeds=(seed,))
+        _run(
+            "reproduce_glycolysis",
+            "glycolysis",
+            output,
+            workers=workers,
+            n_iterations=n_iterations,
+            seeds=range(seed, seed + seeds),
+        )
 
 
-def _run(name: str, output: Path, **options: Any) -> None:
+def _run(module: str, name: str, output: Path, **options: Any) -> None:
     """Run an experiment; what a user can cause is one line and an exit code, no traceback."""
     try:
         from koopcore.learning import WorkerError
-        from koopcore.problems import reproduce_learning
+
+        found = import_module(f"koopcore.problems.{module}")
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in {"", "koopcore"}:
             raise
         _fail(f'{missing} is not installed: pip install "koopcore[demo]"')
     else:
-        experiment: Callable[..., object] = getattr(reproduce_learning, name)
+        experiment: Callable[..., object] = getattr(found, name)
         try:
             output.mkdir(parents=True, exist_ok=True)  # before minutes of work
             experiment(output, **options)
