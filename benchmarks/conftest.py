@@ -50,23 +50,27 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def ratios(terminalreporter: Any, config: pytest.Config) -> None:
-    """Times beside one read of the memory, and beside peers."""
+    """Times beside reads of the memory that were paired with their rounds, and beside peers."""
     session = getattr(config, "_benchmarksession", None)
-    times: dict[str, dict[str, float]] = defaultdict(dict)
+    loads: dict[str, dict[str, Any]] = defaultdict(dict)
     for bench in getattr(session, "benchmarks", []):
-        info = bench.extra_info
-        if "workload" in info and not bench.has_error:
-            times[info["workload"]][info["job"]] = bench.stats.min * info["scale"]
-    if not times:
+        if "workload" in bench.extra_info and not bench.has_error:
+            loads[bench.extra_info["workload"]][bench.extra_info["job"]] = bench
+    if not loads:
         return
-    terminalreporter.section("ratios of best times")
-    for workload, jobs in times.items():
-        read = jobs.get("one read")
-        for job, seconds in jobs.items():
-            line = f"{workload:10s} {job:14s} {seconds * 1e3:12.3f} ms"
-            if read and job != "one read":
-                line += f"  {seconds / read:9.2f} x one read"
+    terminalreporter.section("ratios, of best times and of medians")
+    for workload, jobs in loads.items():
+        for job, bench in jobs.items():
+            info, stats = bench.extra_info, bench.stats
+            best, median = stats.min * info["scale"], stats.median * info["scale"]
+            line = f"{workload:10s} {job:14s} {best * 1e3:10.3f} {median * 1e3:10.3f} ms"
+            if "read_best" in info:
+                line += (
+                    f"  {best / info['read_best']:6.2f} {median / info['read_median']:6.2f} "
+                    "x one read"
+                )
             for backend in ("native_cpu", "numba_cpu"):
                 if job in ("torch", "numpy") and backend in jobs:
-                    line += f"  {seconds / jobs[backend]:8.1f} x {backend}"
+                    own = jobs[backend].stats
+                    line += f"  {best / own.min:7.1f} {median / own.median:7.1f} x {backend}"
             terminalreporter.write_line(line)

@@ -1,4 +1,4 @@
-"""``koopcore bench``: writes its files, flags regressions by its exit code, refuses what is wrong."""
+"""``koopcore bench``: writes its files, flags regressions by its exit code, refuses misuse."""
 
 from __future__ import annotations
 
@@ -185,13 +185,13 @@ def test_an_interrupted_run_keeps_what_was_finished(bench, monkeypatch, tmp_path
 
 def test_a_real_study_runs_from_the_installed_package(tmp_path):
     # In a process of its own, away from the source tree and its benchmarks directory.
-    command = [sys.executable, "-m", "koopcore", "bench", "--quick", "--only", "capture"]
+    command = [sys.executable, "-m", "koopcore", "bench", "--quick", "--only", "parameters"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
     found = json.loads((tmp_path / "koopcore-results" / "bench-quick.json").read_text())
-    rows = found["studies"]["capture"]["rows"]
+    rows = found["studies"]["parameters"]["rows"]
     assert rows
-    assert all(row["seconds"] > 0 and row["error"] == 0 for row in rows)
+    assert all(row["seconds"] > 0 and row["error"] <= row["bound"] for row in rows)
 
 
 def test_every_study_of_the_catalogue_is_run_by_default(monkeypatch):

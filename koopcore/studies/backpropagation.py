@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 N, STRIDE, HORIZON, RATE = 16, 5, 10, 1e-3
-HORIZONS = (1, 2, 3, 4, 5, 6, 8, 10)
+HORIZONS = (1, 2, 3, 4, 5, 6, 8, HORIZON)
 NETWORKS = {
     "1-10-10-2": (1, 10, 10, 2),
     "784-20-20-10": (784, 20, 20, 10),
@@ -79,6 +79,7 @@ class Training:
         self.targets = torch.randn(len(self.inputs), widths[-1]).mul_(0.1)
         self.rows: Any = np.stack([self._recorded() for _ in range(N)])
         self.part = one_group(self.rows.shape[1])
+        self.expected = self.predict(HORIZONS, "reference")
 
     def _recorded(self) -> Any:
         import torch
@@ -104,8 +105,12 @@ class Training:
         operators = kc.fit(self.rows, self.part, backend=backend, horizon=horizons)
         return operators.predict(horizons)
 
-    def search(self, batch: int, backend: str | None = None) -> list[float]:
-        """Losses at eight horizons; the network is left as it was."""
+    def search(self, batch: int) -> list[float]:
+        """Predict eight horizons, and the losses there."""
+        return self.losses(self.predict(HORIZONS), batch)
+
+    def losses(self, predicted: Any, batch: int) -> list[float]:
+        """The loss at each of several sets of parameters; the network is left as it was."""
         import torch
         from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -113,7 +118,7 @@ class Training:
         with torch.no_grad():
             before = parameters_to_vector(parameters)
             losses = []
-            for row in torch.from_numpy(self.predict(HORIZONS, backend)):
+            for row in torch.from_numpy(predicted):
                 vector_to_parameters(row, parameters)
                 losses.append(float(self.loss(batch)))
             vector_to_parameters(before, parameters)
@@ -139,7 +144,7 @@ def build(case: Case) -> Job:
             bound=0.0,
             engine=False,
         )
-    expected = training.predict(HORIZON, backend="reference")
+    expected = training.expected[-1]  # at HORIZON
     if case.name == PREDICT:
         # The definition in NumPy, in float64: another order of sums, and of what they round to.
         movement = float(np.linalg.norm(expected - training.rows[-1]))
@@ -149,7 +154,7 @@ def build(case: Case) -> Job:
 
         return Job(lambda: training.predict(HORIZON), error, 1e-3, 1.0, size)
     batch = int(case.x)
-    losses_there = np.array(training.search(batch, "reference"))
+    losses_there = np.array(training.losses(training.expected, batch))
 
     def differs(losses: list[float]) -> float:
         return float(np.abs(losses / losses_there - 1.0).max())

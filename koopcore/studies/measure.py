@@ -15,7 +15,7 @@ from koopcore.studies.study import Case, Job, Row, Size, Study, Unavailable
 
 PACE_TURNS = 20_000  # of the multiply-add loop: about a millisecond
 FEWEST = 3  # turns of every case, unless they take PATIENCE times what was asked for
-PATIENCE = 6.0
+PATIENCE = 4.0
 TURN = 0.02  # seconds that a case of short calls has before it is the next one's turn
 MOST_A_TURN = 20
 

@@ -63,14 +63,14 @@ class Peer(NamedTuple):
 
 
 PEERS = {
-    "NumPy pinv, loop": Peer("numpy", "peer_numpy", "pinv_loop", 0.02),
-    "NumPy pinv, stacked": Peer("numpy", "peer_numpy", "pinv_stack", 0.05),
-    "torch pinv": Peer("torch", "peer_torch", "pinv", 0.05),
-    "torch lstsq": Peer("torch", "peer_torch", "lstsq", 0.1),
+    "NumPy pinv, loop": Peer("numpy", "peer_numpy", "pinv_loop", 0.01),
+    "NumPy pinv, stacked": Peer("numpy", "peer_numpy", "pinv_stack", 0.02),
+    "torch pinv": Peer("torch", "peer_torch", "pinv", 0.02),
+    "torch lstsq": Peer("torch", "peer_torch", "lstsq", 0.05),
     "torch batched Cholesky": Peer("torch", "peer_torch", "cholesky", 1.0),
-    "PyDMD, loop": Peer("pydmd", "peer_libraries", "pydmd", 0.02),
-    "kooplearn, loop": Peer("kooplearn", "peer_libraries", "kooplearn", 0.01),
-    "deeptime, loop": Peer("deeptime", "peer_libraries", "deeptime", 0.02),
+    "PyDMD, loop": Peer("pydmd", "peer_libraries", "pydmd", 0.01),
+    "kooplearn, loop": Peer("kooplearn", "peer_libraries", "kooplearn", 0.005),
+    "deeptime, loop": Peer("deeptime", "peer_libraries", "deeptime", 0.01),
     "JAX vmap, compiled": Peer("jax", "peer_jax", "cholesky", 1.0),
 }
 CLAIMS = {
@@ -123,7 +123,7 @@ def build(case: Case) -> Job:
         bound=float("inf"),
         scale=part.n_groups / count,
         figures={"groups_timed": float(count), "groups": float(part.n_groups)},
-        most=12,
+        most=8,
         engine=False,
     )
 

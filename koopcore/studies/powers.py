@@ -11,17 +11,22 @@ import numpy.typing as npt
 
 
 class Power(NamedTuple):
-    """seconds = fixed + factor · x^exponent; half_width: of the exponent's 95 % interval."""
+    """y = fixed + factor · x^exponent; half_width: of the exponent's 95 % interval.
+
+    unit: of y, fixed and factor.
+    """
 
     exponent: float
     half_width: float
     fixed: float
     factor: float
     points: int
+    unit: str = "s"
 
     def __str__(self) -> str:
-        fixed = f"{1e6 * self.fixed:.0f} µs + " if self.fixed else ""
-        return f"{fixed}{self.factor:.2e} s · x^{self.exponent:.2f}±{self.half_width:.2f}"
+        fixed = f"{self.fixed:.2g} {self.unit} + " if self.fixed else ""
+        power = f"x^{self.exponent:.2f}±{self.half_width:.2f}"
+        return f"{fixed}{self.factor:.2g} {self.unit} · {power}"
 
 
 def powers_of(

@@ -16,7 +16,7 @@ from koopcore.studies.results import Results, load, rows_of
 from koopcore.studies.study import Size
 from koopcore.studies.tables import change_table, study_table, troubles
 
-SECONDS = {Size.full: 1.0, Size.quick: 0.05}  # of timing per case
+SECONDS = {Size.full: 0.6, Size.quick: 0.05}  # of timing per case
 
 
 def run(
@@ -60,7 +60,9 @@ def run(
             rows = run_study(study, size, SECONDS[size], lambda _: progress.advance(task))
             results.keep(study, rows)
             found = results.studies[study.name]
-            console.print(study_table(study.name, found))
+            console.print(f"[bold]{study.name}[/]: {found['question']}", highlight=False)
+            if found["powers"] or found["claims"]:
+                console.print(study_table(found))
             for line in found["notes"]:
                 console.print(f"  {line}", highlight=False, markup=False)
             for line in troubles(found):

@@ -14,9 +14,9 @@ from koopcore.studies.results import rows_of
 NUMBERS = ("before", "now", "ratio")
 
 
-def study_table(name: str, study: Mapping[str, Any]) -> Table:
+def study_table(study: Mapping[str, Any]) -> Table:
     """Exponents, and claims with their targets."""
-    table = Table(title=f"{name}: {study['question']}", title_justify="left", show_header=False)
+    table = Table(show_header=False)
     table.add_column("figure", overflow="fold")
     table.add_column("value", justify="right")
     table.add_column("target", justify="right")

@@ -1,0 +1,193 @@
+"""Writes docs/performance.md from the committed results: every figure there is from these files.
+
+koopcore bench --output benchmarks/results      # about ten minutes; --only NAME for a part
+python benchmarks/instructions.py > benchmarks/results/instructions.json
+python benchmarks/performance_page.py           # docs/performance.md and docs/performance.png
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from koopcore.studies import endpoint, peers, roofline
+from koopcore.studies.catalogue import studies
+from koopcore.studies.powers import Power
+from koopcore.studies.report import picture
+from koopcore.studies.results import load, rows_of
+from koopcore.studies.study import races_of, seconds_of
+from koopcore.studies.tables import duration, figure, target, troubles
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE, PICTURE = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.png"
+
+INTRODUCTION = """\
+# Performance
+
+What koopcore costs, measured by `koopcore bench` on one machine in one piece of software, beside
+what that machine can do and what one would use instead. This page is written by
+`benchmarks/performance_page.py` from `benchmarks/results/bench.json`; nothing in it is typed in.
+
+```sh
+pip install -c constraints.txt ".[bench]"        # with the peers; without them they are left out
+koopcore bench                                   # about ten minutes; --quick: less than one
+koopcore bench --compare earlier/bench.json      # exit code 1 if a case became slower by 1.25
+koopcore bench --only 'p*'                       # a part; the file keeps the rest
+```
+
+It writes `bench.json`, a self-contained `bench.html` and a picture into `koopcore-results`. The
+same studies run under pytest-benchmark, one file a question: `pytest benchmarks/bench_horizon.py`.
+
+## Method
+
+* The cases of a race take turns, so that a slow spell of the machine meets all of them. A time is
+  the best of its calls (the median stands in the report), a ratio is one of two such times of one
+  race. Garbage collection is off while timing.
+* Results are checked before and after the timing, in the same run. A prediction must come as near
+  to the truth as orthogonal least squares in float64 on the same snapshots, times 1.2; one that
+  does not has no time. Snapshots are float32, decays about a fixed point whose future is known
+  exactly. The model is the affine one, the horizon 100 unless said.
+* Roofs are measured by loops compiled for the widest vectors of the processor: multiply-adds in
+  registers, reads of the very snapshots (the best of five ways of reading), writes. "Warm" is call
+  after call, "cold" after four times the last-level cache of other data was read.
+* Peers are given their groups as one contiguous array, whose making is not timed; koopcore takes
+  the flat rows. Slow peers do a part of the groups, and their time is scaled.
+* Exponents are fitted above a fixed cost of a call, with Student's 95 % interval.
+"""
+
+
+def main() -> None:
+    contents = load(RESULTS / "bench.json")
+    PAGE.write_text(page(contents, instructions()), encoding="utf-8")
+    picture(contents, studies()).savefig(PICTURE, dpi=70)
+
+
+def instructions() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / "instructions.json").read_text(encoding="utf-8"))
+    return found
+
+
+def page(contents: dict[str, Any], counted: dict[str, Any]) -> str:
+    """The whole page from the contents of both files."""
+    names = [study.name for study in studies() if study.name in contents["studies"]]
+    found = {name: contents["studies"][name] for name in names}
+    parts = [INTRODUCTION, _machine(contents)]
+    parts += ["## Targets\n", _claims(found), "![All studies as plots](performance.png)\n"]
+    tables: dict[str, Callable[[dict[str, Any]], str]]
+    tables = {"endpoint": _endpoint, "peers": _peers, "roofline": _roofline}
+    for name, study in found.items():
+        parts.append(f"## {name}\n\n{study['question']}\n")
+        if name in tables:
+            parts.append(tables[name](study))
+        else:
+            parts.append(_list(study["notes"]))
+        powers = [f"{label}: {Power(**power)}" for label, power in study["powers"].items()]
+        parts.append(_list([*powers, *troubles(study)]))
+    parts.append(_instructions(counted))
+    return "\n".join(part for part in parts if part).rstrip() + "\n"
+
+
+def _machine(contents: dict[str, Any]) -> str:
+    machine = next(iter(contents["studies"].values()))["machine"]
+    size = machine["last_level_cache_bytes"] / 2**20
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("numpy", "numba", "torch"))
+    return (
+        "## Machine\n\n"
+        f"{machine['processor']}, {machine['threads']} threads, {machine['instruction_set']}, "
+        f"last-level cache {size:.0f} MiB (shared with other guests of the host), memory "
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB; {machine['system']}, Python "
+        f"{machine['python']}, {versions}. A virtual machine with other work on it: best times of "
+        "many turns, and ratios, are what repeats.\n"
+    )
+
+
+def _claims(found: dict[str, Any]) -> str:
+    rows = []
+    for name, study in found.items():
+        for claim in study["claims"]:
+            verdict = "met" if claim["met"] else "**not met**"
+            rows.append((name, claim["text"], figure(claim["value"]), target(claim), verdict))
+    return _table(("study", "figure", "value", "target", ""), rows)
+
+
+def _endpoint(study: dict[str, Any]) -> str:
+    rows = rows_of(study)
+    lines = []
+    for race in races_of(rows):
+        read = endpoint.fastest_read(rows, race)
+        size = next(row.figures["bytes"] for row in rows if row.race == race)
+        cells = [race, f"{size / 2**20:.0f} MiB", duration(read), f"{size / read / 1e9:.1f} GB/s"]
+        for backend in endpoint.BACKENDS:
+            seconds = seconds_of(rows, race, backend)
+            known = seconds == seconds
+            cells += [
+                duration(seconds if known else None),
+                f"{seconds / read:.2f}" if known else "-",
+            ]
+        lines.append(tuple(cells))
+    headings = ("", "snapshots", "one read", "at", "native_cpu", "reads", "numba_cpu", "reads")
+    loads = ", ".join(
+        f"{name}: {load.groups:,} groups of {load.fan_in + 1}, n = {load.n}"
+        for name, load in endpoint.WORKLOADS.items()
+        if load.fan_in
+    )
+    note = f"{loads}; network: one group of 10,000,000, n = 16.\n"
+    return note + "\n" + _table(headings, lines)
+
+
+def _peers(study: dict[str, Any]) -> str:
+    rows = rows_of(study)
+    races = races_of(rows)
+    lines = []
+    for case in (*peers.OURS, *peers.PEERS):
+        cells = [case]
+        for race in races:
+            row = next(row for row in rows if (row.race, row.case) == (race, case))
+            if row.missing or row.seconds is None:
+                cells += ["-", "-", "-"]
+                continue
+            ratio = row.seconds / seconds_of(rows, race, peers.OURS[0])
+            cells += [duration(row.seconds), f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"]
+            cells.append(f"{row.error:.1e}")
+        lines.append(tuple(cells))
+    headings = ["", *(f"{race}{what}" for race in races for what in ("", " times ours", " error"))]
+    return _table(headings, lines)
+
+
+def _roofline(study: dict[str, Any]) -> str:
+    rows = rows_of(study)
+    lines = []
+    for (race, name), (flops, rate) in roofline.shares(rows).items():
+        seconds = seconds_of(rows, race, name)
+        lines.append((race, name, duration(seconds), f"{100 * flops:.0f} %", f"{100 * rate:.0f} %"))
+    notes = [note for note in study["notes"] if "roofs" in note]
+    return _table(("", "stage", "time", "of flops", "of bytes"), lines) + "\n" + _list(notes)
+
+
+def _instructions(counted: dict[str, Any]) -> str:
+    return (
+        "## Instructions\n\n"
+        f"`{counted['command']}`: {counted['instructions']:,} instructions for one endpoint of "
+        f"{counted['groups']:,} groups of {counted['parameters_per_group']}, n = "
+        f"{counted['snapshots']}, horizon {counted['horizon']} ({counted['instruction_set']}, one "
+        f"thread, callgrind): {counted['instructions_per_element']:.1f} for each number in the "
+        "snapshots. A count repeats where a time does not, so a change of the kernels is compared "
+        "by it.\n"
+    )
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    escaped = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
+    return "\n".join(f"| {line} |" for line in escaped) + "\n"
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"* {line}" for line in lines) + ("\n" if lines else "")
+
+
+if __name__ == "__main__":
+    main()
