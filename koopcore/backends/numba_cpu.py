@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore.backends.numba_kernels.combine import combine_range
+from koopcore.backends.numba_kernels.feature_fit import feature_fit_range
 from koopcore.backends.numba_kernels.feature_gram import feature_range
 from koopcore.backends.numba_kernels.gather import gather_range, scatter_range
 from koopcore.backends.numba_kernels.gram import gram_range
@@ -21,8 +22,11 @@ from koopcore.backends.numba_kernels.solve import solve_range
 from koopcore.backends.numba_kernels.spread import equal_ends, spread
 from koopcore.backends.numba_kernels.views import flat, frozen, piece_sizes, pieces, window
 from koopcore.backends.stages import (
+    Ahead,
     Companion,
+    FeatureSolved,
     FloatArray,
+    IntArray,
     Projection,
     Snapshots,
     breakdown_tolerance,
@@ -40,6 +44,7 @@ STAGES = (
     "rollout",
     "rollout_dense",
     "combine",
+    "feature_fit",
     "gather",
     "scatter",
 )
@@ -81,25 +86,59 @@ def solve(gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
     return result
 
 
-def gram_solve(snapshots: Snapshots, part: Partition, affine: bool, holdout: int) -> Companion:
-    """``solve(gram(snapshots, part), …)`` without keeping the Gram matrices."""
+def gram_solve(
+    snapshots: Snapshots, part: Partition, affine: bool, holdout: int, ahead: Ahead | None = None
+) -> Companion:
+    """``solve(gram(snapshots, part), …)`` without keeping the Gram matrices.
+
+    With ``ahead`` also ``rollout`` and ``combine``, of the groups of full rank; what is written for
+    others says nothing.
+    """
     n = len(snapshots.order)
     cut = pieces(part)
     if len(cut.owner) > part.n_groups:  # a group shared by threads has to be whole first
-        return solve(gram(snapshots, part), n, affine, holdout)
-    result = _companion(part.n_groups, n - 1 - int(affine))
+        solved = solve(gram(snapshots, part), n, affine, holdout)
+        if ahead is not None:
+            weights, _ = rollout(solved.coefficients, affine, ahead.horizons)
+            combine(snapshots, part, weights, ahead.out)
+        return solved
+    columns = n - 1 - int(affine)
+    result = _companion(part.n_groups, columns)
     memory, rows, step = window(snapshots)
-    tolerance = breakdown_tolerance(n - 1 - int(affine))
-    block = max(CACHED // packed_size(n) // WIDTH, 1) * WIDTH
+    tolerance = breakdown_tolerance(columns)
+    block = CACHED // packed_size(n)
+    if ahead is not None:
+        block = min(block, CACHED // n * part.n_groups // max(part.n_parameters, 1))
+        written = _target(ahead.out)
+        steps = np.array(ahead.horizons, dtype=np.int64)
+    block = max(block // WIDTH, 1) * WIDTH
 
     def work(low: int, high: int) -> None:
         packed = np.empty((min(block, high - low), packed_size(n)))
+        if ahead is not None:
+            weights = np.empty((len(steps), len(packed), n))
+            growth = np.empty((len(steps), len(packed)))
         for first in range(low, high, block):
             last = min(first + block, high)
             gram_range(memory, rows, step, *cut.segments, first, last, packed)
             solve_range(
                 packed, n, int(affine), holdout, tolerance, 0, last - first, first, tuple(result)
             )
+            if ahead is not None:
+                own = frozen(result.coefficients[first:last])
+                rollout_range(own, int(affine), steps, 0, last - first, weights, growth)
+                combine_range(
+                    memory,
+                    rows,
+                    step,
+                    *cut.segments,
+                    cut.owner,
+                    first,
+                    last,
+                    frozen(weights),
+                    first,
+                    *written,
+                )
 
     cost = piece_sizes(cut) * packed_size(n) + (n**3 // 6 + 8 * n * n)
     spread(work, np.cumsum(cost), WIDTH)
@@ -125,6 +164,50 @@ def feature_gram(
     return out[np.searchsorted(ascending, stops)]
 
 
+def feature_fit(
+    snapshots: Snapshots, part: Partition, affine: bool, holdout: int, ahead: Ahead | None = None
+) -> FeatureSolved:
+    """feature_gram, project and the held-out fit of groups of equal m < n - 1, while in the cache.
+
+    With ``ahead`` their endpoints too, and then no operators are kept.
+    """
+    m, groups = int(part.sizes[0]), part.n_groups
+    kept = groups if ahead is None else 0
+    operator, whitener, readout = (np.empty((kept, m, m)) for _ in range(3))
+    start = np.empty((kept, m))
+    rank = np.empty(groups, dtype=np.int64)
+    condition, residual, hindcast = (np.empty(groups) for _ in range(3))
+    result = rank, condition, residual, hindcast, operator, whitener, start, readout
+    memory, rows, step = window(snapshots)
+    segments = tuple(map(frozen, part.segments))
+    steps, places = _ascending(() if ahead is None else ahead.horizons)
+    target = np.empty((0, 0), memory.dtype) if ahead is None else ahead.out
+    out, out_rows, out_step, limit = _target(target)
+    written = steps, out_rows[places], out, out_step, limit
+    tolerances = breakdown_tolerance(m), rank_tolerance(m)
+
+    def work(low: int, high: int) -> None:
+        feature_fit_range(
+            (memory, rows, step),
+            segments,
+            m,
+            int(affine),
+            holdout,
+            tolerances,
+            written,
+            low,
+            high,
+            result,
+        )
+
+    cost = 2 * m * m * len(rows) + 8 * m**3 + m * m * min(int(steps.max(initial=0)), 8 * m)
+    spread(work, equal_ends(groups, cost), WIDTH)
+    if ahead is not None:
+        return FeatureSolved(rank, condition, residual, hindcast, None, None)
+    projection = Projection(operator, whitener, start, rank, condition)
+    return FeatureSolved(rank, condition, residual, hindcast, projection, readout)
+
+
 def project(
     a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
 ) -> Projection:
@@ -140,18 +223,20 @@ def project(
     )
     given = [tuple(flat(array)) for array in (a, h, g)]
 
-    options = float(ridge), rank_tolerance(n)
+    shift, breakdown = float(ridge), breakdown_tolerance(n)
     if cap == n > 0:
 
         def work(low: int, high: int) -> None:
-            project_range(*given, n, *options, low, high, tuple(result))
+            project_range(*given, n, shift, breakdown, low, high, tuple(result))
 
         spread(work, equal_ends(groups, 3 * n**3), WIDTH)
+        breakdown = np.inf  # whoever is left has broken down
     left = np.flatnonzero(result.rank < 0)
+    tolerances = breakdown, rank_tolerance(n)
 
     def work_any(low: int, high: int) -> None:
         project_any_range(
-            *given, n, cap, options[0], bool(raw), options[1], left, low, high, tuple(result)
+            *given, n, cap, shift, bool(raw), tolerances, left, low, high, tuple(result)
         )
 
     spread(work_any, equal_ends(len(left), 30 * n**3))
@@ -191,16 +276,13 @@ def rollout_dense(
     groups, r = start.shape
     states = np.empty((len(horizons), groups, r))
     growth = np.empty((len(horizons), groups))
-    steps = np.array(horizons, dtype=np.int64)
-    places = np.argsort(steps, kind="stable")
-    matrices, vectors = frozen(operator.reshape(groups, r * r)), frozen(start)
+    steps, places = _ascending(horizons)
+    matrices, vectors = frozen(operator), frozen(start)
 
     def work(low: int, high: int) -> None:
-        dense_range(
-            matrices, vectors, bool(affine), steps[places], places, low, high, states, growth
-        )
+        dense_range(matrices, vectors, int(affine), steps, places, low, high, states, growth)
 
-    spread(work, equal_ends(groups, r * r * min(int(steps.max(initial=0)), 1024)), WIDTH)
+    spread(work, equal_ends(groups, r * r * min(int(steps.max(initial=0)), 8 * r + 8)), WIDTH)
     return states, growth
 
 
@@ -211,26 +293,10 @@ def combine(
     horizons, _, n = weights.shape
     memory, rows, step = window(snapshots)
     cut = pieces(part)
-    given = frozen(weights)
-    target, origin, (row, out_step) = flat(out, writeable=True)
-    out_rows = origin + np.arange(horizons) * row
-    limit = float(np.finfo(out.dtype).max)
+    given, written = frozen(weights), _target(out)
 
     def work(low: int, high: int) -> None:
-        combine_range(
-            memory,
-            rows,
-            step,
-            *cut.segments,
-            cut.owner,
-            low,
-            high,
-            given,
-            target,
-            out_rows,
-            out_step,
-            limit,
-        )
+        combine_range(memory, rows, step, *cut.segments, cut.owner, low, high, given, 0, *written)
 
     spread(work, np.cumsum(piece_sizes(cut) * (n * (horizons + 1))))
 
@@ -251,16 +317,26 @@ def gather(snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatA
 
 def scatter(part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
     """Write values (n_horizons, n_groups, m) into the groups' columns of ``out``, clipped to it."""
-    target, origin, (row, step) = flat(out, writeable=True)
-    rows = origin + np.arange(len(values)) * row
-    given = frozen(values)
+    given, written = frozen(values), _target(out)
     segments = tuple(map(frozen, part.segments))
-    limit = float(np.finfo(out.dtype).max)
 
     def work(low: int, high: int) -> None:
-        scatter_range(given, *segments, low, high, target, rows, step, limit)
+        scatter_range(given, *segments, low, high, *written)
 
     spread(work, np.cumsum(part.sizes * len(values)))
+
+
+def _ascending(horizons: Sequence[int]) -> tuple[IntArray, IntArray]:
+    """The horizons in ascending order, and the places where they were given."""
+    steps = np.array(horizons, dtype=np.int64)
+    places = np.argsort(steps, kind="stable")
+    return steps[places], places
+
+
+def _target(out: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], IntArray, int, float]:
+    """(memory, rows, step, limit): parameter p of horizon i at ``memory[rows[i] + p step]``."""
+    memory, origin, (row, step) = flat(out, writeable=True)
+    return memory, origin + np.arange(len(out)) * row, step, float(np.finfo(out.dtype).max)
 
 
 def _companion(groups: int, columns: int) -> Companion:

@@ -21,12 +21,15 @@ def combine_range(
     low,
     high,
     weights,
+    base,
     out,
     out_rows,
     out_step,
     limit,
 ):
     """Pieces low .. high - 1, with the weights (n_horizons, n_groups, n) of their owner.
+
+    The weights begin with those of group ``base``.
 
     Snapshot k has parameter p at ``memory[rows[k] + p step]``, horizon i at
     ``out[out_rows[i] + p out_step]``.
@@ -37,7 +40,7 @@ def combine_range(
     for piece in range(low, high):
         for i in range(horizons):
             for k in range(n):
-                shift[i, k] = weights[i, owner[piece], k] - 1.0
+                shift[i, k] = weights[i, owner[piece] - base, k] - 1.0
         for segment in range(pointer[piece], pointer[piece + 1]):
             count, hop = length[segment], stride[segment] * step
             first, target = start[segment] * step, start[segment] * out_step

@@ -32,8 +32,28 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def inner(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A part of a kernel, only to be called by other compiled functions: nothing to unbox."""
-    return _compiled(function, no_cpython_wrapper=True, **_OPTIONS)
+    """A part of a kernel that makes no array: nothing to unbox, no references to count.
+
+    Only to be called by other compiled functions.
+    """
+    return _for_any_number(_compiled(function, no_cpython_wrapper=True, _nrt=False, **_OPTIONS))
+
+
+def making(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of a kernel that makes arrays: as `inner`, but these have to be let go again."""
+    return _for_any_number(_compiled(function, no_cpython_wrapper=True, **_OPTIONS))
+
+
+def _for_any_number(compiled: Any) -> Any:
+    """Compile once for int64, not once more for every constant that an argument may be."""
+    template = compiled.get_call_template
+
+    def get_call_template(args: Any, kws: Any) -> Any:
+        plain = tuple(numba.types.unliteral(kind) for kind in args)
+        return template(plain, {name: numba.types.unliteral(kws[name]) for name in kws})
+
+    compiled.get_call_template = get_call_template
+    return compiled
 
 
 def _compiled(function: Callable[..., Any], **options: bool | str) -> Callable[..., Any]:

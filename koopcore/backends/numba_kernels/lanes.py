@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.numba_kernels.compiled import inner
+from koopcore.backends.numba_kernels.compiled import inner, making
 from koopcore.backends.numba_kernels.simd import WIDTH, constant, fma, load, store
+
+
+@making
+def lane_array(count):
+    """``count`` vectors of zeros, from a cache line on: a load that crosses one costs two."""
+    memory = np.zeros((count + 1) * WIDTH)
+    first = (-memory.ctypes.data >> 3) & (WIDTH - 1)
+    return memory[first : first + count * WIDTH]
 
 
 @inner

@@ -1,115 +1,161 @@
-"""V with V Vᵀ = A⁺ for one group of deficient or truncated rank; project.py has the usual case."""
+"""V with V Vᵀ = A⁺ for one group of any rank, vectors along the rows of its matrices.
+
+Matrices are flat arrays whose rows are ``wide`` apart, a multiple of WIDTH, with zeros at the end.
+A factor L is kept by columns, as rows over the parameters in their natural places.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.numba_kernels.compiled import inner
+from koopcore.backends.numba_kernels.compiled import inner, making
+from koopcore.backends.numba_kernels.simd import WIDTH, constant, fill, fma, load, store
 
 SWEEPS = 30  # of Jacobi rotations; convergence is quadratic and takes six to ten
 
 
 @inner
-def whiten(a, scale, cap, raw, tolerance, v):
-    """Write V (N, r) of the scaled (N, N) matrix ``a`` and give r, and cond(F)."""
-    n = len(a)
-    factor = np.zeros((n, n))
+def padded(n):
+    """n, up to a multiple of WIDTH."""
+    return (n + WIDTH - 1) // WIDTH * WIDTH
+
+
+@inner
+def add_rows(target, at, wide, sign, weights, first, hop, rows, low, high):
+    """Row at ``at`` += sign Σ_{low<=c<high} weights[first + c hop] rows[c]."""
+    plus = constant(sign)
+    for i in range(0, wide, WIDTH):
+        total = load(target, at + i)
+        for c in range(low, high):
+            total = fma(plus * fill(weights, first + c * hop), load(rows, c * wide + i), total)
+        store(target, at + i, total)
+
+
+@making
+def whiten(a, n, scale, cap, raw, breakdown, tolerance, v):
+    """Write V (n, r) of the scaled (n, n) matrix ``a`` and give r, and cond(F).
+
+    Factors in natural order unless a pivot is no more than ``breakdown`` of its diagonal, then with
+    pivoting. The caller may know that it is: ``breakdown`` is infinite.
+    """
+    wide = padded(n)
+    factor = np.zeros(n * wide)
     order = np.empty(n, dtype=np.int64)
-    rank = pivoted_cholesky(a, tolerance, factor, order)
-    for i in range(n):
-        for j in range(n):
-            v[i, j] = 0.0
+    rank = cholesky(a, n, True, breakdown, factor, order)
+    if rank < n:
+        rank = cholesky(a, n, False, tolerance, factor, order)
+    for i in range(n * wide):
+        v[i] = 0.0
     if rank == 0:
         return 0, np.inf
-    largest, smallest = factor[0, 0], factor[0, 0]
+    largest = smallest = factor[order[0]]
     for k in range(rank):
-        largest, smallest = max(largest, factor[k, k]), min(smallest, factor[k, k])
+        pivot = factor[k * wide + order[k]]
+        largest, smallest = max(largest, pivot), min(smallest, pivot)
     if cap < rank:
-        truncate(factor, order, scale, rank, cap, raw, v)
+        truncate(factor, n, scale, rank, cap, raw, v)
     else:
-        invert(factor, order, scale, rank, v)
+        invert(factor, order, n, scale, rank, v)
     return min(cap, rank), largest / smallest
 
 
-@inner
-def pivoted_cholesky(a, tolerance, factor, order):
-    """Diagonally pivoted a[p, p] = L Lᵀ stopped at the noise; the rank."""
-    n = len(a)
-    rest = np.empty(n)
+@making
+def cholesky(a, n, natural, tolerance, factor, order):
+    """A = L Lᵀ as far as its pivots go: the rank, and the parameter of every pivot in ``order``.
+
+    In natural order, while a pivot is more than the tolerance's share of its diagonal; or by
+    diagonal pivoting, while it is more than that of the largest.
+    """
+    wide = padded(n)
+    rest = np.zeros(wide)
     largest = 0.0
     for i in range(n):
-        order[i] = i
-        rest[i] = a[i, i]
+        rest[i] = a[i * wide + i]
         if not rest[i] <= largest:
             largest = rest[i]
-    noise = tolerance * largest
     for k in range(n):
         j = k
-        for i in range(k, n):
-            if rest[i] > rest[j] or rest[i] != rest[i]:  # nan ends the factorization
-                j = i
-                if rest[i] != rest[i]:
-                    break
-        if not rest[j] > noise:
+        if not natural:
+            j = 0
+            for i in range(n):
+                if rest[i] > rest[j]:
+                    j = i
+                elif rest[i] != rest[i]:  # nan ends the factorization
+                    return k
+        if not rest[j] > tolerance * (a[j * wide + j] if natural else largest):
             return k
-        order[k], order[j] = order[j], order[k]
-        rest[k], rest[j] = rest[j], rest[k]
+        order[k] = j
+        root = np.sqrt(rest[j])
+        row = k * wide
+        for i in range(wide):
+            factor[row + i] = a[j * wide + i]
+        add_rows(factor, row, wide, -1.0, factor, j, wide, factor, 0, k)
+        inverse = constant(1.0 / root)
+        for i in range(0, wide, WIDTH):
+            entry = load(factor, row + i) * inverse
+            store(factor, row + i, entry)
+            store(rest, i, load(rest, i) - entry * entry)
         for c in range(k):
-            factor[k, c], factor[j, c] = factor[j, c], factor[k, c]
-        pivot = np.sqrt(rest[k])
-        factor[k, k] = pivot
-        for i in range(k + 1, n):
-            entry = a[order[i], order[k]]
-            for c in range(k):
-                entry -= factor[i, c] * factor[k, c]
-            entry /= pivot
-            factor[i, k] = entry
-            rest[i] -= entry * entry
+            factor[row + order[c]] = 0.0  # but for rounding
+        factor[row + j] = root
+        for c in range(k + 1):
+            rest[order[c]] = -np.inf
     return n
 
 
-@inner
-def invert(factor, order, scale, rank, v):
-    """V = L (LᵀL)⁻¹ through L = unit·D, whose columns the pivoting leaves well conditioned."""
-    n = len(factor)
-    normal = np.zeros((rank, rank))
-    for i in range(rank):  # the Cholesky factor of unitᵀ unit
-        for j in range(i + 1):
-            total = 0.0
-            for k in range(i, n):
-                total += factor[k, i] / factor[i, i] * (factor[k, j] / factor[j, j])
-            for c in range(j):
-                total -= normal[i, c] * normal[j, c]
-            normal[i, j] = np.sqrt(total) if i == j else total / normal[j, j]
-    y = np.empty(rank)
-    for k in range(n):
-        for i in range(rank):
-            total = factor[k, i] / factor[i, i] if i <= k else 0.0
-            for c in range(i):
-                total -= normal[i, c] * y[c]
-            y[i] = total / normal[i, i]
-        for i in range(rank - 1, -1, -1):
-            total = y[i]
-            for c in range(i + 1, rank):
-                total -= normal[c, i] * y[c]
-            y[i] = total / normal[i, i]
-            v[order[k], i] = y[i] / factor[i, i] * scale[order[k]]
+@making
+def invert(factor, order, n, scale, rank, v):
+    """V = L (LᵀL)⁻¹ through L = unit·D, whose columns the pivoting leaves well conditioned.
+
+    Courrieu (2005), Fast computation of Moore-Penrose inverse matrices.
+    """
+    wide = padded(n)
+    unit = np.zeros(n * wide)  # (n, rank)
+    y = np.zeros(rank * wide)  # (rank, n)
+    for k in range(rank):
+        inverse = 1.0 / factor[k * wide + order[k]]
+        for i in range(n):
+            y[k * wide + i] = unit[i * wide + k] = factor[k * wide + i] * inverse
+    normal, lower = np.zeros(rank * wide), np.zeros(rank * wide)
+    for k in range(rank):
+        add_rows(normal, k * wide, wide, 1.0, unit, k, wide, unit, 0, n)
+    for k in range(rank):  # its Cholesky factor
+        row = k * wide
+        add_rows(normal, row, wide, -1.0, lower, k, wide, lower, 0, k)
+        inverse = constant(1.0 / np.sqrt(normal[row + k]))
+        for i in range(0, wide, WIDTH):
+            store(lower, row + i, load(normal, row + i) * inverse)
+    for k in range(rank):
+        add_rows(y, k * wide, wide, -1.0, lower, k, wide, y, 0, k)
+        divide_row(y, k * wide, wide, lower[k * wide + k])
+    for k in range(rank - 1, -1, -1):
+        add_rows(y, k * wide, wide, -1.0, lower, k * wide, 1, y, k + 1, rank)
+        divide_row(y, k * wide, wide, lower[k * wide + k])
+        pivot = factor[k * wide + order[k]]
+        for i in range(n):
+            v[i * wide + k] = y[k * wide + i] / pivot * scale[i]
 
 
 @inner
-def truncate(factor, order, scale, rank, cap, raw, v):
+def divide_row(rows, at, wide, divisor):
+    """A row /= divisor."""
+    inverse = constant(1.0 / divisor)
+    for i in range(at, at + wide, WIDTH):
+        store(rows, i, load(rows, i) * inverse)
+
+
+@making
+def truncate(factor, n, scale, rank, cap, raw, v):
     """V from the leading singular values of F = Q R, R = Lᵀ unscaled: one-sided Jacobi on its rows.
 
     ``raw`` moves R from [x_1, d_1, …] to [x_1, x_2, …] by running sums, and V back.
     """
-    n = len(factor)
+    wide = padded(n)
     r = np.zeros((rank, n))
-    for i in range(n):
-        for q in range(min(i + 1, rank)):
-            r[q, order[i]] = factor[i, q] / scale[order[i]]
-    if raw:
-        for q in range(rank):
-            for i in range(1, n):
+    for q in range(rank):
+        for i in range(n):
+            r[q, i] = factor[q * wide + i] / scale[i]
+            if raw and i > 0:
                 r[q, i] += r[q, i - 1]
     orthogonalize(r)
     square = np.empty(rank)
@@ -121,12 +167,12 @@ def truncate(factor, order, scale, rank, cap, raw, v):
             if square[q] > square[best]:
                 best = q
         for i in range(n):
-            v[i, c] = r[best, i] / square[best]
+            v[i * wide + c] = r[best, i] / square[best]
         square[best] = -1.0
     if raw:
-        for c in range(cap):
-            for i in range(n - 2, -1, -1):
-                v[i, c] += v[i + 1, c]
+        for i in range(n - 2, -1, -1):
+            for c in range(cap):
+                v[i * wide + c] += v[(i + 1) * wide + c]
 
 
 @inner
@@ -145,7 +191,8 @@ def orthogonalize(r):
         rotated = False
         for p in range(len(r) - 1):
             for q in range(p + 1, len(r)):
-                a, b, c = row_product(r, p, p), row_product(r, q, q), row_product(r, p, q)
+                a, b = row_product(r, p, p), row_product(r, q, q)
+                c = row_product(r, p, q)
                 if not abs(c) > 2.0**-51 * np.sqrt(a) * np.sqrt(b):
                     continue
                 rotated = True

@@ -1,54 +1,52 @@
-"""Rollout of dense operators, K^{T-1} z and Σ_{j<T} Kʲ z, WIDTH groups side by side."""
+"""Rollout of dense operators, K^{T-1} z and Σ_{j<T} Kʲ z, WIDTH groups side by side.
+
+Mirrors csrc/koopcore/dense_rollout.h. With p_T = K^{T-1} z and s_T = Σ_{j<T} Kʲ z, both advance by
+b = 2^l steps at once: p_{T+b} = K^b p_T, s_{T+b} = K^b s_T + s_b, and s_{2b} = s_b + K^b s_b. The
+powers K^b, level l of a ladder, are made only as far as the next horizon repays them.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from koopcore.backends.numba_kernels.compiled import inner, kernel
-from koopcore.backends.numba_kernels.lanes import add_multiple, copy, take_lanes
-from koopcore.backends.numba_kernels.simd import WIDTH, constant, fma, load, store
+from koopcore.backends.numba_kernels.lanes import copy, lane_array, take_lanes
+from koopcore.backends.numba_kernels.simd import WIDTH
+from koopcore.backends.numba_kernels.tiles import apply, square
 
-DIRECT_STEPS = 1024  # beyond this horizon the operator is squared all the way
-SQUARINGS = 3  # at most, for a nearer horizon: few enough that powers round like single steps
+SQUARING = 0.6  # of the time of as many steps as the operator has rows: its products are tiled
 
 
 @kernel
 def dense_range(operator, start, affine, horizons, places, low, high, states, growth):
     """Groups low .. high - 1; ``horizons`` ascend, the i-th is row ``places[i]`` of the results.
 
-    operator: (n_groups, r r); start: (n_groups, r). Near horizons are stepped to one after the
-    other, or, where that takes fewer products, reached one by one with a power of the operator.
+    operator: (n_groups, r, r); start: (n_groups, r).
     """
     r = start.shape[1]
-    wide = (r + 3) // 4 * 4  # rows of zeros, so that products need no remainder
-    state = np.zeros(5 * wide * WIDTH)  # z, power, total and two more, as `leap` has them
-    k = np.zeros(2 * wide * r * WIDTH)
-    steps, squarings = plan(horizons, r, affine)
-    total = 2 * wide
+    wide = (r + 3) // 4 * 4  # zeros, so that products need no remainder
+    most = most_levels(horizons, r)
+    ladder, sums = lane_array((most + 1) * wide * wide), lane_array((most + 1) * wide)
+    power, total, zero = lane_array(2 * wide), lane_array(2 * wide), lane_array(wide)
     for first in range(low, high, WIDTH):
-        power, scratch = wide, 4 * wide
-        take_lanes(start, first, high, state)
-        take_lanes(operator, first, high, k)
-        copy(state, 0, state, power, r)
-        copy(state, 0, state, total, r)
-        done = 1
+        take_lanes(start, first, high, sums)
+        for i in range(r):
+            take_rows(operator, i, first, high, ladder, i * wide)
+        copy(sums, 0, power, 0, wide)
+        copy(sums, 0, total, 0, wide)
+        reached, have = 1, 0
         for i in range(len(horizons)):
-            far = horizons[i] > DIRECT_STEPS
-            if far or not steps:
-                power, scratch = wide, 4 * wide
-                take_lanes(operator, first, high, k)
-                leap(k, wide, r, horizons[i] - 1, 64 if far else squarings, affine, state)
-            else:
-                while done < horizons[i]:
-                    multiply(k, 0, wide, r, state, power, scratch)
-                    power, scratch = scratch, power
-                    if affine:
-                        add_multiple(state, total, constant(1.0), state, power, r)
-                    done += 1
+            gap = horizons[i] - reached
+            levels = min(worthwhile_levels(gap, r, have), most)
+            climb(ladder, sums, wide, have, levels, affine)
+            have, reached = max(have, levels), horizons[i]
+            advance(ladder, wide, gap, levels, power, zero, 0)
+            if affine:
+                advance(ladder, wide, gap, levels, total, sums, wide)
             put_states(
-                state,
-                power,
                 total if affine else power,
+                power,
+                sums,
                 r,
                 first,
                 high,
@@ -58,101 +56,71 @@ def dense_range(operator, start, affine, horizons, places, low, high, states, gr
 
 
 @inner
-def plan(horizons, r, affine):
-    """Whether to step through the near horizons, and how often to square K otherwise."""
-    chains = 2 if affine else 1
-    stepping = best = 0
-    chosen = 0
-    for squarings in range(SQUARINGS + 1):
-        cost = 0
-        for horizon in horizons:
-            if horizon <= DIRECT_STEPS:
-                stepping = max(stepping, horizon)
-                cost += squarings * (r + chains) + (chains * horizon >> squarings)
-        if squarings == 0 or cost < best:
-            best, chosen = cost, squarings
-    return stepping <= best, chosen
+def worthwhile_levels(gap, size, have):
+    """Levels worth having to advance ``gap`` steps, where ``have`` are there already."""
+    best, level = 0, 0
+    least = np.inf
+    while level == 0 or gap >> level > 0:
+        cost = float(gap >> level) + level + SQUARING * size * max(level - have, 0)
+        if cost < least:
+            best, least = level, cost
+        level += 1
+    return best
 
 
 @inner
-def multiply(k, at, wide, r, x, source, target):
-    """target = K source, four rows at a time."""
-    for i in range(0, wide, 4):
-        p0 = p1 = p2 = p3 = constant(0.0)
-        row = (at + i * r) * WIDTH
-        for j in range(r):
-            y = load(x, (source + j) * WIDTH)
-            place = row + j * WIDTH
-            p0 = fma(load(k, place), y, p0)
-            p1 = fma(load(k, place + r * WIDTH), y, p1)
-            p2 = fma(load(k, place + 2 * r * WIDTH), y, p2)
-            p3 = fma(load(k, place + 3 * r * WIDTH), y, p3)
-        store(x, (target + i) * WIDTH, p0)
-        store(x, (target + i + 1) * WIDTH, p1)
-        store(x, (target + i + 2) * WIDTH, p2)
-        store(x, (target + i + 3) * WIDTH, p3)
+def most_levels(horizons, size):
+    """Levels that these ascending horizons take; having some never makes others worthwhile."""
+    most, reached = 0, 1
+    for horizon in horizons:
+        most = max(most, worthwhile_levels(horizon - reached, size, 0))
+        reached = horizon
+    return most
 
 
 @inner
-def leap(k, wide, r, exponent, squarings, affine, state):
-    """power = K^e z and total = Σ_{j≤e} Kʲ z from M = K, K², K⁴, …, then steps of the last M.
+def climb(ladder, sums, wide, have, levels, affine):
+    """Levels have + 1 .. levels of K^(2^l) and, where ``affine``, of s_(2^l)."""
+    matrix = wide * wide
+    for level in range(have, levels):
+        square(ladder, level * matrix, wide, ladder, (level + 1) * matrix)
+        if affine:
+            at = level * wide
+            apply(ladder, level * matrix, wide, sums, at, sums, at, at + wide)
 
-    Invariant: total + Σ_{j<e} Mʲ v is the sum that is sought, and M^e power the power.
+
+@inner
+def advance(ladder, wide, gap, levels, state, plus, hop):
+    """state = K^gap state + plus_gap in steps of 2^l, whose sum stands at ``l hop`` of ``plus``.
+
+    state: 2 wide, of which the second half is scratch.
     """
-    z, power, total, v, scratch = 0, wide, 2 * wide, 3 * wide, 4 * wide
-    now, after = 0, wide * r
-    copy(state, z, state, power, r)
-    copy(state, z, state, total, r)
-    multiply(k, now, wide, r, state, z, v)
-    while exponent > 0:
-        repeat = exponent if squarings == 0 else exponent & 1
-        for _ in range(repeat):
-            multiply(k, now, wide, r, state, power, scratch)
-            copy(state, scratch, state, power, r)
-            if affine:
-                add_multiple(state, total, constant(1.0), state, v, r)
-                multiply(k, now, wide, r, state, v, scratch)
-                copy(state, scratch, state, v, r)
-        exponent = 0 if squarings == 0 else exponent >> 1
-        if exponent:
-            squarings -= 1
-            multiply(k, now, wide, r, state, v, scratch)
-            add_multiple(state, v, constant(1.0), state, scratch, r)
-            square(k, now, after, r)
-            now, after = after, now
+    here, there = 0, wide
+    for level in range(levels, -1, -1):
+        while gap >> level > 0:
+            apply(ladder, level * wide * wide, wide, state, here, plus, level * hop, there)
+            here, there = there, here
+            gap -= 1 << level
+    if here > 0:
+        copy(state, here, state, 0, wide)
 
 
 @inner
-def square(k, now, after, r):
-    """The matrix at ``after`` = that at ``now``, squared."""
-    for i in range(r):
-        for j in range(0, r, 4):
-            used = min(4, r - j)
-            p0 = p1 = p2 = p3 = constant(0.0)
-            for c in range(r):
-                x = load(k, (now + i * r + c) * WIDTH)
-                row = (now + c * r + j) * WIDTH  # reads past a row's end, never past the padding
-                p0 = fma(x, load(k, row), p0)
-                p1 = fma(x, load(k, row + WIDTH), p1)
-                p2 = fma(x, load(k, row + 2 * WIDTH), p2)
-                p3 = fma(x, load(k, row + 3 * WIDTH), p3)
-            place = (after + i * r + j) * WIDTH
-            store(k, place, p0)
-            if used > 1:
-                store(k, place + WIDTH, p1)
-            if used > 2:
-                store(k, place + 2 * WIDTH, p2)
-            if used > 3:
-                store(k, place + 3 * WIDTH, p3)
+def take_rows(matrices, row, first, stop, lanes, at):
+    """Row ``row`` of matrices first, first + 1 … into the lanes, as `take_lanes`."""
+    for lane in range(WIDTH):
+        group = min(first + lane, stop - 1)
+        for j in range(matrices.shape[2]):
+            lanes[(at + j) * WIDTH + lane] = matrices[group, row, j]
 
 
 @inner
-def put_states(x, power, state, r, first, stop, states, growth):
+def put_states(state, power, start, r, first, stop, states, growth):
     """Write the lanes before ``stop``, and ‖K^{T-1} z‖ / ‖z‖."""
     for lane in range(min(WIDTH, stop - first)):
         now = begin = 0.0
         for i in range(r):
-            states[first + lane, i] = x[(state + i) * WIDTH + lane]
-            now += x[(power + i) * WIDTH + lane] ** 2
-            begin += x[i * WIDTH + lane] ** 2
+            states[first + lane, i] = state[i * WIDTH + lane]
+            now += power[i * WIDTH + lane] ** 2
+            begin += start[i * WIDTH + lane] ** 2
         growth[first + lane] = np.sqrt(now) / np.sqrt(begin)

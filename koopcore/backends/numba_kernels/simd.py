@@ -1,8 +1,8 @@
 """A SIMD vector of float64 as a Numba type, so that kernels do not depend on the auto-vectorizer.
 
-`load`, `store`, `fill` and `fma` act on WIDTH neighbouring numbers of a C-contiguous 1-D array,
-at any offset, and check no bounds. `+ - * /` and negation work on vectors as on floats. LLVM maps
-them to the registers of the processor at hand: two or four each where those are narrower.
+`load`, `store` and `fill` act on WIDTH neighbouring numbers of a C-contiguous 1-D array, at any
+offset, and check no bounds; nor does `gather`. `+ - * /` and negation work on vectors as on floats.
+LLVM maps them to the registers of the processor at hand: two or four each where those are narrower.
 """
 
 from __future__ import annotations
@@ -115,6 +115,24 @@ def fill(typingctx: Any, array: Any, at: Any) -> Any:
 
 
 @intrinsic
+def gather(typingctx: Any, array: Any, base: Any, places: Any, at: Any) -> Any:
+    """Lane l = array[base + places[at + l]] as float64."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
+        single = sig.args[0].dtype == types.float32
+        value = ir.Constant(_SINGLES if single else _VECTOR, ir.Undefined)
+        for lane in range(WIDTH):
+            here = builder.add(args[3], ir.Constant(args[3].type, lane))
+            place = builder.load(_address(context, builder, sig.args[2], args[2], here))
+            place = builder.add(args[1], place)
+            number = builder.load(_address(context, builder, sig.args[0], args[0], place))
+            value = builder.insert_element(value, number, ir.Constant(_I32, lane))
+        return builder.fpext(value, _VECTOR) if single else value
+
+    return vector(array, types.intp, places, types.intp), lower
+
+
+@intrinsic
 def constant(typingctx: Any, value: Any) -> Any:
     """The number in every lane."""
 
@@ -171,6 +189,32 @@ def clip(typingctx: Any, a: Any, limit: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<", value, low), low, value)
 
     return vector(vector, vector), lower
+
+
+@intrinsic
+def absolute(typingctx: Any, a: Any) -> Any:
+    """|a|."""
+    return vector(vector), _define_call("fabs", 1)
+
+
+def _define_choice(comparison: str) -> Callable[..., Any]:
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
+        a, b, true, false = args
+        return builder.select(builder.fcmp_ordered(comparison, a, b), true, false)
+
+    return lower
+
+
+@intrinsic
+def where_less(typingctx: Any, a: Any, b: Any, true: Any, false: Any) -> Any:
+    """``true`` in lanes where a < b, elsewhere ``false``: also where either is nan."""
+    return vector(vector, vector, vector, vector), _define_choice("<")
+
+
+@intrinsic
+def where_at_most(typingctx: Any, a: Any, b: Any, true: Any, false: Any) -> Any:
+    """``true`` in lanes where a <= b, elsewhere ``false``: also where either is nan."""
+    return vector(vector, vector, vector, vector), _define_choice("<=")
 
 
 @intrinsic

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.numba_kernels.compiled import inner, kernel
+from koopcore.backends.numba_kernels.compiled import inner, kernel, making
 from koopcore.backends.numba_kernels.lanes import (
     add_multiple,
     dot,
@@ -52,7 +52,7 @@ def solve_range(gram, n, affine, holdout, tolerance, low, high, at, result):
                     result[4][at + first - low + lane] = error[lane]
 
 
-@inner
+@making
 def cholesky(g, affine, rows, scale, tolerance, factor, inverse, rank):
     """L of the scaled Gram matrix column by column, 1 / diag L, and the rank of every lane.
 
@@ -130,7 +130,7 @@ def put_fit(factor, inverse, scale, a, rows, rank, lane, group, result):
     residual[group] = factor[corner] / scale[columns * WIDTH + lane]
 
 
-@inner
+@making
 def hindcast(g, a, kept, n, affine, holdout, error):
     """‖B w - x_n‖ / ‖x_n - x_{n-holdout}‖ of the held-out fit, from G = BᵀB."""
     sequence = np.empty((kept + holdout + 1) * WIDTH)
