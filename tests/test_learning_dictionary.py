@@ -78,7 +78,7 @@ def test_a_pullback_may_be_called_again(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activations_obey_their_bounds_and_invert(name: str) -> None:
+def test_activations_obey_their_bounds_and_attain_them(name: str) -> None:
     one = ACTIVATIONS[name]
     z = np.linspace(-6.0, 6.0, 24001)
     y = one.value(z)
@@ -93,8 +93,6 @@ def test_activations_obey_their_bounds_and_invert(name: str) -> None:
     assert np.abs(slope).max() == pytest.approx(b1, rel=1e-6)
     assert np.abs(second).max() == pytest.approx(b2, rel=1e-6)
     np.testing.assert_allclose(np.diff(y) / h, (slope[1:] + slope[:-1]) / 2, rtol=0, atol=1e-7)
-    middle = np.abs(z) < 3.0  # beyond, 1 - y² loses digits
-    np.testing.assert_allclose(one.inverse(y[middle]), z[middle], rtol=0, atol=1e-12)
 
 
 def test_the_logistic_function_does_not_overflow() -> None:

@@ -11,11 +11,10 @@ from koopcore.backends.stages import FloatArray
 
 
 class Activation(NamedTuple):
-    """σ, its derivative and inverse as functions of the output y = σ(z), and three bounds."""
+    """σ, its derivative as a function of the output y = σ(z), and bounds on three derivatives."""
 
     value: Callable[[FloatArray], FloatArray]
     slope: Callable[[FloatArray], FloatArray]  # σ'(z) from y, so that z need not be kept
-    inverse: Callable[[FloatArray], FloatArray]
     bounds: tuple[float, float, float]  # b0, b1, b2 of |σ|, |σ'|, |σ''|
 
 
@@ -24,16 +23,13 @@ def _logistic(z: FloatArray) -> FloatArray:
 
 
 ACTIVATIONS = {
-    "tanh": Activation(np.tanh, lambda y: 1.0 - y * y, np.arctanh, (1.0, 1.0, 4.0 / 27.0**0.5)),
+    "tanh": Activation(np.tanh, lambda y: 1.0 - y * y, (1.0, 1.0, 4.0 / 27.0**0.5)),
     "logistic": Activation(
         _logistic,
         lambda y: y * (1.0 - y),
-        lambda y: np.log(y / (1.0 - y)),
         (1.0, 0.25, 1.0 / 108.0**0.5),
     ),
-    "arctan": Activation(
-        np.arctan, lambda y: np.cos(y) ** 2, np.tan, (np.pi / 2.0, 1.0, 27.0**0.5 / 8.0)
-    ),
+    "arctan": Activation(np.arctan, lambda y: np.cos(y) ** 2, (np.pi / 2.0, 1.0, 27.0**0.5 / 8.0)),
 }
 
 

@@ -130,9 +130,10 @@ class Supervisor:
         return [kept[max(common)] for kept in self._states] if common else []
 
     def send(self, message: Any) -> None:
-        """The same message to every worker."""
+        """The same message to every worker; one that is gone is noticed by `gather`."""
         for pipe in self.pipes:
-            pipe.send(message)
+            with suppress(OSError):
+                pipe.send(message)
 
     def _receive(self, number: int) -> Report:
         """A worker's next report; states are kept, a divergence and a death are raised."""
