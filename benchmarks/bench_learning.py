@@ -1,8 +1,7 @@
-"""What does an iteration of operator learning cost, against point by point, workers, size, peers?
+"""What does an iteration of operator learning cost, against point by point, workers, size?
 
     python benchmarks/bench_learning.py points   # the same algorithm written point by point
     python benchmarks/bench_learning.py workers  # time and bytes per iteration on 1, 2, 4, 7 ranks
-    python benchmarks/bench_learning.py peers    # PyDMD's and pykoopman's EDMD, where installed
     python benchmarks/bench_learning.py scaling  # points, features, states
     python benchmarks/bench_learning.py seconds  # 500 iterations on Van der Pol, 3 dimensions
 
@@ -14,7 +13,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,6 @@ from koopcore.learning import (
     Blocks,
     DistributedLearner,
     Layered,
-    Monomials,
     OneLayer,
     simultaneous_step,
 )
@@ -87,79 +84,6 @@ def workers() -> dict[str, Any]:
     return rows
 
 
-def peers() -> dict[str, Any]:
-    """EDMD with the same monomials on the same points: error of 1 and 200 steps, and time."""
-    result: dict[str, Any] = {}
-    for mu in (0.2, 1.0):
-        parts = van_der_pol.paper_split(mu)
-        rows: dict[str, Any] = {}
-        for name, fit in _edmd_fits().items():
-            try:
-                step = fit(parts.train)
-            except ImportError as error:
-                rows[name] = {"missing": str(error)}
-                continue
-            ahead = np.vstack([step(x, 1) for x in parts.test[:-1]])
-            many = step(parts.test[0], len(parts.test) - 1)
-            seconds = in_turns([lambda fit=fit, x=parts.train: fit(x)], rounds=11)[0]
-            rows[name] = {
-                "one_step": _relative(ahead, parts.test[1:]),
-                "multi_step": _relative(many, parts.test[1:]),
-                "fit_seconds": seconds,
-            }
-        result[str(mu)] = rows
-    return result
-
-
-def _edmd_fits() -> dict[str, Callable[[np.ndarray], Any]]:
-    def ours(x: np.ndarray) -> Any:
-        learner = AlternatingLearner(Monomials(2, 5), k_step="exact", n_iterations=1).fit(x)
-        return lambda x0, n: learner.predict(x0, n)
-
-    def learned(x: np.ndarray) -> Any:
-        from koopcore.learning import StateInclusive
-
-        learner = AlternatingLearner(
-            StateInclusive(OneLayer(2, 16)), k_step="exact", track="objective"
-        ).fit(x)
-        return lambda x0, n: learner.predict(x0, n)
-
-    def pykoopman(x: np.ndarray) -> Any:
-        import pykoopman as pk
-
-        # Its own Polynomial does not work with current scikit-learn: the same monomials, from us.
-        lift = Monomials(2, 5)
-        model = pk.Koopman(observables=pk.observables.Identity(), regressor=pk.regression.EDMD())
-        model.fit(lift.features(np.zeros(0), x))
-
-        def step(x0: np.ndarray, n: int) -> np.ndarray:
-            lifted = lift.features(np.zeros(0), x0[None])[0]
-            return np.asarray(model.simulate(lifted, n_steps=n)).reshape(n, -1)[:, :2].real
-
-        return step
-
-    def pydmd(x: np.ndarray) -> Any:
-        from pydmd import EDMD
-
-        model = EDMD(svd_rank=20, kernel_metric="poly", kernel_params={"degree": 5, "coef0": 1.0})
-        model.fit(x[:-1].T, x[1:].T)
-        values, modes, functions = model.eigs, model.modes, model.eigenfunctions
-
-        def step(x0: np.ndarray, n: int) -> np.ndarray:
-            start = np.asarray(functions(x0)).reshape(-1)
-            powers = values[None, :] ** np.arange(1, n + 1)[:, None]
-            return ((powers * start) @ modes.T).real
-
-        return step
-
-    return {
-        "koopcore, monomials of degree 5": ours,
-        "koopcore, state + 16 tanh learned in 500 iterations": learned,
-        "pykoopman EDMD, the same monomials": pykoopman,
-        "PyDMD EDMD, polynomial kernel of degree 5, rank 20": pydmd,
-    }
-
-
 def scaling() -> dict[str, Any]:
     """Seconds per iteration of `simultaneous_step`: one number varied at a time."""
     base = {"points": 2000, "features": 15, "states": 8}
@@ -209,11 +133,7 @@ def seconds() -> dict[str, Any]:
     return result
 
 
-def _relative(predicted: np.ndarray, true: np.ndarray) -> float:
-    return float(np.linalg.norm(predicted - true) / np.linalg.norm(true))
-
-
-QUESTIONS = {f.__name__: f for f in (points, workers, peers, scaling, seconds)}
+QUESTIONS = {f.__name__: f for f in (points, workers, scaling, seconds)}
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1] not in QUESTIONS:
