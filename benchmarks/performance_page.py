@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from koopcore.studies import endpoint, peers, roofline
+from koopcore.studies import backpropagation, endpoint, peers, roofline
 from koopcore.studies.catalogue import studies
 from koopcore.studies.powers import Power
 from koopcore.studies.report import picture
@@ -77,7 +77,12 @@ def page(contents: dict[str, Any], counted: dict[str, Any]) -> str:
     parts = [INTRODUCTION, _machine(contents)]
     parts += ["## Targets\n", _claims(found), "![All studies as plots](performance.png)\n"]
     tables: dict[str, Callable[[dict[str, Any]], str]]
-    tables = {"endpoint": _endpoint, "peers": _peers, "roofline": _roofline}
+    tables = {
+        "endpoint": _endpoint,
+        "peers": _peers,
+        "roofline": _roofline,
+        "backpropagation": _steps,
+    }
     for name, study in found.items():
         parts.append(f"## {name}\n\n{study['question']}\n")
         if name in tables:
@@ -155,6 +160,25 @@ def _peers(study: dict[str, Any]) -> str:
         lines.append(tuple(cells))
     headings = ["", *(f"{race}{what}" for race in races for what in ("", " times ours", " error"))]
     return _table(headings, lines)
+
+
+def _steps(study: dict[str, Any]) -> str:
+    """Steps per prediction, and with a line search in brackets: a row per network."""
+    rows = rows_of(study)
+    batches = sorted({row.x for row in rows if row.x == row.x})
+    lines = []
+    for race in races_of(rows):
+        predicted = seconds_of(rows, race, backpropagation.PREDICT)
+        cells = [race, duration(predicted)]
+        for batch in batches:
+            step = seconds_of(rows, race, f"step, batch {batch:.0f}")
+            searched = seconds_of(rows, race, f"{backpropagation.SEARCH}{batch:.0f}")
+            brackets = f" ({searched / step:.1f})" if searched == searched else ""
+            cells.append(f"{predicted / step:.2f}{brackets}")
+        lines.append(tuple(cells))
+    headings = ("", "fit and predict", *(f"steps of batch {batch:.0f}" for batch in batches))
+    note = "Training steps that take as long as one prediction (with a line search).\n\n"
+    return note + _table(headings, lines)
 
 
 def _roofline(study: dict[str, Any]) -> str:

@@ -225,7 +225,10 @@ def test_the_picture_has_one_plot_per_study_that_was_run():
     rows = {"rows": [{"race": "P", "case": "a", "x": 10.0, "seconds": 1.0}]}
     contents = {"studies": {"parameters": rows, "groups": rows}}
     figure = picture(contents, studies())
-    assert [axes.get_title() for axes in figure.axes] == ["parameters", "groups"]
+    assert [axes.get_title() for part in figure.subfigs for axes in part.axes] == [
+        "parameters",
+        "groups",
+    ]
     from io import BytesIO
 
     buffer = BytesIO()

@@ -13,7 +13,6 @@ import numpy as np
 
 from koopcore.studies import plots
 from koopcore.studies.peers import INSTALL
-from koopcore.studies.powers import powers_of
 from koopcore.studies.study import Case, Job, Row, Size, Study, Summary, Unavailable, series
 
 if TYPE_CHECKING:
@@ -65,18 +64,16 @@ def build(case: Case) -> Job:
 
 
 def summary(rows: Sequence[Row]) -> Summary:
-    powers = powers_of("capture", *series(rows, "capture"))
-    powers |= powers_of("copy", *series(rows, "copy"))
     notes = []
     copies = dict(zip(*series(rows, "copy"), strict=True))
     for size, taken in zip(*series(rows, "capture"), strict=True):
         if size in copies:
             notes.append(f"P = {size:.1e}: capture {taken / copies[size]:.2f} times a copy")
-    return Summary(powers, [], notes)
+    return Summary({}, [], notes)
 
 
 def draw(axes: Axes, rows: Sequence[Row]) -> None:
-    plots.power_law(axes, rows)
+    plots.connected(axes, rows)
 
 
 STUDY = Study("capture", __doc__.splitlines()[0], "parameters", cases, build, summary, draw)

@@ -20,7 +20,7 @@ def legend(axes: Axes) -> None:
         axes.legend(fontsize=8)
 
 
-def power_law(axes: Axes, rows: Sequence[Row], *races: str) -> None:
+def power_law(axes: Axes, rows: Sequence[Row], *races: str, fixed: bool = True) -> None:
     """Seconds against x on logarithmic axes, each race with its fitted curve."""
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -30,7 +30,7 @@ def power_law(axes: Axes, rows: Sequence[Row], *races: str) -> None:
             continue
         (line,) = axes.plot(x, seconds, "o", label=race)
         if len(x) >= 4:
-            power = fit_power(x, seconds)
+            power = fit_power(x, seconds, fixed)
             fine = np.geomspace(min(x), max(x), 100)
             axes.plot(
                 fine,
@@ -55,20 +55,26 @@ def connected(axes: Axes, rows: Sequence[Row], *races: str) -> None:
     legend(axes)
 
 
-def time_bars(axes: Axes, rows: Sequence[Row]) -> None:
+def timebars(axes: Axes, rows: Sequence[Row]) -> None:
     """Seconds of every case that has them, as horizontal bars on a logarithmic axis."""
     timed = [row for row in rows if row.seconds is not None]
     several = len(races_of(timed)) > 1
     names = [f"{row.race}: {row.case}" if several else row.case for row in timed]
-    axes.barh(names, [row.seconds or 0.0 for row in timed])
+    bars(axes, names, [row.seconds or 0.0 for row in timed], "seconds")
     axes.set_xscale("log")
-    axes.set_xlabel("seconds")
-    axes.invert_yaxis()
 
 
-def share_bars(axes: Axes, names: Sequence[str], shares: Sequence[float], label: str) -> None:
-    """Horizontal bars with a line at one."""
-    axes.barh(list(names), list(shares))
+def sharebars(axes: Axes, names: Sequence[str], shares: Sequence[float], label: str) -> None:
+    """Horizontal bars with a line at one; logarithmic where they differ by more than tenfold."""
+    bars(axes, names, shares, label)
     axes.axvline(1.0, color="black", linewidth=1)
+    if shares and max(shares) > 10 * min(shares):
+        axes.set_xscale("log")
+
+
+def bars(axes: Axes, names: Sequence[str], lengths: Sequence[float], label: str) -> None:
+    """Horizontal bars from the top down."""
+    axes.barh(list(names), list(lengths))
     axes.set_xlabel(label)
+    axes.tick_params("y", labelsize=7)
     axes.invert_yaxis()

@@ -53,9 +53,10 @@ def picture(contents: Mapping[str, Any], studies: Sequence[Study]) -> Figure:
     shown = [study for study in studies if study.name in contents["studies"]]
     lines = -(-len(shown) // COLUMNS)
     whole = Figure(figsize=(6.2 * COLUMNS, 4.4 * max(lines, 1)), layout="constrained")
-    for position, study in enumerate(shown, 1):
-        axes = whole.add_subplot(lines, COLUMNS, position)
-        _draw(axes, study, rows_of(contents["studies"][study.name]))
+    # Figures of their own: long names in one do not narrow the others.
+    parts = whole.subfigures(max(lines, 1), COLUMNS, squeeze=False)
+    for part, study in zip(parts.flat, shown, strict=False):
+        _draw(part.add_subplot(), study, rows_of(contents["studies"][study.name]))
     return whole
 
 

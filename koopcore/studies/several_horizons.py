@@ -149,7 +149,10 @@ def summary(rows: Sequence[Row]) -> Summary:
 
 
 def draw(axes: Axes, rows: Sequence[Row]) -> None:
-    plots.time_bars(axes, rows)
+    own = [row for row in rows if row.seconds and "bytes" in row.figures]
+    names = [f"{row.race.split(',')[0]}: {row.case}" for row in own]
+    rates = [row.figures["bytes"] / (row.seconds or 1.0) / 1e9 for row in own]
+    plots.bars(axes, names, rates, "GB/s written")
 
 
 STUDY = Study("several-horizons", __doc__.splitlines()[0], "", cases, build, summary, draw)

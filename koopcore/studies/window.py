@@ -38,7 +38,7 @@ def summary(rows: Sequence[Row]) -> Summary:
 
 
 def draw(axes: Axes, rows: Sequence[Row]) -> None:
-    plots.power_law(axes, rows)
+    plots.power_law(axes, rows, fixed=False)
 
 
 STUDY = Study("window", __doc__.splitlines()[0], "snapshots per fit", cases, build, summary, draw)
