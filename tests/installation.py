@@ -39,6 +39,8 @@ def run(
         if key not in {"CXX", "CXXFLAGS", "CUDACXX", "CMAKE_ARGS", "KOOPCORE_ISA"}
         and not key.startswith(("SKBUILD", "PYTHON"))
     }
+    # One architecture: six take minutes, and what is in question is the way to the module.
+    inherited.setdefault("CUDAARCHS", "90")
     return subprocess.run(
         command, cwd=cwd, env={**inherited, **(env or {})}, capture_output=True, text=True
     )

@@ -90,6 +90,8 @@ def test_without_a_compiler_the_install_is_quiet_and_pure(pure: Environment) -> 
     assert cpu is None
     assert record["cpu"]["built"] is False
     assert "no C++ compiler found" in record["cpu"]["reason"]
+    assert record["cuda"]["built"] is False
+    assert "no C++ compiler found" in record["cuda"]["reason"]
     assert "CMake Error" not in pure.output
     assert "CMake Warning" not in pure.output
 
@@ -102,7 +104,9 @@ def test_a_pure_install_holds_no_module_of_an_earlier_build(pure: Environment) -
 @needs_compiler
 def test_the_sdist_installs_with_the_cpu_module(sdist: Path, tmp_path: Path) -> None:
     # Unoptimised, which compiles faster: what is in question is whether the sources are complete.
-    environment = install(sdist, tmp_path / "env", {"SKBUILD_CMAKE_BUILD_TYPE": "Debug"})
+    # The CUDA sources are the same files as in the source tree, and are compiled there.
+    options = {"SKBUILD_CMAKE_BUILD_TYPE": "Debug", "SKBUILD_CMAKE_DEFINE": "KOOPCORE_CUDA=OFF"}
+    environment = install(sdist, tmp_path / "env", options)
     _, cpu, record = environment.facts()
     assert cpu is not None, record
     assert record["build_type"] == "Debug"
@@ -121,7 +125,7 @@ def test_every_install_fits_and_predicts(how: str, request: pytest.FixtureReques
 def test_the_package_is_complete(how: str, request: pytest.FixtureRequest) -> None:
     environment: Environment = request.getfixturevalue(how)
     installed = package_files(environment.package)
-    built = {name for name in installed if name.startswith("_native/_cpu.")}
+    built = {name for name in installed if name.startswith(("_native/_cpu.", "_native/_cuda."))}
     expected = package_files(environment.source / "koopcore")
     assert installed - built == expected | {"_native/build.json"}
 
@@ -216,6 +220,13 @@ def configure(
     ("options", "env", "message"),
     [
         (["-DKOOPCORE_CPU=ON"], NO_COMPILERS, "KOOPCORE_CPU=ON, but no C++ compiler found"),
+        (["-DKOOPCORE_CUDA=ON"], NO_COMPILERS, "KOOPCORE_CUDA=ON, but no C++ compiler found"),
+        (
+            ["-DKOOPCORE_CUDA=ON", "-DKOOPCORE_CPU=OFF"],
+            {"CUDACXX": "/nonexistent"},
+            "KOOPCORE_CUDA=ON, but no CUDA compiler found",
+        ),
+        (["-DKOOPCORE_CUDA=1"], {}, "KOOPCORE_CUDA is '1'; accepted are AUTO, ON and OFF"),
         (["-DKOOPCORE_CPU=YES"], {}, "KOOPCORE_CPU is 'YES'; accepted are AUTO, ON and OFF"),
     ],
 )
@@ -228,9 +239,12 @@ def test_a_build_that_cannot_do_what_was_asked_says_so(
 
 
 def test_switched_off_needs_no_compiler_and_builds_nothing(tmp_path: Path) -> None:
-    done = configure(ROOT, tmp_path, "-DKOOPCORE_CPU=OFF", **NO_COMPILERS)
+    off = ("-DKOOPCORE_CPU=OFF", "-DKOOPCORE_CUDA=OFF")
+    done = configure(ROOT, tmp_path, *off, **NO_COMPILERS)
     assert done.returncode == 0, done.stderr
-    assert "switched off (KOOPCORE_CPU=OFF)" in (tmp_path / "build.json").read_text()
+    record = (tmp_path / "build.json").read_text()
+    assert "switched off (KOOPCORE_CPU=OFF)" in record
+    assert "switched off (KOOPCORE_CUDA=OFF)" in record
 
 
 @needs_compiler

@@ -98,7 +98,9 @@ def solve(gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
         weights[:, : n - holdout] = rollout(on_host(shorter), affine, [holdout])[0][0]
         hindcast = np.where(on_host(whole), _hindcast(unpack(gram, n), weights, holdout), np.nan)
     coefficients = xp().where(whole[:, None], a, 0.0)
-    return Companion(*map(on_host, (coefficients, rank, residual, condition)), hindcast)
+    return Companion(
+        on_host(coefficients), on_host(rank), on_host(residual), on_host(condition), hindcast
+    )
 
 
 def project(

@@ -67,9 +67,10 @@ def _companion(
     states, sums = _states(step, a, horizons)
     rolled = sums if affine else states
     by_ahead = sum(given[i][:, :, None] * rolled[t - 1][:, None, :] for i, t in enumerate(horizons))
-    by_state = {}
+    by_state: dict[int, Tensor] = {}
     for i, t in enumerate(horizons):
-        by_state[t] = by_state.get(t, 0.0) + (ahead.mT @ given[i][:, :, None])[:, :, 0]
+        along_ahead = (ahead.mT @ given[i][:, :, None])[:, :, 0]
+        by_state[t] = by_state[t] + along_ahead if t in by_state else along_ahead
     by_step, by_a = _backwards(step, states, by_state, affine)
     by_a = by_a + by_step[:, :, -1]
     z = _solved(r, _solved(r.mT, by_a[:, :, None], upper=False))[:, :, 0]
@@ -91,7 +92,7 @@ def _dense(
     states, _ = _states(operator, first, horizons)
     by_state: dict[int, Tensor] = {}
     for i, t in enumerate(horizons):
-        by_state[t] = by_state.get(t, torch.zeros_like(target)) + given[i]
+        by_state[t] = by_state[t] + given[i] if t in by_state else given[i]
     by_operator, by_first = _backwards(operator, states, by_state, affine)
     by_operator = by_operator + by_first[:, :, None] * target[:, None, :]
     by_newest = (operator.mT @ by_first[:, :, None])[:, :, 0]
