@@ -27,16 +27,24 @@ void gram_of(const Window &w, const Groups &groups, Piece piece, double *entries
   const std::int64_t panels = (piece.count + most - 1) / most;
   // Panels of equal width, so that none is left with a few columns.
   const std::int64_t even = (piece.count + panels - 1) / panels;
-  const int width = int((even + kLanes - 1) / kLanes) * kLanes;
+  const int width = int((even + kLanes - 1) / kLanes) * kLanes, tiles = tile_count(n);
+  const std::ptrdiff_t bytes = width * std::ptrdiff_t(sizeof(T));
   double *panel = scratch;
   Vec *sums = reinterpret_cast<Vec *>(panel + std::size_t(most) * n);
   bool resume = false;
   for (std::int64_t left = piece.count; left > 0;) {
     const int columns = left < width ? int(left) : width;
     left -= columns;
-    pack<T>(w, groups, piece, columns, panel);
+    const std::ptrdiff_t end = pack<T>(w, groups, piece, columns, panel);
     const int chunks = (columns + kLanes - 1) / kLanes;
-    add_tiles(panel, chunks, n, {resume, left == 0}, sums, entries);
+    // Fetched during the products, a few rows to a tile: what stands behind this panel, which is
+    // the next one where the parameters are neighbours.
+    const auto fetch = [&](int tile) {
+      for (int k = tile; k < n; k += tiles)
+        for (std::ptrdiff_t at = 0; at < bytes; at += kPrefetchLine)
+          __builtin_prefetch(w.rows[k] + end + at, 0, 1);
+    };
+    add_tiles(panel, chunks, n, {resume, left == 0}, sums, entries, fetch);
     resume = true;
   }
 }
@@ -142,7 +150,7 @@ void gram_of_lanes(const Window &w, const Groups &groups, std::int64_t first, in
   for (int done = 0; done < m; done += width) {
     const int columns = m - done < width ? m - done : width;
     lanes.pack(columns, panel);
-    add_tiles(panel, columns, n, {done > 0, false}, sums, nullptr);
+    add_tiles(panel, columns, n, {done > 0, false}, sums, nullptr, [](int) {});
   }
   for (int i = 0; i < entries; ++i)
     if (map[i] >= 0)

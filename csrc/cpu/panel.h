@@ -37,10 +37,12 @@ void fill_lanes(const Window &w, std::ptrdiff_t offset, std::ptrdiff_t step, int
   }
 }
 
-// Packs the next `columns` parameters of the piece and moves it on.
+// Packs the next `columns` parameters of the piece and moves it on. Returns where the last of them
+// ends in a snapshot, in bytes.
 template <class T>
-void pack(const Window &w, const Groups &groups, Piece &at, int columns, double *panel) {
+std::ptrdiff_t pack(const Window &w, const Groups &groups, Piece &at, int columns, double *panel) {
   const int chunk_size = w.n * kLanes;
+  std::ptrdiff_t end = 0;
   int done = 0;
   while (done < columns) {
     const std::int64_t stride = groups.stride[at.segment];
@@ -51,6 +53,7 @@ void pack(const Window &w, const Groups &groups, Piece &at, int columns, double 
     const std::int64_t first = groups.start[at.segment] + at.within * stride;
     const std::ptrdiff_t step = w.step * stride;
     std::ptrdiff_t offset = w.step * first;
+    end = offset + take * step;
     at.within += take;
     if (at.within == groups.length[at.segment]) {
       ++at.segment;
@@ -68,13 +71,7 @@ void pack(const Window &w, const Groups &groups, Piece &at, int columns, double 
     done += take;
     if (step == sizeof(T)) {
       for (; take >= kLanes; take -= kLanes, offset += kLanes * step, chunk += chunk_size)
-        if (offset & (kPrefetchLine - 1) & -std::ptrdiff_t(kLanes * sizeof(T)))
-          difference_rows(w.n, chunk, [&](int k) { return load<T>(w.rows[k] + offset); });
-        else // once per cache line
-          difference_rows(w.n, chunk, [&](int k) {
-            __builtin_prefetch(w.rows[k] + offset + kPrefetchAhead);
-            return load<T>(w.rows[k] + offset);
-          });
+        difference_rows(w.n, chunk, [&](int k) { return load<T>(w.rows[k] + offset); });
     } else {
       for (; take >= kLanes; take -= kLanes, offset += kLanes * step, chunk += chunk_size)
         difference_rows(w.n, chunk,
@@ -85,6 +82,7 @@ void pack(const Window &w, const Groups &groups, Piece &at, int columns, double 
     else if (take > 0)
       difference_rows(w.n, chunk, [&](int k) { return gather<T>(w.rows[k] + offset, step, take); });
   }
+  return end;
 }
 
 } // namespace koopcore::cpu::KOOPCORE_ISA

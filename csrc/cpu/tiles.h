@@ -76,17 +76,26 @@ void tile_of(int rows, const double *panel, int chunks, int n, int top, int left
 
 inline int rows_at(int n, int top) { return n - top < kTile ? n - top : kTile; }
 
+inline int tile_count(int n) {
+  const int blocks = (n + kTile - 1) / kTile;
+  return blocks * (blocks + 1) / 2;
+}
+
 // Adds the products of all rows of the panel, tile by tile: `sums` in the order of the tiles, and
 // at the end the totals of the lanes in `entries`, unless the lanes stand for different groups.
-inline void add_tiles(const double *panel, int chunks, int n, Stage stage, Vec *sums,
-                      double *entries) {
-  int at = 0;
+// before(i) is called before tile i.
+template <class Before>
+void add_tiles(const double *panel, int chunks, int n, Stage stage, Vec *sums, double *entries,
+               Before &&before) {
+  int at = 0, tiles = 0;
   for (int top = 0; top < n; top += kTile) {
     const int rows = rows_at(n, top);
     for (int across = 0; across < top; across += kTile) {
+      before(tiles++);
       tile_of<false>(rows, panel, chunks, n, top, across, stage, sums + at, entries + at);
       at += padded(tile_sums(rows, false));
     }
+    before(tiles++);
     tile_of<true>(rows, panel, chunks, n, top, top, stage, sums + at, entries + at);
     at += padded(tile_sums(rows, true));
   }
