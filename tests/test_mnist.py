@@ -52,6 +52,14 @@ def test_the_embedded_digits_are_split_and_scaled(digits):
     assert (counts.min(), counts.max()) == (863, 1127)  # as the data's note says
 
 
+def test_settings_may_name_a_folder(folder):
+    read = mnist.of_settings({"data": str(folder)})
+    assert (len(read.images), len(read.validation_images)) == (7, 3)
+    assert mnist.of_settings({}).images.shape == (8000, 784)
+    assert "folder" in mnist.described({"data": str(folder)})
+    assert "8,000" in mnist.described({})
+
+
 def test_the_split_can_be_chosen_and_is_checked():
     assert mnist.load(validation=1000).images.shape == (9000, 784)
     for validation in (0, 10_000):

@@ -28,12 +28,12 @@ def settings(quick: bool) -> dict[str, Any]:
         "rates": {
             "adagrad": [0.05, 0.1, 0.2, 0.3, 0.5],
             "adadelta": [0.1, 0.3, 1.0, 2.0, 3.0],
-            "adam": [0.02, 0.04, 0.06, 0.1, 0.2, *_decaying((0.04, 0.06, 0.1), 1e-4, 3e-4)],
+            "adam": [0.03, 0.06, 0.1, 0.2, *_decaying((0.06, 0.1), 1e-4, 3e-4)],
         },
         "jump_rates": {
             "adagrad": [0.1, 0.2, 0.3, 0.5],
             "adadelta": [0.3, 1.0, 2.0, 3.0],
-            "adam": [0.03, 0.04, *_decaying((0.03, 0.06), 1e-4, 3e-4)],
+            "adam": [0.04, *_decaying((0.04, 0.06), 1e-4), *_decaying((0.06,), 3e-4)],
         },
         "attach": {"adagrad": {}, "adadelta": {}, "adam": {"stride": 10, "record": "mean"}},
         "ema": [0.9, 0.99],

@@ -23,15 +23,16 @@ from koopcore.problems.scores import Floats
 METHODS = {"koopcore": ("regression", "koopman"), "line": ("line", "regression")}
 """Candidates of each method that jumps; everything else about them is the same."""
 
+_SHOWN = ("plain", "EMA 0.98")
 _HUES = {"plain": "#b9bec7", "EMA 0.98": "#2e9164", "koopcore": "#e0662c", "line": "#a2448f"}
 
 
 def settings(quick: bool) -> dict[str, Any]:
     """Rates, seeds, the averages and the options of ``attach`` for minibatch noise."""
     chosen: dict[str, Any] = {
-        "seeds": list(range(300, 306)),
+        "seeds": list(range(300, 305)),
         "tuning": [400, 401],
-        "steps": 1200,
+        "steps": 1000,
         "batch": 64,
         "rates": {
             "sgd": [0.2, 0.3, 0.4, 0.5],
@@ -68,50 +69,66 @@ def cells(settings: dict[str, Any]) -> Sequence[Cell]:
     found = []
     seeds, tuning = len(settings["seeds"]), len(settings["tuning"])
     for optimizer, rates in settings["rates"].items():
-        runs = len(rates) * seeds + len(race.LOSSES) * tuning
+        for rate in rates:
+            work = partial(trained, settings, optimizer, rate)
+            found.append(Cell(f"{optimizer}/rate {rate:g}", seeds, work))
+        runs = len(race.LOSSES) * tuning
         found.append(Cell(f"{optimizer}/plain", runs, partial(plain, settings, optimizer)))
         for method in METHODS:
-            runs = len(rates) * tuning + seeds
+            runs = len(rates) * tuning + len(race.LOSSES) * seeds
             work = partial(jumping, settings, optimizer, method)
             found.append(Cell(f"{optimizer}/{method}", runs, work))
     return found
 
 
+def trained(
+    settings: dict[str, Any], optimizer: str, rate: float, tick: Tick, results: Results
+) -> dict[str, Any]:
+    """Train every seed at one rate: losses of the weights and of every average."""
+    digits = mnist.of_settings(settings)
+    runs = []
+    with one_thread(torch.device("cpu")):
+        for seed in settings["seeds"]:
+            runs.append(race.plain_run(settings, digits, optimizer, rate, seed))
+            tick()
+    return {name: [packed(run[name]) for run in runs] for name in runs[0]}
+
+
+def packed(curve: Sequence[Sequence[float]]) -> list[str]:
+    """One line per loss of a curve ``(evaluations, losses)``, four decimals each."""
+    return [" ".join(f"{value:.4f}" for value in values) for values in np.array(curve).T]
+
+
+def unpacked(lines: Sequence[str]) -> Floats:
+    """The curve ``(evaluations, losses)`` that `packed` wrote."""
+    return np.array([[float(value) for value in line.split()] for line in lines]).T
+
+
 def plain(settings: dict[str, Any], optimizer: str, tick: Tick, results: Results) -> dict[str, Any]:
-    """Train at every rate; per loss, the reference is the rate of the lowest median best loss.
+    """Per loss, the reference is the rate of the lowest median best loss.
 
     Each seed's target is the lowest loss of its reference run, its steps are where that run first
     has it. Every average is reported at the rate that brings it to the targets soonest.
     """
-    digits = mnist.of_settings(settings)
-    every, seeds = settings["evaluate_every"], settings["seeds"]
+    every = settings["evaluate_every"]
     curves: dict[float, dict[str, Floats]] = {}
-    with one_thread(torch.device("cpu")):
-        for rate in settings["rates"][optimizer]:
-            runs = []
-            for seed in seeds:
-                runs.append(race.plain_run(settings, digits, optimizer, rate, seed))
-                tick()
-            curves[rate] = {name: np.array([run[name] for run in runs]) for name in runs[0]}
-        lowest = {rate: np.nanmin(own["plain"], 1) for rate, own in curves.items()}
-        best = {
-            loss: _least({rate: float(np.median(low[:, k])) for rate, low in lowest.items()})
-            for k, loss in enumerate(race.LOSSES)
-        }
-        tuned: dict[str, list[float]] = {}
-        for k, (loss, rate) in enumerate(best.items()):
-            tuned[loss] = []
-            for seed in settings["tuning"]:
-                run = race.plain_run(settings, digits, optimizer, rate, seed, averaged=False)
-                tuned[loss].append(float(np.min(np.array(run["plain"])[:, k])))
-                tick()
+    for rate in settings["rates"][optimizer]:
+        own = results[f"{optimizer}/rate {rate:g}"]
+        runs = {name: lines for name, lines in own.items() if name != "finished"}
+        curves[rate] = {n: np.array([unpacked(run) for run in of]) for n, of in runs.items()}
+    lowest = {rate: np.nanmin(own["plain"], 1) for rate, own in curves.items()}
+    best = {
+        loss: _least({rate: float(np.median(low[:, k])) for rate, low in lowest.items()})
+        for k, loss in enumerate(race.LOSSES)
+    }
+    tuned = _tuning_targets(settings, optimizer, best, tick)
     found: dict[str, Any] = {}
     for k, (loss, rate) in enumerate(best.items()):
         target = lowest[rate][:, k]
         steps = race.first_steps(curves[rate]["plain"][..., k : k + 1], target[:, None], every)
         rivals: dict[str, Any] = {}
-        for own_rate, own in curves.items():
-            for name, values in own.items():
+        for own_rate, of in curves.items():
+            for name, values in of.items():
                 taken = race.first_steps(values[..., k : k + 1], target[:, None], every)
                 factors = (steps / taken)[:, 0]
                 if name not in rivals or np.median(factors) > np.median(rivals[name]["factors"]):
@@ -124,7 +141,23 @@ def plain(settings: dict[str, Any], optimizer: str, tick: Tick, results: Results
             "rivals": rivals,
         }
     shown = curves[best["training"]]
-    found["curves"] = {name: np.median(shown[name], 0).tolist() for name in ("plain", "EMA 0.98")}
+    found["curves"] = {name: packed(np.median(shown[name], 0)) for name in _SHOWN if name in shown}
+    return found
+
+
+def _tuning_targets(
+    settings: dict[str, Any], optimizer: str, best: dict[str, float], tick: Tick
+) -> dict[str, list[float]]:
+    """Lowest losses of plain training of the seeds on which the jumps' rates are tuned."""
+    digits = mnist.of_settings(settings)
+    found: dict[str, list[float]] = {}
+    with one_thread(torch.device("cpu")):
+        for k, (loss, rate) in enumerate(best.items()):
+            found[loss] = []
+            for seed in settings["tuning"]:
+                run = race.plain_run(settings, digits, optimizer, rate, seed, averaged=False)
+                found[loss].append(float(np.min(np.array(run["plain"])[:, k])))
+                tick()
     return found
 
 
@@ -173,7 +206,7 @@ def jumping(
                 found[loss]["rate"] = rate
             if "training" in wanted:
                 curves = np.array([run["averaged"] for run in runs])
-                found["curves"] = np.median(curves, 0).tolist()
+                found["curves"] = packed(np.median(curves, 0))
     found["tuning_steps"] = {str(rate): steps.tolist() for rate, steps in tried.items()}
     return found
 
@@ -284,7 +317,7 @@ def picture(results: Results, settings: dict[str, Any]) -> Figure:
             if jumped is not None and "curves" in jumped:
                 curves[method] = jumped["curves"]
         for name, values in curves.items():
-            training = np.array(values)[:, race.LOSSES.index("training")]
+            training = unpacked(values)[:, race.LOSSES.index("training")]
             steps = (np.arange(len(training)) + 1) * settings["evaluate_every"]
             axes.plot(steps, training, color=_HUES[name], lw=1.2, label=name)
         axes.set(title=optimizer, xlabel="optimizer steps", ylabel="training loss", yscale="log")
