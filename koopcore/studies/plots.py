@@ -55,7 +55,7 @@ def connected(axes: Axes, rows: Sequence[Row], *races: str) -> None:
     legend(axes)
 
 
-def timebars(axes: Axes, rows: Sequence[Row]) -> None:
+def time_bars(axes: Axes, rows: Sequence[Row]) -> None:
     """Seconds of every case that has them, as horizontal bars on a logarithmic axis."""
     timed = [row for row in rows if row.seconds is not None]
     several = len(races_of(timed)) > 1
@@ -64,7 +64,7 @@ def timebars(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xscale("log")
 
 
-def sharebars(axes: Axes, names: Sequence[str], shares: Sequence[float], label: str) -> None:
+def share_bars(axes: Axes, names: Sequence[str], shares: Sequence[float], label: str) -> None:
     """Horizontal bars with a line at one; logarithmic where they differ by more than tenfold."""
     bars(axes, names, shares, label)
     axes.axvline(1.0, color="black", linewidth=1)
