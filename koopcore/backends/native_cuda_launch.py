@@ -65,7 +65,7 @@ class Launch:
                 f"snapshots has {size} parameters a row, but the partition is of {part.size}"
             )
         first = int(order[0])
-        turned = np.array_equal(order, (first + np.arange(self.n)) % max(slots, 1))
+        turned = self.n <= slots and np.array_equal(order, (first + np.arange(self.n)) % slots)
         rows = 0 if turned else self.address(self.upload(np.ascontiguousarray(order)))
         row, step = self.memory.strides(array)
         double = arrays.dtype_name(array) == "float64"
