@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -158,12 +159,23 @@ def jumping_run(
 def step_seconds(
     chosen: Mapping[str, Any], digits: mnist.Digits, optimizer: str, rate: float, seed: int
 ) -> float:
-    """Processor seconds of one ordinary step of the same loop."""
+    """Processor seconds of one ordinary step of the same loop, evaluations between as there.
+
+    They are not timed, but leave the caches to the steps that follow.
+    """
     model, stepper, batches = begin(chosen, digits, optimizer, rate, seed)
-    mnist.train(model, stepper, batches, 20)  # caches and first calls, not counted
-    begun = time.process_time()
-    mnist.train(model, stepper, batches, chosen["probe"])
-    return (time.process_time() - begun) / chosen["probe"]
+    judge = Yardstick(digits, chosen["check"], chosen["judge"])
+    every = chosen["evaluate_every"]
+    mnist.train(model, stepper, batches, every)  # first calls, not counted
+    stretches = math.ceil(chosen["probe"] / every)
+    spent = 0.0
+    for _ in range(stretches):
+        judge(model)
+        judge(model)
+        begun = time.process_time()
+        mnist.train(model, stepper, batches, every)
+        spent += time.process_time() - begun
+    return spent / (stretches * every)
 
 
 def first_steps(curves: ArrayLike, targets: Floats, every: int) -> Floats:

@@ -143,7 +143,7 @@ def _predictor(
     bounds = GroupBounds(part) if bounded else None
 
     def run() -> Tensor:
-        vector: Tensor = kc.fit(rows, part, model=operator).predict(ahead)
+        vector: Tensor = kc.fit(rows, part, model=operator, horizon=ahead).predict(ahead)
         if bounds is None:
             return vector
         return bounds(vector, rows[-1], rows[0], ahead / (len(rows) - 1))
