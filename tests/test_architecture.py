@@ -27,7 +27,7 @@ LEVELS: list[set[str]] = [
 ]
 # The leaves describe one thing, a grouping of parameters, between them; fit() selects models and
 # reports spectra; the command line prints info's report. training and learning stay strangers.
-PEERS = [LEVELS[1], LEVELS[3], LEVELS[6]]
+PEERS = [LEVELS[1], LEVELS[3], LEVELS[7]]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 USES_TORCH = {"training", "learning", "problems", "studies"}
