@@ -11,7 +11,7 @@ constexpr int kThreads = 256;
 
 // A block copies kTensorBlock numbers of one tensor: floats to floats by sixteen bytes a thread
 // where both sides allow it.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     copy_blocks(Tensors tensors, char *row, Kind row_kind, bool into_row) {
   for (std::int64_t block = blockIdx.x; block < tensors.blocks; block += gridDim.x) {
     std::int64_t low = 0, high = tensors.count; // the last tensor whose first block is not behind
