@@ -1,4 +1,4 @@
-"""``koopcore.attach`` on MNIST: a minibatch run that jumps when a fixed batch's loss falls.
+"""``koopcore.attach`` on MNIST: jumps and an average of the weights, against minibatch noise.
 
 python examples/mnist.py
 """
@@ -16,21 +16,32 @@ def train(steps: int, accelerated: bool) -> tuple[float, str]:
     """Train 784:20:20:20:10; return the validation loss and what koopcore did."""
     digits = mnist.load()  # 10,000 digits that the package carries
     model = mnist.network(seed=0)
-    optimizer = torch.optim.Adadelta(model.parameters(), lr=0.1)
+    optimizer = torch.optim.Adadelta(model.parameters(), lr=2.0)
     batches = mnist.Minibatches(digits, size=64, seed=0)
     images, labels = digits.images[:1000], digits.labels[:1000]
 
     def loss() -> torch.Tensor:  # one fixed batch: candidates are compared on the same digits
         return nn.functional.cross_entropy(model(images), labels)
 
-    report = "plain training"
-    if accelerated:
-        # A snapshot is the mean of its stride, against minibatch noise.
-        koop = koopcore.attach(optimizer, model, loss=loss, stride=20, record="mean")
+    if not accelerated:
+        mnist.train(model, optimizer, batches, steps)
+        return mnist.validation_loss(model, digits), "plain training"
+    koop = koopcore.attach(
+        optimizer,
+        model,
+        loss=loss,
+        stride=40,
+        record="mean",  # a snapshot is the mean over its stride
+        candidates=("regression", "koopman"),  # a line through all of them, and rank 2
+        rank=2,
+        slack=0.0,  # the lowest loss, not the farthest place
+        max_horizon=1,
+        ladder=2,
+        average=0.98,  # which a jump must beat too
+    )
     mnist.train(model, optimizer, batches, steps)
-    if accelerated:
-        report = str(koop.stats)
-    return mnist.validation_loss(model, digits), report
+    with koop.averaged():
+        return mnist.validation_loss(model, digits), str(koop.stats)
 
 
 def main(steps: int = 1000) -> dict[str, float]:

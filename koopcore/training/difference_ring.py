@@ -28,18 +28,9 @@ class DifferenceRing(Recorder):
     lives as long as the caller keeps it. Do not use it where hindcast errors below 0.4 % matter.
     """
 
-    def __init__(
-        self,
-        tensors: Sequence[Tensor],
-        slots: int,
-        *,
-        offsets: Sequence[int] | None = None,
-        size: int | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(tensors, slots, offsets=offsets, size=size, dtype=dtype)
+    def _allocate(self) -> None:
         # The first snapshot is the anchor itself: n snapshots have n - 1 differences.
-        self.differences = allocate((slots - 1, self.size), torch.bfloat16, self.device)
+        self.differences = allocate((self.slots - 1, self.size), torch.bfloat16, self.device)
         self.anchor = allocate((1, self.size), self.dtype, self.device)[0]
         self._anchors = self.unflatten(self.anchor)
         self._mean: Tensor | None = None

@@ -54,6 +54,7 @@ class Recorder(ABC):
         self._slices = Slices(self.shapes, self.offsets, self.size)
         self.device = one_device(self.tensors)
         self.dtype = dtype or wide_dtype(self.tensors)
+        self._allocate()
         self.clear()
 
     def clear(self) -> None:
@@ -143,6 +144,10 @@ class Recorder(ABC):
     @abstractmethod
     def snapshots(self) -> tuple[Tensor, list[int]]:
         """Return ``(rows, order)``, the two arguments that ``kc.fit`` reads."""
+
+    @abstractmethod
+    def _allocate(self) -> None:
+        """Make the buffers, once places, device and dtype are known."""
 
     @abstractmethod
     def _append(self) -> None:

@@ -27,17 +27,8 @@ class SnapshotRing(Recorder):
     model: see ``storage="bfloat16"`` (:class:`DifferenceRing`) and a longer stride first.
     """
 
-    def __init__(
-        self,
-        tensors: Sequence[Tensor],
-        slots: int,
-        *,
-        offsets: Sequence[int] | None = None,
-        size: int | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(tensors, slots, offsets=offsets, size=size, dtype=dtype)
-        self.data = allocate((slots, self.size), self.dtype, self.device)
+    def _allocate(self) -> None:
+        self.data = allocate((self.slots, self.size), self.dtype, self.device)
         self._views: dict[int, list[Tensor]] = {}
 
     @property
