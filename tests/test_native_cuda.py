@@ -245,7 +245,8 @@ def test_whole_fits_through_the_public_interface(native, monkeypatch, model, dty
     rng = np.random.default_rng(2)
     part = ragged(rng, [3, 20, 65, 4, 5])
     x = (np.cumsum(rng.normal(size=(9, part.size)), axis=0)).astype(dtype)
-    x[:, part.indices(2)] = smooth(9, 65, rates=(0.5, 0.9))
+    if dtype is np.float64:  # of rank 2; in float32 its rounding would be a motion of its own
+        x[:, part.indices(2)] = smooth(9, 65, rates=(0.5, 0.9))
     ops = kc.fit(x, part, model, horizon=[1, 4])
     got = (ops.predict([1, 4]), ops.predict(6), ops.rank, ops.hindcast_error, ops.growth(3))
     again = ops.operator(1), ops.modes(2), ops.eigenvalues()
