@@ -43,7 +43,7 @@ def test_they_are_what_predict_gives_afterwards(sizes, model, dtype, backend):
     expected = apart.predict(HORIZONS)
     assert np.array_equal(ahead.predict(HORIZONS), expected)
     assert np.array_equal(ahead.predict(HORIZONS), expected), "made again once handed out"
-    assert np.array_equal(ahead.predict(100), expected[1]), "other horizons as always"
+    assert np.array_equal(ahead.predict(100), apart.predict(100)), "others as always"
     for name in ("status", "rank", "residual", "condition", "hindcast_error", "model"):
         assert np.array_equal(getattr(ahead, name), getattr(apart, name), equal_nan=name != "model")
     assert np.array_equal(ahead.eigenvalues(), apart.eigenvalues(), equal_nan=True)

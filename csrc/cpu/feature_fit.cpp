@@ -137,7 +137,11 @@ void fit_of(const FeatureFitJob &job, std::int64_t first, int count, double *scr
                                              work.readout,
                                              last && keep ? work.v : nullptr,
                                              last ? work.probe : nullptr};
-    const Vec rank = project<SimdLanes>({m, 0, 0.0, false}, arrays, condition, work.rest);
+    // With fewer columns than parameters the rank is theirs, whatever rounding adds.
+    const int columns = int(stops[stop + !hindcast]) - 1 - int(job.affine);
+    // Float32 snapshots carry noise far above the rounding of their moments.
+    const ProjectionModel model{m, columns < m ? columns : 0, 0.0, false, !job.window.is_double};
+    const Vec rank = project<SimdLanes>(model, arrays, condition, work.rest);
     if (!last) {
       error = hindcast_of<T>(job, sums, work);
       return;

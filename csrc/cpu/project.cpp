@@ -14,7 +14,7 @@ void project_batch(const ProjectJob &job, std::int64_t first, int count, double 
   const int size = job.size, matrix = size * size;
   Vec *a = reinterpret_cast<Vec *>(scratch), *h = a + matrix, *v = h + matrix, *k = v + matrix;
   Vec *readout = k + matrix, *g = readout + matrix, *z = g + size, *work = z + size;
-  const ProjectionModel model{size, job.rank, job.ridge, job.raw};
+  const ProjectionModel model{size, job.rank, job.ridge, job.raw, job.ridge > 0.0};
   to_lanes(job.a + first * job.a_step, job.a_step, count, matrix, a);
   to_lanes(job.h + first * job.h_step, job.h_step, count, matrix, h);
   to_lanes(job.g + first * size, size, count, size, g);

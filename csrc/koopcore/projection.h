@@ -1,7 +1,9 @@
 // The dense fit of one group per lane: operator K = Vᵀ H V, start z = Vᵀ g and read-out H V.
 //
-// Mirrors `project` in backends/reference.py: in natural order where the rank is full, by diagonal
-// pivoting elsewhere. Lanes of full rank keep their bits, whatever stands beside them.
+// Mirrors `project` in backends/reference.py: by diagonal pivoting, or first in natural order where
+// the caller knows that nothing is exactly deficient, or only with noise far above rounding:
+// natural order may take rounding for a direction. Lanes that it can factor keep their bits,
+// whatever stands beside them.
 #pragma once
 
 #include "koopcore/jacobi.h"
@@ -16,6 +18,7 @@ struct ProjectionModel {
   int rank;     // singular values to keep; 0 keeps all
   double ridge; // relative to the mean diagonal of the equilibrated matrix
   bool raw;     // A is in the basis [x_1, d_1, …]; `rank` counts singular values of [x_1, x_2, …]
+  bool natural = false; // try natural order first
 };
 
 // One group per lane: the matrices are (N × N), z is (N).
@@ -90,14 +93,16 @@ KOOPCORE_HD typename L::Real project(const ProjectionModel &model, const Project
   const NaturalFactor<L> natural{work, work + packed_size(size), work + packed_size(size) + size,
                                  size};
   Real *rest = work + natural_size(size);
-  Real rank = factor_natural<L>(to.a, model.ridge, natural, condition, rest);
-  const bool truncating = model.rank > 0 && model.rank < size;
-  const typename L::Mask apart = truncating ? L::everywhere() : typename L::Mask(rank < size - 0.5);
+  const bool straight = model.natural && (model.rank < 1 || model.rank >= size);
+  Real rank = L::broadcast(0.0);
+  if (straight)
+    rank = factor_natural<L>(to.a, model.ridge, natural, condition, rest);
+  const typename L::Mask apart = rank < size - 0.5;
   Real *own = rest + 4 * size; // the probe, before natural order overwrites it
   if (to.probe != nullptr)
     for (int i = 0; i < size; ++i)
       own[i] = to.probe[i];
-  if (!truncating) {
+  if (straight) {
     for (int i = 0; i < matrix; ++i)
       to.readout[i] = to.h[i];
     times_whitener<L>(natural, to.readout);
@@ -125,8 +130,7 @@ KOOPCORE_HD typename L::Real project(const ProjectionModel &model, const Project
     multiply<L, Left::transposed>(v, own, size, size, 1, product);
     replace<L>(apart, product, size, to.probe);
   }
-  const typename L::Mask broken = rank < size - 0.5;
-  condition = L::select(broken, pivoted_condition, condition);
+  condition = straight ? L::select(apart, pivoted_condition, condition) : pivoted_condition;
   return L::select(apart, pivoted, rank);
 }
 

@@ -223,8 +223,9 @@ def project(
     )
     given = [tuple(flat(array)) for array in (a, h, g)]
 
-    shift, breakdown = float(ridge), breakdown_tolerance(n)
-    if cap == n > 0:
+    # Only a ridge leaves nothing deficient, so that natural order is safe.
+    shift, breakdown = float(ridge), breakdown_tolerance(n) if ridge > 0.0 else np.inf
+    if cap == n > 0 and ridge > 0.0:
 
         def work(low: int, high: int) -> None:
             project_range(*given, n, shift, breakdown, low, high, tuple(result))

@@ -188,12 +188,13 @@ def project(
 def whiten(a: FloatArray, keep: int | None, ridge: float, raw: bool) -> tuple[FloatArray, float]:
     """V (N, r) with V Vᵀ = A⁺, or (A + ridge·D)⁻¹ with D = mean diagonal, and cond(F).
 
-    V = L⁻ᵀ from A = L Lᵀ in natural order; where that breaks down, by diagonal pivoting.
+    By diagonal pivoting, which finds the rank. A ridge leaves nothing deficient: V = L⁻ᵀ from
+    A = L Lᵀ in natural order then, unless that breaks down.
     """
     scale = power_of_two_scale(np.diag(a))
     scaled = a * scale * scale[:, None]
     scaled[np.diag_indices_from(scaled)] += ridge * np.trace(scaled) / max(len(a), 1)
-    factor, rank = cholesky(scaled, len(scaled))
+    factor, rank = cholesky(scaled, len(scaled)) if ridge > 0.0 else (scaled, -1)
     if rank == len(scaled):
         order = np.arange(rank)
     else:

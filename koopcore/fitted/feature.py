@@ -84,7 +84,10 @@ class FeatureFit(GroupFit):
             readout,
         )
         if len(moments) == 2:
-            shorter = _projected(moments[1], starts[1], rank, ridge, on)
+            # With fewer columns than parameters the rank is theirs, whatever rounding adds.
+            columns = kept - 1 - affine
+            limit = columns if rank is None else min(rank, columns)
+            shorter = _projected(moments[1], starts[1], limit, ridge, on)
             states = stage("rollout_dense", backend=on)(
                 shorter.operator, shorter.start, affine, [holdout]
             )[0][0]

@@ -104,12 +104,14 @@ def feature_fit_range(window, segments, m, affine, holdout, tolerances, ahead, l
             store(numbers, 2 * WIDTH, alive)
             for lane in range(count):
                 rank[lane] = m
-                if numbers[2 * WIDTH + lane] == 0.0:
+                # With fewer columns than parameters the rank is theirs, whatever rounding adds.
+                if numbers[2 * WIDTH + lane] == 0.0 or stop < m:
                     rank[lane], numbers[lane] = refit_lane(
                         square,
                         motion,
                         scale,
                         m,
+                        min(m, stop),
                         lane,
                         tolerances[1],
                         f,

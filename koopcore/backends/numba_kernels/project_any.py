@@ -84,8 +84,8 @@ def project_vector(v, x, n, out):
 
 
 @making
-def refit_lane(square, motion, scale, m, lane, tolerance, newest, before, fit):
-    """One lane of feature_fit.py that broke down: gives its rank and condition.
+def refit_lane(square, motion, scale, m, most, lane, tolerance, newest, before, fit):
+    """One lane of feature_fit.py that broke down: gives its rank, at most ``most``, and condition.
 
     square, motion: C and E - C, with scales that are zero for silenced coordinates; newest,
     before: two columns; fit: lanes of E V, K, Vᵀ newest, Vᵀ before, and V if that is kept. Products
@@ -103,7 +103,7 @@ def refit_lane(square, motion, scale, m, lane, tolerance, newest, before, fit):
             entry = square[(max(i, j) * in_lanes + min(i, j)) * WIDTH + lane]
             a[i * wide + j] = entry * s[i] * s[j]
             h[i * wide + j] = entry + motion[(i * in_lanes + j) * WIDTH + lane]
-    rank, condition = whiten(a, m, s, m, False, np.inf, tolerance, v)
+    rank, condition = whiten(a, m, s, most, False, np.inf, tolerance, v)
     conjugate(h, v, m, a, k)
     project_vector(v, x, m, start)
     project_vector(v, y, m, end)
