@@ -13,6 +13,10 @@ constexpr int kWarps = 4;
 constexpr int kMostTogether = 8; // horizons of one pass
 using Runs = ChunksOf<128, 4>;   // four parameters a lane
 
+// Blocks that shall fit a multiprocessor with H horizons: left to itself, ptxas spills on sm_120 to
+// fit one more.
+constexpr int resident_blocks(int H) { return H <= 2 ? 5 : H == 4 ? 3 : 2; }
+
 // Four parameters from `e` on of a chunk; the caller has checked which of them exist.
 template <class T>
 __device__ Quad<T> load_four(const char *row, const Chunk &at, std::int64_t e, std::int64_t step,
@@ -111,7 +115,7 @@ __device__ void combine_chunks(const Window &window, Runs &runs, const double *w
 }
 
 template <class T, int H>
-__global__ void __launch_bounds__(32 * kWarps)
+__global__ void __launch_bounds__(32 * kWarps, resident_blocks(H))
     combine_small(Window window, Groups groups, Plan plan, const double *weights, int horizon,
                   Output out, Tensors parameters) {
   const int lane = threadIdx.x & 31;
@@ -126,7 +130,7 @@ __global__ void __launch_bounds__(32 * kWarps)
 }
 
 template <class T, int H>
-__global__ void __launch_bounds__(32 * kWarps)
+__global__ void __launch_bounds__(32 * kWarps, resident_blocks(H))
     combine_pieces(Window window, Groups groups, Plan plan, const double *weights, int horizon,
                    Output out, Tensors parameters) {
   const int lane = threadIdx.x & 31;

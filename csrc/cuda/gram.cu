@@ -87,7 +87,7 @@ template <class Sums> __device__ void add_warps(Sums &sums, int warp, int lane, 
 }
 
 template <class T, int NT>
-__global__ void __launch_bounds__(32 * kPieceWarps)
+__global__ void __launch_bounds__(32 * kPieceWarps, NT <= 2 ? 4 : 3)
     gram_pieces(Window window, Groups groups, Plan plan, GramLayout out, double *partials) {
   KOOPCORE_SHARED(shared);
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
