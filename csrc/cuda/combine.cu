@@ -13,9 +13,9 @@ constexpr int kWarps = 4;
 constexpr int kMostTogether = 8; // horizons of one pass
 using Runs = ChunksOf<128, 4>;   // four parameters a lane
 
-// Blocks that shall fit a multiprocessor with H horizons: left to itself, ptxas spills on sm_120 to
-// fit one more.
-constexpr int resident_blocks(int H) { return H <= 2 ? 5 : H == 4 ? 3 : 2; }
+// Blocks that shall fit a multiprocessor with H horizons: left to itself, ptxas spills to fit
+// one more.
+constexpr int resident_blocks(int H) { return H == 1 ? 5 : H == 2 ? 4 : H == 4 ? 3 : 2; }
 
 // Four parameters from `e` on of a chunk; the caller has checked which of them exist.
 template <class T>

@@ -15,6 +15,9 @@ constexpr int kPieceWarps = 4; // of a block that takes a piece
 constexpr int kWideRows = 32;  // snapshots of a block of a wide Gram matrix
 constexpr int kMostWhole = 32; // longest window whose Gram matrix fits the registers of a warp
 
+// Blocks for pieces that shall fit a multiprocessor: left to itself, ptxas spills to fit one more.
+constexpr int resident_blocks(int NT) { return NT <= 2 ? 4 : NT == 3 ? 3 : 2; }
+
 // All chunks of `chunks`, the next one being loaded while one is summed.
 template <class T, int NT, class Sums>
 __device__ void sum_chunks(const LaneRows<T, NT> &rows, Chunks &chunks, int lane, Sums &sums) {
@@ -87,7 +90,7 @@ template <class Sums> __device__ void add_warps(Sums &sums, int warp, int lane, 
 }
 
 template <class T, int NT>
-__global__ void __launch_bounds__(32 * kPieceWarps, NT <= 2 ? 4 : 3)
+__global__ void __launch_bounds__(32 * kPieceWarps, resident_blocks(NT))
     gram_pieces(Window window, Groups groups, Plan plan, GramLayout out, double *partials) {
   KOOPCORE_SHARED(shared);
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
