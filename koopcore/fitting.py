@@ -55,8 +55,7 @@ def fit_groups(
     can.
     """
     fitting = _Fitting(snapshots, part, recipe, ahead)
-    with np.errstate(over="ignore", invalid="ignore"):  # looked for and reported, not warned of
-        fits = fitting.fits()
+    fits = fitting.fits()
     if ahead is not None:
         for fit in fits:
             if not any(fit is done for done in fitting.predicted):
@@ -85,13 +84,14 @@ class _Fitting:
         if self.part.smallest >= self.n - 1:
             return [*self.snapshot_side(everything)]
         fits: list[Fitted | DeferredFit] = []
-        wide = np.flatnonzero(sizes >= self.n - 1)
-        if wide.size:
-            fits += self.snapshot_side(everything.at(wide))
-        for m in np.unique(sizes[sizes < self.n - 1]):
-            same = np.flatnonzero(sizes == m)
-            groups = everything if len(same) == self.part.n_groups else everything.at(same)
-            fits += self.feature_side(groups)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked for and reported
+            wide = np.flatnonzero(sizes >= self.n - 1)
+            if wide.size:
+                fits += self.snapshot_side(everything.at(wide))
+            for m in np.unique(sizes[sizes < self.n - 1]):
+                same = np.flatnonzero(sizes == m)
+                groups = everything if len(same) == self.part.n_groups else everything.at(same)
+                fits += self.feature_side(groups)
         return fits
 
     def snapshot_side(self, groups: Groups) -> list[Fitted]:
@@ -133,12 +133,14 @@ class _Fitting:
         """
         columns = solved.coefficients.shape[1]
         fit = CompanionFit.of(*groups, recipe.affine, solved)
+        if int(solved.rank.min()) == columns:
+            if gram is None:
+                self.predicted.append(fit)
+            return [fit]
         full = solved.rank == columns
         fits: list[Fitted] = [fit.select(np.flatnonzero(full))] if full.any() else []
         if gram is None:
             self.predicted += fits
-        if full.all():
-            return fits
         short = np.flatnonzero(~full)
         deficient = groups.at(short)
         if gram is None:
