@@ -104,8 +104,20 @@ def _machine(contents: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['threads']} threads, {machine['instruction_set']}, "
         f"last-level cache {size:.0f} MiB (shared with other guests of the host), memory "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB; {machine['system']}, Python "
-        f"{machine['python']}, {versions}. A virtual machine with other work on it: best times of "
-        "many turns, and ratios, are what repeats.\n"
+        f"{machine['python']}, {versions}. {_load(contents)}\n"
+    )
+
+
+def _load(contents: dict[str, Any]) -> str:
+    """What else ran meanwhile, so that nobody takes these times for the machine's best."""
+    known = [study["machine"].get("load_average", 0.0) for study in contents["studies"].values()]
+    loads = [load for load in known if load]
+    if not loads:
+        return ""
+    return (
+        f"Other work ran on the machine meanwhile: load average {min(loads):g} to {max(loads):g}, "
+        "koopcore's own threads included. Best times and ratios suffer least from it; what two "
+        "threads gain, and whatever spins while it waits (OpenMP), suffers most."
     )
 
 

@@ -17,7 +17,7 @@ ASSUMED_CACHE = 32 * 2**20  # bytes, where the system does not say
 PACKAGES = ("numpy", "numba", "llvmlite", "scipy", "torch")
 
 
-def describe() -> dict[str, str | int]:
+def describe() -> dict[str, str | int | float]:
     """The machine and the software, as a flat table of strings and numbers."""
     versions = {name: _version(name) for name in PACKAGES}
     return {
@@ -29,6 +29,7 @@ def describe() -> dict[str, str | int]:
         "python": platform.python_version(),
         "koopcore": koopcore.__version__,
         "instruction_set": _instruction_set(),
+        "load_average": _load(),
         **{name: version for name, version in versions.items() if version},
     }
 
@@ -61,6 +62,11 @@ def memory() -> tuple[int, int]:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return total, total // 2
     return 0, 0
+
+
+def _load() -> float:
+    """Processes that wanted to run, on the average over the last minute; 0 where not known."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else 0.0
 
 
 def _instruction_set() -> str:
