@@ -100,9 +100,7 @@ def table(lines: list[list[str]]) -> str:
 def card() -> tuple[str, str]:
     """(name, compute capability as 90) of the first GPU; SystemExit with the reason without one."""
     if shutil.which("nvidia-smi") is None:
-        raise SystemExit(
-            "gpu_report: no nvidia-smi on PATH; an NVIDIA GPU is needed"
-        )
+        raise SystemExit("gpu_report: no nvidia-smi on PATH; an NVIDIA GPU is needed")
     command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()
