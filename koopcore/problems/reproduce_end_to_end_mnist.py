@@ -94,7 +94,7 @@ def trained(
     return {name: [packed(run[name]) for run in runs] for name in runs[0]}
 
 
-def packed(curve: Sequence[Sequence[float]]) -> list[str]:
+def packed(curve: Sequence[Sequence[float]] | Floats) -> list[str]:
     """One line per loss of a curve ``(evaluations, losses)``, four decimals each."""
     return [" ".join(f"{value:.4f}" for value in values) for values in np.array(curve).T]
 
