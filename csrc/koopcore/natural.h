@@ -18,6 +18,10 @@ template <class L> struct NaturalFactor {
   int size;
 };
 
+// Natural order must be surer of a direction than time order or pivoting: below this many times the
+// breakdown tolerance, pivoting decides what the rank is.
+constexpr double kNaturalMargin = 64.0;
+
 KOOPCORE_HD static constexpr int natural_size(int size) { return packed_size(size) + 2 * size; }
 
 // Factors the symmetric a (N × N; the lower triangle is read), with the ridge relative to its mean
@@ -38,7 +42,7 @@ KOOPCORE_HD typename L::Real factor_natural(const typename L::Real *a, double ri
   }
   for (int i = 0; i < size; ++i)
     f.packed[packed_index(i, i)] += trace * (ridge / size);
-  const Real rank = cholesky<L>(f.packed, size, size, work);
+  const Real rank = cholesky<L>(f.packed, size, size, work, kNaturalMargin);
   Real largest = L::broadcast(0.0), smallest = L::broadcast(HUGE_VAL);
   for (int i = 0; i < size; ++i) {
     const Real d = f.packed[packed_index(i, i)];
