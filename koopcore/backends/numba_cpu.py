@@ -48,7 +48,7 @@ STAGES = (
     "gather",
     "scatter",
 )
-NATURAL_MARGIN = 64.0  # times the breakdown tolerance: below that, pivoting decides what the rank is
+NATURAL_MARGIN = 64.0  # times the breakdown tolerance: below that, pivoting decides the rank
 CACHED = 1 << 16  # float64 numbers of Gram matrices kept between two stages: half a megabyte
 
 
