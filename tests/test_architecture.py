@@ -30,7 +30,7 @@ LEVELS: list[set[str]] = [
 PEERS = [LEVELS[1], LEVELS[3], LEVELS[7]]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
-USES_TORCH = {"training", "learning", "problems", "studies"}
+USES_TORCH = {"training", "learning", "problems"}
 HEAVY = ("torch", "cupy", "numba")
 
 IMPORTS = package_imports()

@@ -1,9 +1,8 @@
 // The dense fit of one group per lane: operator K = Vᵀ H V, start z = Vᵀ g and read-out H V.
 //
 // Mirrors `project` in backends/reference.py: by diagonal pivoting, or first in natural order where
-// the caller knows that nothing is exactly deficient, or only with noise far above rounding:
-// natural order may take rounding for a direction. Lanes that it can factor keep their bits,
-// whatever stands beside them.
+// the caller expects full rank: under a ridge, or for float32 snapshots. Lanes that it can factor
+// keep their bits, whatever stands beside them.
 #pragma once
 
 #include "koopcore/jacobi.h"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 FloatArray = npt.NDArray[np.float64]
 
 
 def pinv(groups: npt.NDArray[Any], horizon: int) -> FloatArray:
     """S = F⁺F' by batched pinv, to the power: F' S^{T-1} F⁺ x_n."""
+    import torch
+
     x = torch.from_numpy(groups).double().transpose(1, 2)
     inverse = torch.linalg.pinv(x[:, :, :-1])
     step = torch.linalg.matrix_power(inverse @ x[:, :, 1:], horizon - 1)
@@ -22,6 +26,8 @@ def pinv(groups: npt.NDArray[Any], horizon: int) -> FloatArray:
 
 def lstsq(groups: npt.NDArray[Any], horizon: int) -> FloatArray:
     """The affine companion coefficients by batched QR (driver gels), to the power."""
+    import torch
+
     x, f, d = _differences(groups)
     solution = torch.linalg.lstsq(f.transpose(1, 2), d[:, -1, :, None], driver="gels").solution
     return _rolled(x, d, solution, horizon)
@@ -29,6 +35,8 @@ def lstsq(groups: npt.NDArray[Any], horizon: int) -> FloatArray:
 
 def cholesky(groups: npt.NDArray[Any], horizon: int) -> FloatArray:
     """The same from batched Gram matrices of differences by `cholesky_ex`, as koopcore does it."""
+    import torch
+
     x, f, d = _differences(groups)
     factor = torch.linalg.cholesky_ex(f @ f.transpose(1, 2))[0]
     solution = torch.cholesky_solve(f @ d[:, -1, :, None], factor)
@@ -36,6 +44,8 @@ def cholesky(groups: npt.NDArray[Any], horizon: int) -> FloatArray:
 
 
 def _differences(groups: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    import torch
+
     x = torch.from_numpy(groups).double()
     d = x.diff(dim=1)
     return x, d[:, :-1], d
@@ -43,6 +53,8 @@ def _differences(groups: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor, 
 
 def _rolled(x: torch.Tensor, d: torch.Tensor, a: torch.Tensor, horizon: int) -> FloatArray:
     """x_n + D' Σ_{j<T} Cʲ a, by the power of [[C, 0], [C, 1]], faster than T products."""
+    import torch
+
     batch, size = a.shape[:2]
     step = torch.diag_embed(torch.ones(batch, size - 1, dtype=x.dtype), offset=-1)
     step[:, :, -1:] = a
