@@ -139,8 +139,10 @@ void fit_of(const FeatureFitJob &job, std::int64_t first, int count, double *scr
                                              last ? work.probe : nullptr};
     // With fewer columns than parameters the rank is theirs, whatever rounding adds.
     const int columns = int(stops[stop + !hindcast]) - 1 - int(job.affine);
-    // Float32 snapshots carry noise far above the rounding of their moments.
-    const ProjectionModel model{m, columns < m ? columns : 0, 0.0, false, !job.window.is_double};
+    // Float32 snapshots carry noise far above the rounding of their moments: with columns to
+    // spare, few groups are deficient.
+    const bool natural = !job.window.is_double && columns > m;
+    const ProjectionModel model{m, columns < m ? columns : 0, 0.0, false, natural};
     const Vec rank = project<SimdLanes>(model, arrays, condition, work.rest);
     if (!last) {
       error = hindcast_of<T>(job, sums, work);

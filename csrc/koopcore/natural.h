@@ -2,8 +2,8 @@
 //
 // With A = S⁻¹ L D Lᵀ S⁻¹, S the power-of-two scales, the whitener is V = S L^{-T} D^{-1/2}, and
 //     H V = (H S) L^{-T} D^{-1/2},    K = Vᵀ (H V) = D^{-1/2} L⁻¹ S (H V):
-// N³/2 multiplications each, and V itself is not needed. Nothing is masked: a lane that breaks down
-// goes on with other numbers (see `cholesky`), which the caller replaces.
+// N³/2 multiplications each, and V itself is not needed. Nothing is masked: a lane that is turned
+// down goes on with other numbers (see `cholesky`), which the caller replaces.
 #pragma once
 
 #include "koopcore/cholesky.h"
@@ -12,37 +12,93 @@ namespace koopcore {
 
 // A factored per lane. The numbers belong to the caller: packed (N(N+1)/2), scale and root (N).
 template <class L> struct NaturalFactor {
-  typename L::Real *packed; // unit L below the diagonal, D on it
-  typename L::Real *scale;  // S
-  typename L::Real *root;   // D^{-1/2}
+  typename L::Real *packed;  // unit L below the diagonal, D on it
+  typename L::Real *scale;   // S
+  typename L::Real *root;    // D^{-1/2}
+  typename L::Real *inverse; // (N, N) L⁻¹ below the diagonal and on it
   int size;
 };
 
-// Natural order must be surer of a direction than time order or pivoting: below this many times the
-// breakdown tolerance, pivoting decides what the rank is.
-constexpr double kNaturalMargin = 64.0;
+// Diagonal pivoting must find full rank by this factor before natural order is used in its place.
+constexpr double kSureOfRank = 4.0;
 
-KOOPCORE_HD static constexpr int natural_size(int size) { return packed_size(size) + 2 * size; }
+KOOPCORE_HD static constexpr int natural_size(int size) {
+  return packed_size(size) + 2 * size + size * size;
+}
+
+template <class L>
+KOOPCORE_HD NaturalFactor<L> natural_factor_at(typename L::Real *work, int size) {
+  typename L::Real *scale = work + packed_size(size);
+  return {work, scale, scale + size, scale + 2 * size, size};
+}
+
+// Columns j … j + C - 1 of L⁻¹: row i is e_i - Σ l_ik (row k).
+template <class L, int C> KOOPCORE_HD void invert_columns(const NaturalFactor<L> &f, int j) {
+  using Real = typename L::Real;
+  for (int i = j; i < f.size; ++i) {
+    const Real *row = f.packed + packed_index(i, 0);
+    Real s[C];
+    KOOPCORE_UNROLL
+    for (int c = 0; c < C; ++c)
+      s[c] = L::broadcast(i == j + c ? 1.0 : 0.0);
+    for (int k = j; k < i; ++k)
+      KOOPCORE_UNROLL
+    for (int c = 0; c < C; ++c)
+      s[c] -= row[k] * f.inverse[k * f.size + j + c];
+    KOOPCORE_UNROLL
+    for (int c = 0; c < C; ++c)
+      f.inverse[i * f.size + j + c] = s[c];
+  }
+}
+
+template <class L> KOOPCORE_HD void invert_natural(const NaturalFactor<L> &f) {
+  int j = 0;
+  for (; j + 4 <= f.size; j += 4)
+    invert_columns<L, 4>(f, j);
+  if (f.size - j == 3)
+    invert_columns<L, 3>(f, j);
+  else if (f.size - j == 2)
+    invert_columns<L, 2>(f, j);
+  else if (f.size - j == 1)
+    invert_columns<L, 1>(f, j);
+}
+
+// The greatest diagonal entry of A⁻¹ = L^{-T} D⁻¹ L⁻¹. Diagonal pivoting's pivots fall, and its
+// last one is the inverse of such an entry: it ends no lower than one over this.
+template <class L> KOOPCORE_HD typename L::Real greatest_of_inverse(const NaturalFactor<L> &f) {
+  using Real = typename L::Real;
+  Real greatest = L::broadcast(0.0);
+  for (int j = 0; j < f.size; ++j) {
+    Real s = L::broadcast(0.0);
+    for (int i = j; i < f.size; ++i) {
+      const Real entry = f.inverse[i * f.size + j] * f.root[i];
+      s += entry * entry;
+    }
+    greatest = L::max(greatest, s);
+  }
+  return greatest;
+}
 
 // Factors the symmetric a (N × N; the lower triangle is read), with the ridge relative to its mean
-// scaled diagonal. Returns the columns done before a pivot broke down; `condition` estimates
-// cond(F). work: 4 N.
+// scaled diagonal. Returns the rank: N where nothing broke down and, without a ridge, diagonal
+// pivoting would find it too. `condition` estimates cond(F). work: 4 N.
 template <class L>
 KOOPCORE_HD typename L::Real factor_natural(const typename L::Real *a, double ridge,
                                             const NaturalFactor<L> &f, typename L::Real &condition,
                                             typename L::Real *work) {
   using Real = typename L::Real;
   const int size = f.size;
-  Real trace = L::broadcast(0.0);
+  Real trace = L::broadcast(0.0), greatest = trace;
   for (int i = 0; i < size; ++i) {
     f.scale[i] = L::power_of_two_scale(a[i * size + i]);
     for (int j = 0; j <= i; ++j)
       f.packed[packed_index(i, j)] = a[i * size + j] * (f.scale[i] * f.scale[j]);
     trace += f.packed[packed_index(i, i)];
+    greatest = L::max(greatest, f.packed[packed_index(i, i)]);
   }
   for (int i = 0; i < size; ++i)
     f.packed[packed_index(i, i)] += trace * (ridge / size);
-  const Real rank = cholesky<L>(f.packed, size, size, work, kNaturalMargin);
+  const Real rank = cholesky<L>(f.packed, size, size, work);
   Real largest = L::broadcast(0.0), smallest = L::broadcast(HUGE_VAL);
   for (int i = 0; i < size; ++i) {
     const Real d = f.packed[packed_index(i, i)];
@@ -51,7 +107,11 @@ KOOPCORE_HD typename L::Real factor_natural(const typename L::Real *a, double ri
     f.root[i] = 1.0 / L::sqrt(d);
   }
   condition = L::sqrt(largest / smallest);
-  return rank;
+  invert_natural<L>(f);
+  if (ridge > 0.0)
+    return rank;
+  const Real least = kSureOfRank * rank_tolerance(size) * greatest * greatest_of_inverse<L>(f);
+  return L::select(least < 1.0, rank, L::broadcast(0.0));
 }
 
 // Rows i … i + R - 1 and columns k … k + C - 1 of X with X Lᵀ = B; `x` holds B on entry.
@@ -188,27 +248,14 @@ KOOPCORE_HD void transposed_whitener_times(const NaturalFactor<L> &f, const type
       out[i * columns + column] = out[i * columns + column] * f.root[i];
 }
 
-// v (N × N) <- V = S L^{-T} D^{-1/2}, upper triangular: row i of L⁻¹ from the rows before it.
+// v (N × N) <- V = S L^{-T} D^{-1/2}, upper triangular.
 template <class L>
 KOOPCORE_HD void natural_whitener(const NaturalFactor<L> &f, typename L::Real *v) {
-  using Real = typename L::Real;
   const int size = f.size;
-  const Real zero = L::broadcast(0.0);
-  for (int i = 0; i < size; ++i) { // column i of V holds row i of L⁻¹, scaled at the end
-    const Real *row = f.packed + packed_index(i, 0);
+  for (int i = 0; i < size; ++i)
     for (int j = 0; j < size; ++j)
-      v[j * size + i] = zero;
-    v[i * size + i] = L::broadcast(1.0);
-    for (int j = 0; j < i; ++j) {
-      Real s = row[j];
-      for (int k = j + 1; k < i; ++k)
-        s += row[k] * v[j * size + k];
-      v[j * size + i] = -s;
-    }
-  }
-  for (int j = 0; j < size; ++j)
-    for (int i = j; i < size; ++i)
-      v[j * size + i] = v[j * size + i] * (f.scale[j] * f.root[i]);
+      v[j * size + i] =
+          j > i ? L::broadcast(0.0) : f.inverse[i * size + j] * (f.scale[j] * f.root[i]);
 }
 
 } // namespace koopcore

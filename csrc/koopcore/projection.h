@@ -89,13 +89,14 @@ KOOPCORE_HD typename L::Real project(const ProjectionModel &model, const Project
                                      typename L::Real &condition, typename L::Real *work) {
   using Real = typename L::Real;
   const int size = model.size, matrix = size * size;
-  const NaturalFactor<L> natural{work, work + packed_size(size), work + packed_size(size) + size,
-                                 size};
+  const NaturalFactor<L> natural = natural_factor_at<L>(work, size);
   Real *rest = work + natural_size(size);
-  const bool straight = model.natural && (model.rank < 1 || model.rank >= size);
+  bool straight = model.natural && (model.rank < 1 || model.rank >= size);
   Real rank = L::broadcast(0.0);
-  if (straight)
+  if (straight) {
     rank = factor_natural<L>(to.a, model.ridge, natural, condition, rest);
+    straight = L::any(rank > size - 0.5);
+  }
   const typename L::Mask apart = rank < size - 0.5;
   Real *own = rest + 4 * size; // the probe, before natural order overwrites it
   if (to.probe != nullptr)

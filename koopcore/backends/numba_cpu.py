@@ -48,7 +48,6 @@ STAGES = (
     "gather",
     "scatter",
 )
-NATURAL_MARGIN = 64.0  # times the breakdown tolerance: below that, pivoting decides the rank
 CACHED = 1 << 16  # float64 numbers of Gram matrices kept between two stages: half a megabyte
 
 
@@ -185,7 +184,7 @@ def feature_fit(
     target = np.empty((0, 0), memory.dtype) if ahead is None else ahead.out
     out, out_rows, out_step, limit = _target(target)
     written = steps, out_rows[places], out, out_step, limit
-    tolerances = NATURAL_MARGIN * breakdown_tolerance(m), rank_tolerance(m)
+    tolerances = breakdown_tolerance(m), rank_tolerance(m)
 
     def work(low: int, high: int) -> None:
         feature_fit_range(

@@ -22,6 +22,8 @@ from koopcore.backends.numba_kernels.lanes import copy, lane_array, power_of_two
 from koopcore.backends.numba_kernels.natural import (
     condition_of,
     factor,
+    greatest_diagonal,
+    greatest_of_inverse,
     solve_left,
     solve_right,
     solve_vector,
@@ -46,6 +48,7 @@ from koopcore.backends.numba_kernels.simd import (
 )
 from koopcore.backends.numba_kernels.tiles import apply
 
+SURE_OF_RANK = 4.0  # diagonal pivoting must find full rank by this factor to be left out
 SILENCE = (16.0 * 2.0**-52) ** 2  # of the motion: `silence_rounding` in fitted/feature.py
 
 
@@ -91,7 +94,10 @@ def feature_fit_range(window, segments, m, affine, holdout, tolerances, ahead, l
             copy(f, 0, sums, 0, wide)
             copy(frame, 3 * wide, y, 0, wide)
             unpack(square, motion, m, wide, affine, scale, a, readout)
+            least = constant(SURE_OF_RANK * tolerances[1]) * greatest_diagonal(a, wide, m)
             alive = factor(a, m, wide, tolerances[0], reciprocal, work)
+            least = least * greatest_of_inverse(a, wide, reciprocal, m, ladder)
+            alive = where_less(least, constant(1.0), alive, constant(0.0))
             solve_right(a, wide, reciprocal, readout)
             scaled_rows(readout, wide, scale, ladder)
             solve_left(a, wide, reciprocal, ladder, 0)
