@@ -79,18 +79,13 @@ class _Fitting:
         self.holdout = holdout_of(self.n)
 
     def fits(self) -> list[Fitted | DeferredFit]:
-        sizes = self.part.sizes
-        everything = Groups(self.part, self.part.numbers)
-        if self.part.smallest >= self.n - 1:
-            return [*self.snapshot_side(everything)]
         fits: list[Fitted | DeferredFit] = []
-        with np.errstate(over="ignore", invalid="ignore"):  # looked for and reported
-            wide = np.flatnonzero(sizes >= self.n - 1)
-            if wide.size:
-                fits += self.snapshot_side(everything.at(wide))
-            for m in np.unique(sizes[sizes < self.n - 1]):
-                same = np.flatnonzero(sizes == m)
-                groups = everything if len(same) == self.part.n_groups else everything.at(same)
+        for numbers, part in self.part.by_size(self.n - 1):
+            groups = Groups(part, numbers)
+            if part.smallest >= self.n - 1:
+                fits += self.snapshot_side(groups)
+                continue
+            with np.errstate(over="ignore", invalid="ignore"):  # looked for and reported
                 fits += self.feature_side(groups)
         return fits
 

@@ -227,6 +227,24 @@ class Partition:
             self.size, ptr, self.start[own], self.length[own], self.stride[own], self.name
         )
 
+    def by_size(self, least: int) -> list[tuple[Index, Partition]]:
+        """Groups of at least ``least`` parameters, then those of each smaller size: which, and they.
+
+        The last answer is kept: a training loop fits the same partition again and again.
+        """
+        if least not in self._divisions:
+            self._divisions.clear()
+            small = np.unique(self.sizes[self.sizes < least])
+            masks = [self.sizes >= least, *(self.sizes == m for m in small)]
+            chosen = [np.flatnonzero(mask) for mask in masks if mask.any()]
+            whole = len(chosen) == 1
+            self._divisions[least] = [(g, self if whole else self.subset(g)) for g in chosen]
+        return self._divisions[least]
+
+    @cached_property
+    def _divisions(self) -> dict[int, list[tuple[Index, Partition]]]:
+        return {}
+
     def _segments_of(self, groups: Index) -> Index:
         return ranges(self.group_ptr[groups], np.diff(self.group_ptr)[groups])
 
