@@ -42,6 +42,9 @@ class Groups(NamedTuple):
     numbers: IntArray
 
     def at(self, positions: IntArray) -> Groups:
+        """The groups at these ascending positions."""
+        if len(positions) == self.part.n_groups:
+            return self
         return Groups(self.part.subset(positions), self.numbers[positions])
 
 

@@ -228,7 +228,7 @@ class Partition:
         )
 
     def by_size(self, least: int) -> list[tuple[Index, Partition]]:
-        """Groups of at least ``least`` parameters, then those of each smaller size: which, and they.
+        """Groups of at least ``least`` parameters, then of each smaller size: numbers and subset.
 
         The last answer is kept: a training loop fits the same partition again and again.
         """

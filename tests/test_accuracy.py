@@ -1,9 +1,9 @@
 """Prediction error of every backend beside Householder/SVD least squares, over tables of cases.
 
 A case is a kind of motion, a storage dtype, m, n and a model; each is tried on several
-trajectories, fitted side by side in one call. The oracle is float64 least squares on the snapshots themselves,
-without any Gram matrix: the coefficients of x_n on the window where the columns are independent,
-the (m, m) operator elsewhere.
+trajectories, fitted side by side in one call. The oracle is float64 least squares on the snapshots
+themselves, without any Gram matrix: the coefficients of x_n on the window where the columns are
+independent, the (m, m) operator elsewhere.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ def test_a_divergent_rollout_keeps_the_last_snapshot(isa, horizons):
 
 @pytest.mark.parametrize("out_dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n_horizons", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("n_horizons", [1, 2, 3, 7, 8, 21])
 def test_combine_writes_the_groups_and_nothing_else(isa, n_horizons, dtype, out_dtype):
     rng = np.random.default_rng(n_horizons)
     n = 9
@@ -196,6 +196,21 @@ def test_combine_writes_the_groups_and_nothing_else(isa, n_horizons, dtype, out_
     # n terms of size |w|·|d|, summed in another order, and one rounding to the output.
     bound = 200 * np.finfo(out_dtype).eps
     assert np.nanmax(np.abs(got - expected)) < bound
+
+
+@pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
+@pytest.mark.parametrize("horizons", [[3], [9, 2], [1, 2, 3], list(range(40, 0, -1)), [7] * 9])
+def test_the_fused_endpoint_is_rollout_and_combine(isa, horizons, affine):
+    """Bit by bit: small groups W at a time, and a group that is cut into parts."""
+    rng = np.random.default_rng(len(horizons))
+    part = ragged(rng, [1, 70_000, 2, 65, 65, 64, 8, 9, 300, 17, 1])
+    snapshots = walks(rng, 6, part.size, np.float32)
+    coefficients = rng.normal(size=(part.n_groups, 5 - affine)) / 5
+    got, expected = np.full((2, len(horizons), part.size), np.nan, np.float32)
+    native.companion_endpoint(snapshots, part, coefficients, affine, horizons, got)
+    weights, _ = native.rollout(coefficients, affine, horizons)
+    native.combine(snapshots, part, weights, expected)
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_combine_saturates(isa):

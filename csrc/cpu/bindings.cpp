@@ -105,6 +105,25 @@ void combine_of(const py::array &array, const Index &order, const py::tuple &seg
   combine(kernels, job);
 }
 
+void companion_endpoint_of(const py::array &array, const Index &order, const py::tuple &segments,
+                           const Doubles &coefficients, bool affine,
+                           const std::vector<std::int64_t> &horizons, const py::array &out) {
+  const SnapshotArgument snapshots(array, order);
+  const GroupsArgument groups(segments);
+  const int columns = snapshots.view.n - 1 - int(affine);
+  if (columns < 1 || coefficients.ndim() != 2 || coefficients.shape(0) != groups.view.count ||
+      coefficients.shape(1) != columns)
+    throw std::invalid_argument("coefficients must have the shape (n_groups, N) = (" +
+                                std::to_string(groups.view.count) + ", " + std::to_string(columns) +
+                                ") with N >= 1");
+  const SortedHorizons sorted(horizons);
+  const OutputArgument to(out, std::int64_t(horizons.size()), snapshots.view.size);
+  const Kernels &kernels = chosen_kernels();
+  py::gil_scoped_release release;
+  companion_endpoint(kernels, snapshots.view, groups.view, coefficients.data(), affine,
+                     sorted.view(), to.view);
+}
+
 // m of groups of equal size; the stages check that they are.
 int equal_size(const Groups &groups) {
   if (groups.count == 0)
@@ -327,6 +346,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("combine", &combine_of);
   m.def("feature_gram", &feature_gram_of);
   m.def("feature_fit", &feature_fit_of);
+  m.def("companion_endpoint", &companion_endpoint_of);
   m.def("feature_endpoint", &feature_endpoint_of);
   m.def("project", &project_of);
   m.def("rollout_dense", &rollout_dense_of);

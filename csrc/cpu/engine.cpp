@@ -13,7 +13,7 @@ namespace koopcore::cpu {
 
 namespace {
 
-constexpr int kMostLanes = 8;
+constexpr int kMostLanes = kPiecesTogether;
 
 constexpr std::size_t round_up(std::size_t doubles) { return (doubles + 7) / 8 * 8; }
 
@@ -130,13 +130,14 @@ double combine_work(double parameters, int n, int horizons) {
   return horizons == 0 ? 0.0 : parameters * n * (0.15 + 0.05 * horizons);
 }
 
-// Rolls out and combines groups that have just been fitted, while their snapshots are in the cache.
-class EndpointsAhead {
+// Rolls out and combines W groups after each other: their weights never leave the cache, nor do the
+// snapshots of groups that have just been fitted.
+class Endpoints {
 public:
-  EndpointsAhead(const Kernels &kernels, const Window &window, const Groups &groups,
-                 const SolveJob &solved, const Horizons &at, const Output &out)
-      : kernels_(kernels), groups_(groups), solved_(solved), at_(at),
-        columns_(solved.n - 1 - int(solved.affine)) {
+  Endpoints(const Kernels &kernels, const Window &window, const Groups &groups,
+            const double *coefficients, bool affine, const Horizons &at, const Output &out)
+      : kernels_(kernels), groups_(groups), coefficients_(coefficients), affine_(affine), at_(at),
+        n_(window.n), columns_(window.n - 1 - int(affine)) {
     combine_.window = window;
     combine_.groups = groups;
     combine_.n_horizons = at.count;
@@ -148,8 +149,7 @@ public:
     if (at_.count == 0)
       return 0;
     return weights_size() + growth_size() +
-           std::max(kernels_.rollout_scratch(columns_),
-                    kernels_.combine_scratch(solved_.n, at_.count));
+           std::max(kernels_.rollout_scratch(columns_), kernels_.combine_scratch(n_, at_.count));
   }
 
   // Groups first … first + count - 1, but for those that `is_large` says are done later.
@@ -161,9 +161,15 @@ public:
     roll(first, count, scratch, rest);
     CombineJob job = combine_;
     job.weights = scratch;
+    Piece pieces[kMostLanes];
+    std::int64_t rows[kMostLanes];
+    int small = 0;
     for (int lane = 0; lane < count; ++lane)
-      if (!is_large(first + lane))
-        kernels_.combine_piece(job, lane, whole_group(groups_, first + lane), rest);
+      if (!is_large(first + lane)) {
+        pieces[small] = whole_group(groups_, first + lane);
+        rows[small++] = lane;
+      }
+    kernels_.combine_pieces(job, pieces, rows, small, rest);
   }
 
   // The parts of the large groups, last ones first: they are what the cache still holds.
@@ -183,39 +189,36 @@ public:
                   kernels_.rollout_scratch(columns_), [&](std::int64_t i, double *scratch) {
                     roll(large[i], 1, &weights[i * each], scratch);
                   });
-    for_each_task(std::int64_t(parts.size()), combine_work(parameters, solved_.n, at_.count),
-                  kernels_.combine_scratch(solved_.n, at_.count),
-                  [&](std::int64_t task, double *scratch) {
+    for_each_task(std::int64_t(parts.size()), combine_work(parameters, n_, at_.count),
+                  kernels_.combine_scratch(n_, at_.count), [&](std::int64_t task, double *scratch) {
                     const std::size_t part = parts.size() - 1 - task;
                     CombineJob job = combine_;
                     job.weights = &weights[row[part] * each];
-                    kernels_.combine_piece(job, 0, parts[part].piece, scratch);
+                    const std::int64_t first_row = 0;
+                    kernels_.combine_pieces(job, &parts[part].piece, &first_row, 1, scratch);
                   });
   }
 
 private:
   std::size_t weights_size() const {
-    return round_up(std::size_t(at_.count) * kernels_.lanes * solved_.n);
+    return round_up(std::size_t(at_.count) * kernels_.lanes * n_);
   }
   std::size_t growth_size() const { return round_up(std::size_t(at_.count) * kernels_.lanes); }
 
   // weights (n_horizons, W, n), in the order of the outputs, and the growth behind them.
   void roll(std::int64_t first, int count, double *weights, double *rest) const {
-    const RolloutJob job{solved_.out.coefficients + first * columns_,
-                         kernels_.lanes,
-                         columns_,
-                         solved_.affine,
-                         at_,
-                         weights,
-                         weights + weights_size()};
+    const RolloutJob job{
+        coefficients_ + first * columns_, kernels_.lanes, columns_, affine_, at_, weights,
+        weights + weights_size()};
     kernels_.rollout_batch(job, 0, count, rest);
   }
 
   const Kernels &kernels_;
   const Groups &groups_;
-  const SolveJob &solved_;
+  const double *coefficients_; // (groups, columns)
+  bool affine_;
   const Horizons &at_;
-  int columns_;
+  int n_, columns_;
   CombineJob combine_{};
 };
 
@@ -224,7 +227,7 @@ private:
 void gram_solve(const Kernels &kernels, const Window &window, const Groups &groups,
                 const SolveJob &job, const Horizons &horizons, const Output &out) {
   check_groups(groups, window.size);
-  const EndpointsAhead ahead(kernels, window, groups, job, horizons, out);
+  const Endpoints ahead(kernels, window, groups, job.out.coefficients, job.affine, horizons, out);
   const std::size_t solving = round_up(kernels.solve_scratch(job.n));
   const Plan plan = make_plan(groups, kernels.lanes);
   const double count = double(groups.count), parameters = double(plan.parameters);
@@ -237,6 +240,26 @@ void gram_solve(const Kernels &kernels, const Window &window, const Groups &grou
         ahead.write(first, lanes, [&](std::int64_t g) { return plan.is_large(g); }, rest + solving);
       });
   ahead.write_parts(plan.parts, parameters);
+}
+
+void companion_endpoint(const Kernels &kernels, const Window &window, const Groups &groups,
+                        const double *coefficients, bool affine, const Horizons &horizons,
+                        const Output &out) {
+  check_groups(groups, window.size);
+  const Endpoints endpoints(kernels, window, groups, coefficients, affine, horizons, out);
+  const int lanes = kernels.lanes;
+  const Plan plan = make_plan(groups, lanes);
+  const double work = rollout_work(double(groups.count), window.n, horizons) +
+                      combine_work(double(plan.parameters), window.n, horizons.count);
+  const auto is_large = [&](std::int64_t group) { return plan.is_large(group); };
+  for_each_task(std::int64_t(plan.ranges.size()) - 1, work, endpoints.scratch(),
+                [&](std::int64_t task, double *scratch) {
+                  const std::int64_t end = plan.ranges[task + 1];
+                  for (std::int64_t first = plan.ranges[task]; first < end; first += lanes)
+                    endpoints.write(first, int(std::min<std::int64_t>(lanes, end - first)),
+                                    is_large, scratch);
+                });
+  endpoints.write_parts(plan.parts, double(plan.parameters));
 }
 
 void rollout(const Kernels &kernels, const RolloutJob &job) {
@@ -261,14 +284,25 @@ void combine(const Kernels &kernels, const CombineJob &job) {
                 kernels.combine_scratch(job.window.n, job.n_horizons),
                 [&](std::int64_t task, double *scratch) {
                   if (task < parts) {
-                    kernels.combine_piece(job, plan.parts[task].group, plan.parts[task].piece,
-                                          scratch);
+                    kernels.combine_pieces(job, &plan.parts[task].piece, &plan.parts[task].group, 1,
+                                           scratch);
                     return;
                   }
                   const std::int64_t range = task - parts;
-                  for (std::int64_t g = plan.ranges[range]; g < plan.ranges[range + 1]; ++g)
-                    if (!plan.is_large(g))
-                      kernels.combine_piece(job, g, whole_group(job.groups, g), scratch);
+                  Piece pieces[kPiecesTogether];
+                  std::int64_t rows[kPiecesTogether];
+                  int count = 0;
+                  for (std::int64_t g = plan.ranges[range]; g < plan.ranges[range + 1]; ++g) {
+                    if (plan.is_large(g))
+                      continue;
+                    pieces[count] = whole_group(job.groups, g);
+                    rows[count++] = g;
+                    if (count == kPiecesTogether) {
+                      kernels.combine_pieces(job, pieces, rows, count, scratch);
+                      count = 0;
+                    }
+                  }
+                  kernels.combine_pieces(job, pieces, rows, count, scratch);
                 });
 }
 

@@ -21,6 +21,11 @@ void rollout(const Kernels &kernels, const RolloutJob &job);
 
 void combine(const Kernels &kernels, const CombineJob &job);
 
+// rollout and combine of W groups after each other, so that the weights never leave the cache.
+void companion_endpoint(const Kernels &kernels, const Window &window, const Groups &groups,
+                        const double *coefficients, bool affine, const Horizons &horizons,
+                        const Output &out);
+
 // The dense stages (dense.cpp).
 void feature_gram(const Kernels &kernels, const MomentsJob &job);
 void project(const Kernels &kernels, const ProjectJob &job, std::int64_t groups);

@@ -18,7 +18,7 @@ const Kernels kernels = {
     rollout_scratch,
     rollout_batch,
     combine_scratch,
-    combine_piece,
+    combine_pieces,
     moments_scratch,
     moments_batch,
     project_scratch,

@@ -24,7 +24,8 @@ void solve_batch(const SolveJob &job, const double *lanes, std::int64_t first, i
 std::size_t rollout_scratch(int columns);
 void rollout_batch(const RolloutJob &job, std::int64_t first, int count, double *scratch);
 std::size_t combine_scratch(int n, int n_horizons);
-void combine_piece(const CombineJob &job, std::int64_t weight_row, Piece piece, double *scratch);
+void combine_pieces(const CombineJob &job, const Piece *pieces, const std::int64_t *weight_rows,
+                    int count, double *scratch);
 std::size_t moments_scratch(int m);
 void moments_batch(const MomentsJob &job, std::int64_t first, int count, double *scratch);
 std::size_t project_scratch(int size);

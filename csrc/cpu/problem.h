@@ -65,6 +65,9 @@ struct RolloutJob {
   double *growth;  // (n_horizons, groups)
 };
 
+// Pieces that are combined in one call, at most.
+constexpr int kPiecesTogether = 8;
+
 struct CombineJob {
   Window window;
   Groups groups;
@@ -168,7 +171,8 @@ struct Kernels {
   std::size_t (*rollout_scratch)(int columns);
   void (*rollout_batch)(const RolloutJob &, std::int64_t first, int count, double *scratch);
   std::size_t (*combine_scratch)(int n, int n_horizons);
-  void (*combine_piece)(const CombineJob &, std::int64_t weight_row, Piece, double *scratch);
+  void (*combine_pieces)(const CombineJob &, const Piece *, const std::int64_t *weight_rows,
+                         int count, double *scratch);
   std::size_t (*moments_scratch)(int m);
   void (*moments_batch)(const MomentsJob &, std::int64_t first, int count, double *scratch);
   std::size_t (*project_scratch)(int size);

@@ -43,6 +43,7 @@ STAGES = (
     "rollout_dense",
     "combine",
     "feature_fit",
+    "companion_endpoint",
     "feature_endpoint",
     "gather",
     "scatter",
@@ -134,6 +135,21 @@ def feature_fit(
     )
     projection = None if ahead else Projection(operator, whitener, start, rank, condition)
     return FeatureSolved(rank, condition, residual, hindcast, projection, readout)
+
+
+def companion_endpoint(
+    snapshots: Snapshots,
+    part: Partition,
+    coefficients: FloatArray,
+    affine: bool,
+    horizons: Sequence[int],
+    out: npt.NDArray[Any],
+) -> None:
+    """``combine(…, rollout(coefficients, …)[0], out)`` without the weights ever leaving the cache.
+
+    Of full-rank fits into ``out`` (n_horizons, size).
+    """
+    _cpu.companion_endpoint(*snapshots, part.segments, coefficients, affine, horizons, out)
 
 
 def feature_endpoint(

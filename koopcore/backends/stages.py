@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -88,8 +89,14 @@ def packed_size(n: int) -> int:
 
 def unpack(packed: FloatArray, n: int) -> FloatArray:
     """The symmetric (n, n) matrices of packed lower triangles (…, n(n+1)/2)."""
-    full = np.zeros((*packed.shape[:-1], n, n))
-    rows, columns = np.tril_indices(n)
-    full[..., rows, columns] = packed
-    full[..., columns, rows] = packed
-    return full
+    return np.take(packed, _places(n), axis=-1)
+
+
+@lru_cache(maxsize=4)
+def _places(n: int) -> IntArray:
+    """(n, n) where the packed lower triangle holds each entry of a symmetric matrix."""
+    rows, columns = np.indices((n, n))
+    low, high = np.minimum(rows, columns), np.maximum(rows, columns)
+    places: IntArray = high * (high + 1) // 2 + low
+    places.setflags(write=False)
+    return places

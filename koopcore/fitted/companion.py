@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from koopcore.backends import stage
+from koopcore.backends import find, stage
 from koopcore.backends.stages import Companion, FloatArray, IntArray, Snapshots
 from koopcore.fitted.base import (
     GroupFit,
@@ -44,6 +44,10 @@ class CompanionFit(GroupFit):
         self, snapshots: Snapshots, horizons: Sequence[int], out: npt.NDArray[Any], on: str | None
     ) -> None:
         """Predictions at every horizon into the groups' columns of ``out`` (n_horizons, size)."""
+        fused = find("companion_endpoint", backend=on)
+        if fused is not None:
+            fused(snapshots, self.part, self.coefficients, self.affine, horizons, out)
+            return
         weights, _ = stage("rollout", backend=on)(self.coefficients, self.affine, horizons)
         stage("combine", backend=on)(snapshots, self.part, weights, out)
 
