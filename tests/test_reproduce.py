@@ -192,6 +192,21 @@ def test_the_horizon_stays_short_of_the_one_with_the_lowest_loss():
     assert reproduce_table1.best_horizon(problem, places).tolist() == [1, 1]
 
 
+def test_a_place_no_better_than_the_present_is_left_for_a_nearer_one():
+    problem = OscillatorBatch(3, dtype=torch.float64)
+    now = problem.initial()
+    _, gradient = problem.loss_and_gradient(now)
+    ladder = torch.tensor([-1.0, math.nan, 0.0, 1e-3, 1e-4])  # steps downhill, longest first
+
+    def place(taken):
+        return now - ladder[torch.from_numpy(taken)][:, None] * gradient
+
+    chosen = reproduce_table1.nearer(problem, np.array([0, 3, 4]), 4, place, now)
+    assert chosen.tolist() == [3, 3, 4]
+    ladder[:] = -1.0
+    assert reproduce_table1.nearer(problem, np.array([0, 3, 4]), 4, place, now).tolist() == [4] * 3
+
+
 def test_table1_scores_every_row_of_a_small_version():
     settings = reproduce_table1.settings(quick=True) | {"networks": 2, "horizon": 100}
     settings |= {"t1": 1500, "rates": {"adagrad": 0.05}, "together": 1}

@@ -30,14 +30,14 @@ _HUES = {"plain": "#b9bec7", "EMA 0.98": "#2e9164", "koopcore": "#e0662c", "line
 def settings(quick: bool) -> dict[str, Any]:
     """Rates, seeds, the averages and the options of ``attach`` for minibatch noise."""
     chosen: dict[str, Any] = {
-        "seeds": list(range(300, 305)),
+        "seeds": list(range(500, 508)),
         "tuning": [400, 401],
         "steps": 1000,
         "batch": 64,
         "rates": {
             "sgd": [0.2, 0.3, 0.4, 0.5],
             "adam": [0.002, 0.004, 0.008, 0.016],
-            "adadelta": [1.0, 2.0, 3.0, 4.0],
+            "adadelta": [2.0, 3.0, 4.0, 6.0, 8.0],
         },
         "attach": {
             "window": 9,
