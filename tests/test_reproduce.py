@@ -14,6 +14,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 pytest.importorskip("typer")
 
+import koopcore as kc  # noqa: E402
 from koopcore import cli  # noqa: E402
 from koopcore.problems import (  # noqa: E402
     reproduce,
@@ -25,6 +26,7 @@ from koopcore.problems import (  # noqa: E402
     reproduce_table1,
     reproduce_table2,
 )
+from koopcore.problems.demo import batched_partition  # noqa: E402
 from koopcore.problems.descent import Descent  # noqa: E402
 from koopcore.problems.oscillator import OscillatorBatch  # noqa: E402
 from koopcore.problems.reproduce_run import Cell  # noqa: E402
@@ -196,15 +198,35 @@ def test_a_place_no_better_than_the_present_is_left_for_a_nearer_one():
     problem = OscillatorBatch(3, dtype=torch.float64)
     now = problem.initial()
     _, gradient = problem.loss_and_gradient(now)
-    ladder = torch.tensor([-1.0, math.nan, 0.0, 1e-3, 1e-4])  # steps downhill, longest first
+    downhill = [-1.0, math.nan, 0.0, 1e-3, 1e-4]  # longest first
+    places = torch.stack([now - step * gradient for step in downhill])
+    chosen, better = reproduce_table1.nearer(problem, np.array([0, 3, 4]), places, now)
+    assert (chosen.tolist(), better.tolist()) == ([3, 3, 4], [True] * 3)
+    chosen, better = reproduce_table1.nearer(problem, np.array([0, 1, 2]), places[:3], now)
+    assert (chosen.tolist(), better.tolist()) == ([2] * 3, [False] * 3)
 
-    def place(taken):
-        return now - ladder[torch.from_numpy(taken)][:, None] * gradient
 
-    chosen = reproduce_table1.nearer(problem, np.array([0, 3, 4]), 4, place, now)
-    assert chosen.tolist() == [3, 3, 4]
-    ladder[:] = -1.0
-    assert reproduce_table1.nearer(problem, np.array([0, 3, 4]), 4, place, now).tolist() == [4] * 3
+def test_where_the_operator_leads_nowhere_the_straight_line_is_asked(monkeypatch):
+    settings = reproduce_table1.settings(quick=True)
+    problem = OscillatorBatch(2, dtype=torch.float64)
+    start = problem.initial()
+    _, gradient = problem.loss_and_gradient(start)
+    back = torch.arange(8.0, -1.0, -1.0, dtype=start.dtype)[:, None, None]
+    snapshots = start + 1e-5 * back * gradient  # a straight line downhill
+    straight, pair = kc.fit, batched_partition("network", 2)
+
+    class Stuck:  # in the second network; as after a rollout that diverged
+        def predict(self, horizons):
+            along = straight(snapshots.flatten(1), pair, model="trend").predict(horizons)
+            return torch.cat([along[:, :152], start[1:].expand(len(horizons), -1)], 1)
+
+    def fit(rows, part, model):
+        return Stuck() if model == "affine" else straight(rows, part, model)
+
+    monkeypatch.setattr(reproduce_table1.kc, "fit", fit)
+    guess, taken = reproduce_table1.checked(settings, problem, snapshots, start)
+    assert (problem.loss(guess) < problem.loss(start)).all()
+    assert (taken > 1).all()
 
 
 def test_table1_scores_every_row_of_a_small_version():

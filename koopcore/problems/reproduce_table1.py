@@ -36,7 +36,7 @@ def settings(quick: bool) -> dict[str, Any]:
     """Regime of the experiment, the same for every row of an optimizer."""
     chosen: dict[str, Any] = {
         "networks": 25,
-        "seed": 900,
+        "seed": 1300,
         "duration": 4 * math.pi,
         "precision": "float64",
         "window": 17,
@@ -129,23 +129,35 @@ def predict(
         return torch.from_numpy(guess), np.full(networks, farthest)
     if "float32" in row:
         snapshots = snapshots.float()
-    part = batched_partition("network", networks)
-    horizons = ladder(settings)
-    operators = kc.fit(snapshots.reshape(len(snapshots), -1), part, model="affine")
+    return checked(settings, problem, snapshots, window[-1])
 
-    def at(horizons: list[int]) -> Tensor:
-        return operators.predict(horizons).reshape(len(horizons), networks, -1).to(window.dtype)
 
-    places = at(horizons)
-    chosen = best_horizon(problem, at(looked_at(settings)))
-    chosen = nearer(
-        problem,
-        chosen,
-        len(horizons) - 1,
-        lambda taken: places[taken, torch.arange(networks)],
-        window[-1],
-    )
-    return places[chosen, torch.arange(networks)], np.asarray(horizons)[chosen]
+def checked(
+    settings: dict[str, Any], problem: OscillatorBatch, snapshots: Tensor, now: Tensor
+) -> tuple[Tensor, np.ndarray[Any, np.dtype[np.int64]]]:
+    """The prediction and horizon of each network by the loss check; see `predict`.
+
+    Where no place that the operator predicts is better than ``now`` ``(networks, 152)``, the
+    straight line is asked, as `koopcore.attach` asks it.
+    """
+    networks = len(now)
+    part, every = batched_partition("network", networks), torch.arange(networks)
+    horizons, beyond = ladder(settings), looked_at(settings)
+    guess, taken = now.clone(), np.full(networks, horizons[-1])
+    left = np.ones(networks, bool)
+    for model in ("affine", "trend"):
+        operators = kc.fit(snapshots.reshape(len(snapshots), -1), part, model=model)
+        predicted = operators.predict([*horizons, *beyond]).reshape(-1, networks, now.shape[1])
+        places = predicted[: len(horizons)].to(now.dtype)
+        chosen = best_horizon(problem, predicted[len(horizons) :].to(now.dtype))
+        chosen, better = nearer(problem, chosen, places, now)
+        replaced = left & better
+        guess[replaced] = places[chosen, every][replaced]
+        taken[replaced] = np.asarray(horizons)[chosen][replaced]
+        left &= ~better
+        if not left.any():
+            break
+    return guess, taken
 
 
 def ladder(settings: dict[str, Any]) -> list[int]:
@@ -174,25 +186,21 @@ def best_horizon(problem: OscillatorBatch, beyond: Tensor) -> Any:
 
 
 def nearer(
-    problem: OscillatorBatch,
-    chosen: Any,
-    shortest: int,
-    place: Callable[[Any], Tensor],
-    now: Tensor,
-) -> Any:
-    """Shorter horizons where the prediction has no lower loss than ``now`` ``(networks, 152)``.
+    problem: OscillatorBatch, chosen: Any, places: Tensor, now: Tensor
+) -> tuple[Any, np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Shorter horizons where the place has no lower loss than ``now``, and whether one has.
 
-    chosen : places in the ladder ``(networks,)``, at most ``shortest``.
-    place : the parameters ``(networks, 152)`` predicted at one place of the ladder for each.
+    chosen : which of the places ``(horizons, networks, 152)``, longest first, each network takes.
     """
+    every = torch.arange(len(now))
     with one_thread(now.device):
         present = problem.loss(now)
         while True:
-            worse = ~(problem.loss(place(chosen).to(now.dtype)) < present).numpy()
-            worse &= chosen < shortest
-            if not worse.any():
-                return chosen
-            chosen = chosen + worse
+            better = (problem.loss(places[chosen, every]) < present).numpy()
+            further = ~better & (chosen < len(places) - 1)
+            if not further.any():
+                return chosen, better
+            chosen = chosen + further
 
 
 def pinv_nodes(snapshots: Floats, horizon: int) -> Floats:
@@ -228,7 +236,6 @@ def seconds(settings: dict[str, Any], tick: Tick, results: Results) -> dict[str,
     dtype = getattr(torch, settings["precision"])
     problem = OscillatorBatch(1, settings["seed"], dtype=dtype, duration=settings["duration"])
     farthest = settings["horizon"] // settings["stride"]
-    horizons = ladder(settings)
     part = batched_partition("network", 1)
     found = {}
     for optimizer, rate in settings["rates"].items():
@@ -236,24 +243,14 @@ def seconds(settings: dict[str, Any], tick: Tick, results: Results) -> dict[str,
         window = descent.advance(_stretches(settings)[0], every=1).snapshots
         own = window[:: settings["stride"], 0].contiguous()
 
-        def checked(own: Tensor = own) -> None:
-            operators = kc.fit(own, part, model="affine")
-            beyond = operators.predict(looked_at(settings))
-            chosen = best_horizon(problem, beyond[:, None].to(dtype))
-            nearer(
-                problem,
-                chosen,
-                len(horizons) - 1,
-                lambda taken: operators.predict(horizons[int(taken[0])])[None],
-                own[-1:],
-            )
-
         single = own.float()
         strided, every = own[:, None].numpy(), window.numpy()
         calls: dict[str, Callable[[], object]] = {
             "step": lambda descent=descent: descent.advance(_TIMED_STEPS),  # type: ignore[misc]
             "koopcore": lambda own=own: kc.fit(own, part, horizon=farthest).predict(farthest),  # type: ignore[misc]
-            "koopcore, loss check included": checked,
+            "koopcore, loss check included": lambda own=own: checked(  # type: ignore[misc]
+                settings, problem, own[:, None], own[-1:]
+            ),
             "koopcore, float32": lambda single=single: kc.fit(  # type: ignore[misc]
                 single, part, horizon=farthest
             ).predict(farthest),
@@ -270,7 +267,7 @@ def seconds(settings: dict[str, Any], tick: Tick, results: Results) -> dict[str,
 
 NOTES = (
     "koopcore: network-wide affine operator, half the horizon of the lowest predicted loss, less "
-    "if the loss there is not below the present one; "
+    "if the loss there is not below the present one, or along the straight line if none is; "
     "float32: the same from snapshots rounded to float32. paper: an operator F'F+ per node by "
     "numpy.linalg.pinv, fixed T, same window, with this stride or a snapshot each step.\n"
     "T^eq: steps that ordinary training needs from t2 to reach the predicted network's loss "
