@@ -253,9 +253,12 @@ template <class L>
 KOOPCORE_HD void natural_whitener(const NaturalFactor<L> &f, typename L::Real *v) {
   const int size = f.size;
   for (int i = 0; i < size; ++i)
-    for (int j = 0; j < size; ++j)
-      v[j * size + i] =
-          j > i ? L::broadcast(0.0) : f.inverse[i * size + j] * (f.scale[j] * f.root[i]);
+    for (int j = 0; j < size; ++j) {
+      if (j > i)
+        v[j * size + i] = L::broadcast(0.0);
+      else
+        v[j * size + i] = f.inverse[i * size + j] * (f.scale[j] * f.root[i]);
+    }
 }
 
 } // namespace koopcore
