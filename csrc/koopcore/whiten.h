@@ -5,7 +5,7 @@
 // depends on the data is masked too, and so W groups run together whatever their ranks.
 #pragma once
 
-#include "koopcore/lanes.h"
+#include "koopcore/product.h"
 
 namespace koopcore {
 
@@ -87,6 +87,32 @@ pivoted_cholesky(typename L::Real *a, int size, typename L::Real *factor, typena
   return rank;
 }
 
+// R rows x of X with X (C Cᵀ) = B, for the lower triangular C (N × N) with 1/diag C; x holds B on
+// entry. The rows share every entry of C.
+template <class L, int R>
+KOOPCORE_HD void solve_normal_rows(const typename L::Real *c, const typename L::Real *reciprocal,
+                                   int size, typename L::Real *x) {
+  using Real = typename L::Real;
+  for (int turn = 0; turn < 2; ++turn)
+    for (int step = 0; step < size; ++step) {
+      const int j = turn == 0 ? step : size - 1 - step;
+      const int low = turn == 0 ? 0 : j + 1, high = turn == 0 ? j : size;
+      Real s[R];
+      KOOPCORE_UNROLL
+      for (int r = 0; r < R; ++r)
+        s[r] = x[r * size + j];
+      for (int k = low; k < high; ++k) {
+        const Real entry = turn == 0 ? c[j * size + k] : c[k * size + j];
+        KOOPCORE_UNROLL
+        for (int r = 0; r < R; ++r)
+          s[r] -= entry * x[r * size + k];
+      }
+      KOOPCORE_UNROLL
+      for (int r = 0; r < R; ++r)
+        x[r * size + j] = s[r] * reciprocal[j];
+    }
+}
+
 // V = L (LᵀL)⁻¹ for any rank (Courrieu 2005). The columns of L are scaled to l_{p_k,k} = 1 first:
 // the pivoting leaves them well conditioned. Columns past the rank come out as zeros. work: N² +
 // 2N.
@@ -103,36 +129,29 @@ KOOPCORE_HD void pseudo_inverse_factor(const typename L::Real *factor,
     for (int i = 0; i < size; ++i)
       v[i * size + k] = factor[i * size + k] * inverse[k];
   }
-  for (int j = 0; j < size; ++j) { // the normal matrix, and its Cholesky factor in place
-    for (int k = 0; k <= j; ++k) {
-      Real s = zero;
-      for (int i = 0; i < size; ++i)
-        s += v[i * size + j] * v[i * size + k];
-      for (int i = 0; i < k; ++i)
-        s -= normal[j * size + i] * normal[k * size + i];
-      if (k < j)
-        normal[j * size + k] = s / normal[k * size + k];
-      else
-        normal[j * size + j] = L::sqrt(L::select(s > 0.0, s, one)); // 1 past the rank
-    }
+  multiply<L, Left::transposed>(v, v, size, size, size, normal);
+  Real *reciprocal = row;          // of the diagonal of its Cholesky factor, made in place
+  for (int k = 0; k < size; ++k) { // by columns, so that the rows below are independent
+    const Real pivot = normal[k * size + k];
+    reciprocal[k] = 1.0 / L::sqrt(L::select(pivot > 0.0, pivot, one)); // 1 past the rank
+    for (int j = k + 1; j < size; ++j)
+      normal[j * size + k] = normal[j * size + k] * reciprocal[k];
+    for (int j = k + 1; j < size; ++j)
+      for (int i = k + 1; i <= j; ++i)
+        normal[j * size + i] -= normal[j * size + k] * normal[i * size + k];
   }
-  for (int i = 0; i < size; ++i) { // rows of V: two triangular solves each
-    Real *x = v + i * size;
-    for (int j = 0; j < size; ++j) {
-      Real s = x[j];
-      for (int k = 0; k < j; ++k)
-        s -= normal[j * size + k] * x[k];
-      x[j] = s / normal[j * size + j];
-    }
-    for (int j = size; j-- > 0;) {
-      Real s = x[j];
-      for (int k = j + 1; k < size; ++k)
-        s -= normal[k * size + j] * x[k];
-      x[j] = s / normal[j * size + j];
-    }
+  int i = 0;
+  for (; i + 4 <= size; i += 4)
+    solve_normal_rows<L, 4>(normal, reciprocal, size, v + i * size);
+  if (size - i == 3)
+    solve_normal_rows<L, 3>(normal, reciprocal, size, v + i * size);
+  else if (size - i == 2)
+    solve_normal_rows<L, 2>(normal, reciprocal, size, v + i * size);
+  else if (size - i == 1)
+    solve_normal_rows<L, 1>(normal, reciprocal, size, v + i * size);
+  for (i = 0; i < size; ++i)
     for (int j = 0; j < size; ++j)
-      x[j] *= inverse[j];
-  }
+      v[i * size + j] *= inverse[j];
 }
 
 } // namespace koopcore
