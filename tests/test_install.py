@@ -42,7 +42,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def native(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    return install(source, tmp_path_factory.mktemp("native"))
+    # Without CUDA, which takes a minute more and has its own tests (test_cuda_build.py).
+    return install(source, tmp_path_factory.mktemp("native"), {"CUDACXX": "/nonexistent"})
 
 
 @pytest.fixture(scope="module")

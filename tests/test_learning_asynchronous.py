@@ -167,3 +167,14 @@ def test_a_mailbox_waits_no_longer_than_its_timeout_and_repeats_meanwhile() -> N
     with pytest.raises(PeerLost, match="worker 1 closed its connection") as caught:
         box.wait("features", 0, 2, 5.0, never)
     assert caught.value.peer == 1
+
+
+def test_of_closed_peers_a_mailbox_names_the_one_that_went_first() -> None:
+    box = Mailbox([0, 2])
+    box.put("features", 0, 7, np.zeros((1, 1)))
+    box.put("features", 2, 9, np.zeros((1, 1)))  # new enough, but its end is why worker 0 ended
+    box.close(2)
+    box.close(0)
+    with pytest.raises(PeerLost, match="worker 2 closed its connection") as caught:
+        box.wait("features", 10, 2, 5.0, never)
+    assert (caught.value.peer, caught.value.stamp) == (2, 9)

@@ -34,7 +34,7 @@ class Mailbox:
         self.delays: Counter[int] = Counter()  # iterations between need and stamp of what was used
         self._arrived = threading.Condition()
         self._latest: dict[tuple[str, int], tuple[int, FloatArray]] = {}
-        self._closed: set[int] = set()
+        self._closed: list[int] = []  # in the order in which they went
 
     def put(self, kind: str, peer: int, stamp: int, content: FloatArray) -> None:
         """Called by receiving threads."""
@@ -47,7 +47,7 @@ class Mailbox:
     def close(self, peer: int) -> None:
         """The peer's connection ended: what it sent stays, nothing more will come."""
         with self._arrived:
-            self._closed.add(peer)
+            self._closed.append(peer)
             self._arrived.notify_all()
 
     def wait(
@@ -62,7 +62,7 @@ class Mailbox:
 
         Goes on at once with what is there, if it is young enough. Otherwise waits, calling
         ``repeat`` now and then: peers that wait for a lost message of ours get it again. Raises
-        `PeerLost` naming the peer that is closed, or too old after ``timeout`` seconds.
+        `PeerLost` naming the peer that closed first, or too old after ``timeout`` seconds.
         """
         least = max(0, now - bound)
         waited, looked = 0.0, time.monotonic()
@@ -71,12 +71,13 @@ class Mailbox:
                 late = [p for p in self.peers if self._stamp(kind, p) < least]
                 if not late:
                     break
+                if any(peer in self._closed for peer in late):
+                    first = self._closed[0]  # the others may have gone because it did
+                    last = self._stamp(kind, first)
+                    raise PeerLost(f"worker {first} closed its connection", first, last)
                 # Of several, name the one not heard of for longest: the others wait for it as well.
-                gone = [p for p in late if p in self._closed]
-                oldest = min(gone or late, key=lambda p: self._stamp(kind, p))
+                oldest = min(late, key=lambda p: self._stamp(kind, p))
                 last = self._stamp(kind, oldest)
-                if gone:
-                    raise PeerLost(f"worker {oldest} closed its connection", oldest, last)
                 # Time in which this process itself was suspended is no silence of the peer's.
                 now_is = time.monotonic()
                 waited, looked = waited + min(now_is - looked, 2.0 * _PATIENCE), now_is
