@@ -55,15 +55,7 @@ KOOPCORE_HD typename L::Real hindcast_error(const typename L::Real *gram, int n,
     weights[i] = i < n - holdout ? Real(weights[i] - 1.0) : L::broadcast(-1.0);
   for (int i = 0; i < n; ++i) {
     const Real *row = gram + packed_index(i, 0);
-    Real even = zero, odd = zero;
-    int k = 0;
-    for (; k + 2 <= i; k += 2) {
-      even += row[k] * weights[k];
-      odd += row[k + 1] * weights[k + 1];
-    }
-    if (k < i)
-      even += row[k] * weights[k];
-    square += weights[i] * (2.0 * (even + odd) + row[i] * weights[i]);
+    square += weights[i] * (2.0 * dot<L>(row, weights, i) + row[i] * weights[i]);
     if (i < n - holdout)
       continue;
     Real off = zero;

@@ -66,6 +66,20 @@ KOOPCORE_HD void multiply(const typename L::Real *a, const typename L::Real *b, 
     product_rows<L, Form, 1>(a + i * next, a_width, b, columns, inner, out + i * columns);
 }
 
+// Σ x_i y_i, even and odd terms apart: two sums that do not wait for each other.
+template <class L>
+KOOPCORE_HD typename L::Real dot(const typename L::Real *x, const typename L::Real *y, int count) {
+  typename L::Real even = L::broadcast(0.0), odd = L::broadcast(0.0);
+  int i = 0;
+  for (; i + 2 <= count; i += 2) {
+    even += x[i] * y[i];
+    odd += x[i + 1] * y[i + 1];
+  }
+  if (i < count)
+    even += x[i] * y[i];
+  return even + odd;
+}
+
 // R rows of out = A x, even and odd columns apart: enough independent sums for two multipliers.
 template <class L, int R>
 KOOPCORE_HD void apply_rows(const typename L::Real *a, int columns, const typename L::Real *x,

@@ -10,6 +10,7 @@
 
 #include "koopcore/lanes.h"
 #include "koopcore/polynomial_power.h"
+#include "koopcore/product.h"
 
 namespace koopcore {
 
@@ -114,19 +115,6 @@ KOOPCORE_HD void convolve(const typename L::Real *a, int columns, const typename
   }
 }
 
-template <class L>
-KOOPCORE_HD typename L::Real sum_of_squares(const typename L::Real *x, int columns) {
-  typename L::Real even = L::broadcast(0.0), odd = even;
-  int i = 0;
-  for (; i + 2 <= columns; i += 2) {
-    even += x[i] * x[i];
-    odd += x[i + 1] * x[i + 1];
-  }
-  if (i < columns)
-    even += x[i] * x[i];
-  return even + odd;
-}
-
 // Weights (n) on B and the growth of one horizon, from power = S^{T-1} a, total = its sum and
 // reference = |a|². A divergent lane gives w = 1, which is the last snapshot, and infinite growth.
 template <class L>
@@ -135,7 +123,7 @@ KOOPCORE_HD typename L::Real weigh(const typename L::Real &reference, const type
                                    typename L::Real *weights) {
   using Real = typename L::Real;
   const Real one = L::broadcast(1.0);
-  const Real square = sum_of_squares<L>(power, columns);
+  const Real square = dot<L>(power, power, columns);
   const int n = columns + 1 + (affine ? 1 : 0);
   if (affine) {
     weights[0] = weights[1] = one;
@@ -167,7 +155,7 @@ KOOPCORE_HD void rollout(const typename L::Real *a, int columns, bool affine,
   Real *polynomials = total + columns;
   ImpulseResponse<L> response(a, columns, affine, polynomials + polynomial_work(columns));
   std::int64_t reached = 0; // the horizon that power and total belong to
-  const Real reference = sum_of_squares<L>(a, columns);
+  const Real reference = dot<L>(a, a, columns);
   for (int h = 0; h < n_horizons; ++h) {
     const std::int64_t horizon = horizons[h];
     if (reached > 0 && horizon - reached <= columns / 2) {
