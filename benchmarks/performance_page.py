@@ -114,9 +114,11 @@ def _load(contents: dict[str, Any]) -> str:
     loads = [load for load in known if load]
     if not loads:
         return ""
+    seen = f"Load average {min(loads):g} to {max(loads):g}, koopcore's own threads included."
+    if max(loads) <= next(iter(contents["studies"].values()))["machine"]["threads"]:
+        return seen
     return (
-        f"Other work ran on the machine meanwhile: load average {min(loads):g} to {max(loads):g}, "
-        "koopcore's own threads included. Best times and ratios suffer least from it; what two "
+        f"{seen} So other work ran meanwhile: best times and ratios suffer least from it; what two "
         "threads gain, and whatever spins while it waits (OpenMP), suffers most."
     )
 

@@ -1,7 +1,7 @@
 // Predictions x_{n+T} = x_n + B (w - 1): one pass over the snapshots for several horizons.
 //
 // One or two horizons are made in registers while the snapshots stream by. For more, x_1, the
-// differences and x_n of some columns are converted once, into a panel in the first-level cache.
+// differences and x_n of some columns are converted once, into a panel in the second-level cache.
 #include "cpu/kernels.h"
 #include "cpu/problem.h"
 #include "cpu/simd.h"
@@ -12,9 +12,9 @@ namespace koopcore::cpu::KOOPCORE_ISA {
 
 namespace {
 
-constexpr int kPanelBytes = 131072;                // a part of the second-level cache
-constexpr int kPanelVectors = kLanes == 8 ? 2 : 1; // with eight horizons: what fits into registers
-constexpr int kStreamed = 2;                       // horizons made without a panel, at most
+constexpr int kPanelBytes = 131072;               // a part of the second-level cache
+constexpr int kTileVectors = kLanes == 8 ? 2 : 1; // with eight horizons: what fits into registers
+constexpr int kStreamed = 2;                      // horizons made without a panel, at most
 
 template <class U> KOOPCORE_INLINE void store(Vec value, char *p, std::ptrdiff_t step, int count) {
   const double limit = sizeof(U) == sizeof(float) ? double(FLT_MAX) : DBL_MAX;
@@ -160,10 +160,10 @@ KOOPCORE_INLINE void predict_tile(int n, const double *weights, const Vec *panel
 template <class U, int H>
 void combine_panel(int n, const double *weights, const Vec *panel, char *out, std::ptrdiff_t row,
                    std::ptrdiff_t step, int count) {
-  constexpr int together = kPanelVectors * kLanes;
+  constexpr int together = kTileVectors * kLanes;
   for (; count >= together; count -= together) {
-    predict_tile<U, H, kPanelVectors>(n, weights, panel, out, row, step, kLanes);
-    panel += kPanelVectors * (n + 1);
+    predict_tile<U, H, kTileVectors>(n, weights, panel, out, row, step, kLanes);
+    panel += kTileVectors * (n + 1);
     out += together * step;
   }
   while (count > 0) {

@@ -10,7 +10,8 @@
 
 namespace koopcore {
 
-// A factored per lane. The numbers belong to the caller: packed (N(N+1)/2), scale and root (N).
+// A factored per lane. The numbers belong to the caller: packed (N(N+1)/2), scale and root (N),
+// inverse (N²).
 template <class L> struct NaturalFactor {
   typename L::Real *packed;  // unit L below the diagonal, D on it
   typename L::Real *scale;   // S
