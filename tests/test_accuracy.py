@@ -20,6 +20,7 @@ SIZES = (1, 2, 11, 65, 257, 3073)
 WINDOWS = (2, 3, 8, 16, 33, 64)
 HORIZONS = (1, 10, 100)
 SEEDS = {1: 9, 2: 9, 11: 9, 65: 9, 257: 9, 3073: 3}  # trajectories of m parameters
+NONE_APART = 3  # of the first trajectories no single prediction may stand apart
 EPSILON = 2.0**-52
 
 
@@ -104,8 +105,8 @@ def test_predictions_are_as_good_as_orthogonal_least_squares(kind, dtype, model)
     """Wherever least squares predicts to 10 %: its error times 1.2, or 1e-4 of the movement.
 
     That bound is on the median of a case's trajectories. Of single predictions, all but one in
-    a hundred stay within three times their error or 1e-3: near the rank threshold, rounding
-    decides which columns are kept.
+    a hundred stay within three times their error or 1e-3, and all of the first three
+    trajectories: near the rank threshold, rounding decides which columns are kept.
     """
     missed, compared = [], 0
     alone = dict.fromkeys(WHOLE, 0)
@@ -138,7 +139,8 @@ def test_predictions_are_as_good_as_orthogonal_least_squares(kind, dtype, model)
                 )
                 single = ours > np.maximum(3.0 * oracle, 1e-3)
                 alone[backend] += int((single & usable).sum())
-                if (typical & (np.median(oracle, axis=0) < 0.1)).any():
+                apart = (single & usable)[:NONE_APART].any()
+                if apart or (typical & (np.median(oracle, axis=0) < 0.1)).any():
                     missed.append((backend, m, n, oracle.round(9).tolist(), ours.round(9).tolist()))
     assert compared > 20, "the motion is too hard for the oracle: nothing was compared"
     assert not missed, "\n".join(map(str, missed))
