@@ -16,8 +16,17 @@ GramLayout layout_of(Address data, int n, bool side_by_side) {
   return {pointer<double>(data), entries * kBatch, entries, 1};
 }
 
+// (coefficients, rank, residual, condition, hindcast)
+CompanionArrays companion_of(const py::tuple &out) {
+  expect(out, 5, "the outputs of a fit");
+  return {pointer<double>(at<Address>(out, 0)), pointer<std::int64_t>(at<Address>(out, 1)),
+          pointer<double>(at<Address>(out, 2)), pointer<double>(at<Address>(out, 3)),
+          pointer<double>(at<Address>(out, 4))};
+}
+
 void bind_queries(py::module_ &m) {
   m.attr("most_horizons") = kMostHorizons;
+  m.attr("direct_steps") = kDirectSteps;
   m.attr("batch") = kBatch;
   m.attr("tensor_block") = kTensorBlock;
   m.def("device_count", &device_count, "CUDA devices of this machine; 0 without a driver.");
@@ -26,6 +35,8 @@ void bind_queries(py::module_ &m) {
   m.def(
       "check_device", [](int device) { device_of(device); }, py::arg("device"),
       "Raises RuntimeError if this module has no code for the device.");
+  m.def("fast_double", &fast_double, py::arg("device"),
+        "Whether fp64 runs at half the rate of fp32 or more.");
   m.def("gram_noise", &gram_noise, py::arg("device"), py::arg("is_double"),
         "Relative error of Gram matrices on this device in units of fp64 sums.");
 }
@@ -45,13 +56,8 @@ void bind_companion(py::module_ &m) {
   m.def("solve", [](Address gram, std::int64_t groups, int n, bool affine, int holdout,
                     double noise, const py::tuple &out, Address space, const py::tuple &target) {
     const Target on(target);
-    expect(out, 5, "the outputs of a fit");
-    const CompanionArrays arrays{
-        pointer<double>(at<Address>(out, 0)), pointer<std::int64_t>(at<Address>(out, 1)),
-        pointer<double>(at<Address>(out, 2)), pointer<double>(at<Address>(out, 3)),
-        pointer<double>(at<Address>(out, 4))};
-    solve(on.device, pointer<const double>(gram), groups, n, affine, holdout, noise, arrays,
-          pointer<double>(space), on.stream);
+    solve(on.device, pointer<const double>(gram), groups, n, affine, holdout, noise,
+          companion_of(out), pointer<double>(space), on.stream);
   });
   m.def("rollout_space",
         [](std::int64_t groups, int columns, bool affine, std::int64_t last, int device) {
@@ -83,6 +89,35 @@ void bind_companion(py::module_ &m) {
     const Target on(target);
     combine(window_of(window), groups_of(groups), plan_of(plan), pointer<const double>(weights),
             n_horizons, output_of(out), tensors_of(parameters), on.stream);
+  });
+}
+
+void bind_one_pass(py::module_ &m) {
+  m.def("one_pass_bytes", &one_pass_bytes, py::arg("n"), py::arg("columns"), py::arg("warps"),
+        py::arg("horizons"), py::arg("is_double"),
+        "Bytes of shared memory that a block of `one_pass` needs.");
+  // share: (group, count, columns, warps); how: (affine, holdout, noise).
+  m.def("one_pass",
+        [](const py::tuple &window, const py::tuple &groups, const py::tuple &share,
+           const py::tuple &how, const Sizes &horizons, const py::tuple &fields, Address gram,
+           const py::tuple &out, const py::tuple &parameters, const py::tuple &target) {
+          const Target on(target);
+          expect(share, 4, "a share");
+          expect(how, 3, "how to fit");
+          one_pass(window_of(window), groups_of(groups),
+                   {pointer_at<std::int64_t>(share, 0), at<std::int64_t>(share, 1),
+                    at<int>(share, 2), at<int>(share, 3)},
+                   {at<bool>(how, 0), at<int>(how, 1), at<double>(how, 2)},
+                   horizons.empty() ? Horizons{} : horizons_of(horizons), companion_of(fields),
+                   pointer<double>(gram), output_of(out), tensors_of(parameters), on.stream);
+        });
+  m.def("combine_deficient", [](const py::tuple &window, const py::tuple &groups, Address rank,
+                                int columns, Address weights, int n_horizons, const py::tuple &out,
+                                const py::tuple &parameters, const py::tuple &target) {
+    const Target on(target);
+    combine_deficient(window_of(window), groups_of(groups), pointer<const std::int64_t>(rank),
+                      columns, pointer<const double>(weights), n_horizons, output_of(out),
+                      tensors_of(parameters), on.stream);
   });
 }
 
@@ -159,6 +194,7 @@ PYBIND11_MODULE(KOOPCORE_CUDA_MODULE, m) {
   m.doc() = "koopcore kernels for CUDA devices";
   bind_queries(m);
   bind_companion(m);
+  bind_one_pass(m);
   bind_dense(m);
   bind_copies(m);
 }

@@ -2,8 +2,7 @@
 //
 // Mirrors cpu/combine.cpp. A lane takes four neighbouring parameters through all snapshots; sums
 // are in fp64. Results go into the rows of an array, or straight into the parameters themselves.
-#include "cuda/numbers.h"
-#include "cuda/rows.h"
+#include "cuda/predictions.h"
 #include "cuda/stages.h"
 
 namespace koopcore::cuda {
@@ -17,65 +16,6 @@ using Runs = ChunksOf<128, 4>;   // four parameters a lane
 // one more.
 constexpr int resident_blocks(int H) { return H == 1 ? 5 : H == 2 ? 4 : H == 4 ? 3 : 2; }
 
-// Four parameters from `e` on of a chunk; the caller has checked which of them exist.
-template <class T>
-__device__ Quad<T> load_four(const char *row, const Chunk &at, std::int64_t e, std::int64_t step,
-                             bool whole) {
-  const char *p = row + (at.first + e * at.stride) * step;
-  if (whole)
-    return load_quad(reinterpret_cast<const T *>(p));
-  Quad<T> x;
-  KOOPCORE_UNROLL
-  for (int s = 0; s < 4; ++s)
-    x.value[s] = e + s >= 0 && e + s < at.count
-                     ? __ldg(reinterpret_cast<const T *>(p + s * at.stride * step))
-                     : T(0);
-  return x;
-}
-
-// The tensor that has parameter `column`; -1 where none has.
-__device__ std::int64_t tensor_of(const Tensors &tensors, std::int64_t column) {
-  std::int64_t low = 0, high = tensors.count;
-  while (low < high) {
-    const std::int64_t middle = (low + high) / 2;
-    if (tensors.start[middle] <= column)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  --low;
-  return low >= 0 && column < tensors.start[low] + tensors.length[low] ? low : -1;
-}
-
-__device__ void store_four(const Output &out, const Tensors &parameters, std::int64_t row,
-                           const Chunk &at, std::int64_t e, bool whole, const double (&value)[4]) {
-  if (parameters.count > 0) {
-    for (int s = 0; s < 4; ++s) {
-      if (e + s < 0 || e + s >= at.count)
-        continue;
-      const std::int64_t column = at.first + (e + s) * at.stride, t = tensor_of(parameters, column);
-      if (t < 0)
-        continue;
-      const Kind kind = Kind(parameters.kind[t]);
-      write_number(parameters.data[t] + (column - parameters.start[t]) * bytes_of(kind), kind,
-                   clamp_to(kind, value[s]));
-    }
-    return;
-  }
-  char *p = out.data + row * out.row + (at.first + e * at.stride) * out.step;
-  if (whole && out.kind == kFloat32 && out.step == 4 &&
-      reinterpret_cast<std::uintptr_t>(p) % 16 == 0) {
-    *reinterpret_cast<float4 *>(p) = {
-        float(clamp_to(kFloat32, value[0])), float(clamp_to(kFloat32, value[1])),
-        float(clamp_to(kFloat32, value[2])), float(clamp_to(kFloat32, value[3]))};
-    return;
-  }
-  KOOPCORE_UNROLL
-  for (int s = 0; s < 4; ++s)
-    if (e + s >= 0 && e + s < at.count)
-      write_number(p + s * at.stride * out.step, out.kind, clamp_to(out.kind, value[s]));
-}
-
 // H horizons of the group's chunks that fall to this warp; w: (…, n) weights, rows `apart` numbers.
 template <class T, int H>
 __device__ void combine_chunks(const Window &window, Runs &runs, const double *w,
@@ -86,11 +26,11 @@ __device__ void combine_chunks(const Window &window, Runs &runs, const double *w
     const std::int64_t e = at.from + 4 * lane;
     if (e >= at.count)
       continue;
-    const bool whole = aligned && at.stride == 1 && e >= 0 && e + 4 <= at.count;
+    const Four four = four_from(at.first, at.stride, e, at.count);
     double value[H][4] = {}, previous[4] = {};
 #pragma unroll 4
     for (int k = 0; k < window.n; ++k) {
-      const Quad<T> x = load_four<T>(window.at(k), at, e, window.step, whole);
+      const Quad<T> x = load_four<T>(window.at(k), four, window.step, aligned);
       double weight[H];
       KOOPCORE_UNROLL
       for (int h = 0; h < H; ++h)
@@ -109,7 +49,7 @@ __device__ void combine_chunks(const Window &window, Runs &runs, const double *w
       KOOPCORE_UNROLL
       for (int s = 0; s < 4; ++s)
         value[h][s] += previous[s];
-      store_four(out, parameters, horizon + h, at, e, whole, value[h]);
+      store_four(out, parameters, horizon + h, four, value[h]);
     }
   }
 }
@@ -141,6 +81,29 @@ __global__ void __launch_bounds__(32 * kWarps, resident_blocks(H))
               threadIdx.x / 32, kWarps);
     combine_chunks<T, H>(window, runs, weights + horizon * apart + piece.group * window.n, apart,
                          horizon, out, parameters, lane);
+  }
+}
+
+// A warp looks at the ranks of 32 groups and takes the deficient ones, one after another.
+template <class T>
+__global__ void __launch_bounds__(32 * kWarps, resident_blocks(1))
+    combine_where_deficient(Window window, Groups groups, const std::int64_t *rank, int columns,
+                            const double *weights, int n_horizons, Output out, Tensors parameters) {
+  const int lane = threadIdx.x & 31;
+  const std::int64_t step = std::int64_t(gridDim.x) * kWarps, apart = groups.count * window.n;
+  const std::int64_t batches = (groups.count + kBatch - 1) / kBatch;
+  for (std::int64_t batch = std::int64_t(blockIdx.x) * kWarps + threadIdx.x / 32; batch < batches;
+       batch += step) {
+    const std::int64_t own = batch * kBatch + lane;
+    unsigned int left = __ballot_sync(kAllLanes, own < groups.count && rank[own] != columns);
+    for (; left != 0; left &= left - 1) {
+      const std::int64_t group = batch * kBatch + __ffs(int(left)) - 1;
+      for (int h = 0; h < n_horizons; ++h) {
+        Runs runs(groups, groups.ptr[group], groups.ptr[group + 1], 0, INT64_MAX, 0, 1);
+        combine_chunks<T, 1>(window, runs, weights + h * apart + group * window.n, apart, h, out,
+                             parameters, lane);
+      }
+    }
   }
 }
 
@@ -177,6 +140,16 @@ void combine(const Window &window, const Groups &groups, const Plan &plan, const
              int n_horizons, const Output &out, const Tensors &parameters, Stream stream) {
   (window.is_double ? combine_of<double> : combine_of<float>)(window, groups, plan, weights,
                                                               n_horizons, out, parameters, stream);
+}
+
+void combine_deficient(const Window &window, const Groups &groups, const std::int64_t *rank,
+                       int columns, const double *weights, int n_horizons, const Output &out,
+                       const Tensors &parameters, Stream stream) {
+  const std::int64_t batches = (groups.count + kBatch - 1) / kBatch;
+  launch("combine of deficient groups",
+         window.is_double ? combine_where_deficient<double> : combine_where_deficient<float>,
+         blocks_for((batches + kWarps - 1) / kWarps), 32 * kWarps, 0, stream, window, groups, rank,
+         columns, weights, n_horizons, out, parameters);
 }
 
 } // namespace koopcore::cuda

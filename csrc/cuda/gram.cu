@@ -38,16 +38,6 @@ __device__ void sum_chunks(const LaneRows<T, NT> &rows, Chunks &chunks, int lane
   }
 }
 
-template <class Sums, class Put>
-__device__ void put_entries(const Sums &sums, int n, int lane, Put &&put) {
-  KOOPCORE_UNROLL
-  for (int k = 0; k < Sums::kValues; ++k) {
-    const Entry at = Sums::place(k, lane);
-    if (at.row < n && at.column <= at.row)
-      put(packed_index(at.row, at.column), sums.value[k]);
-  }
-}
-
 template <class T, int NT>
 __global__ void __launch_bounds__(32 * kWarps)
     gram_small(Window window, Groups groups, Plan plan, GramLayout out) {
@@ -63,7 +53,9 @@ __global__ void __launch_bounds__(32 * kWarps)
     sum_chunks<T, NT>(rows, chunks, lane, sums);
     sums.finish(lane);
     double *to = out.group(group);
-    put_entries(sums, window.n, lane, [&](int e, double x) { to[e * out.entry] = x; });
+    put_entries(sums, window.n, lane, [&](const Entry &at, double x) {
+      to[packed_index(at.row, at.column) * out.entry] = x;
+    });
   }
 }
 
@@ -73,20 +65,6 @@ __device__ double *piece_target(const Plan &plan, std::int64_t p, const GramLayo
   const bool whole = p < plan.n_middle;
   apart = whole ? out.entry : 1;
   return whole ? out.group(plan.pieces[p].group) : partials + (p - plan.n_middle) * entries;
-}
-
-// Adds the warps' sums in their order; the last warp then holds the total. shared: 32 kValues.
-template <class Sums> __device__ void add_warps(Sums &sums, int warp, int lane, double *shared) {
-  for (int w = 0; w < kPieceWarps; ++w) {
-    if (w == warp)
-      KOOPCORE_UNROLL
-    for (int k = 0; k < Sums::kValues; ++k) {
-      if (w > 0)
-        sums.value[k] += shared[k * 32 + lane];
-      shared[k * 32 + lane] = sums.value[k];
-    }
-    __syncthreads();
-  }
 }
 
 template <class T, int NT>
@@ -104,12 +82,14 @@ __global__ void __launch_bounds__(32 * kPieceWarps, resident_blocks(NT))
     sum_chunks<T, NT>(rows, chunks, lane, sums);
     sums.finish(lane);
     __syncthreads(); // the scratch of other warps lies where the sums go
-    add_warps(sums, warp, lane, reinterpret_cast<double *>(shared));
+    add_warps(sums, warp, kPieceWarps, lane, reinterpret_cast<double *>(shared));
     if (warp != kPieceWarps - 1)
       continue;
     std::int64_t apart;
     double *to = piece_target(plan, p, out, partials, packed_size(window.n), apart);
-    put_entries(sums, window.n, lane, [&](int e, double x) { to[e * apart] = x; });
+    put_entries(sums, window.n, lane, [&](const Entry &at, double x) {
+      to[packed_index(at.row, at.column) * apart] = x;
+    });
   }
 }
 
@@ -174,7 +154,7 @@ __global__ void __launch_bounds__(32 * kPieceWarps)
         multiply_add_8x4x8(da[s][i], db[s][j], sums.value[2 * (i * NT + j)],
                            sums.value[2 * (i * NT + j) + 1]);
     }
-    add_warps(sums, warp, lane, reinterpret_cast<double *>(shared));
+    add_warps(sums, warp, kPieceWarps, lane, reinterpret_cast<double *>(shared));
     if (warp == kPieceWarps - 1) {
       std::int64_t apart;
       double *to = piece_target(plan, p, out, partials, packed_size(window.n), apart);

@@ -57,6 +57,14 @@ struct Plan {
   std::int64_t n_large;
 };
 
+// Groups that a block of `warps` warps takes one at a time, in one pass: group[i], or all of them
+// where that is null. None fills more than `columns` columns of shared memory (tile.h).
+struct Share {
+  const std::int64_t *group;
+  std::int64_t count;
+  int columns, warps;
+};
+
 // Where packed Gram matrices go: entry e of group g at data + (g / 32)·tile + (g % 32)·lane +
 // e·entry. Groups side by side (lane = 1, entry = 32) are what `solve` reads; (tile = 32 E, lane =
 // E, entry = 1) is one packed row per group.

@@ -89,6 +89,40 @@ template <class T> __device__ inline bool rows_aligned(const Window &window) {
          reinterpret_cast<std::uintptr_t>(window.base) % 16 == 0;
 }
 
+// Four parameters column + s·stride, of which those exist whose bit is set.
+struct Four {
+  std::int64_t column, stride;
+  unsigned int bits;
+
+  __device__ bool has(int s) const { return bits >> s & 1; }
+  __device__ bool side_by_side() const { return bits == 15 && stride == 1; }
+};
+
+// Those from position `e` on of `count` parameters that begin at `first`.
+template <class Int>
+__device__ inline Four four_from(std::int64_t first, std::int64_t stride, Int e, Int count) {
+  unsigned int bits = 0;
+  KOOPCORE_UNROLL
+  for (int s = 0; s < 4; ++s)
+    bits |= (e + s >= 0 && e + s < count ? 1u : 0u) << s;
+  return {first + e * stride, stride, bits};
+}
+
+// Their numbers in one row of snapshots; zero for those that do not exist. `aligned`: see
+// `rows_aligned`; four side by side must then begin at a multiple of four.
+template <class T>
+__device__ inline Quad<T> load_four(const char *row, const Four &at, std::int64_t step,
+                                    bool aligned) {
+  const char *p = row + at.column * step;
+  if (aligned && at.side_by_side())
+    return load_quad(reinterpret_cast<const T *>(p));
+  Quad<T> x;
+  KOOPCORE_UNROLL
+  for (int s = 0; s < 4; ++s)
+    x.value[s] = at.has(s) ? __ldg(reinterpret_cast<const T *>(p + s * at.stride * step)) : T(0);
+  return x;
+}
+
 // The rows of one lane: snapshots 8 i + lane / 4 from `k0` on. Rows past the last snapshot repeat
 // it, so that their differences are zero.
 template <class T, int NT> struct LaneRows {

@@ -60,6 +60,29 @@ std::int64_t deficient_space(const Device &device, std::int64_t groups, int n, b
 void combine(const Window &window, const Groups &groups, const Plan &plan, const double *weights,
              int n_horizons, const Output &out, const Tensors &parameters, Stream stream);
 
+// How groups are fitted in one pass; see `solve`.
+struct OnePass {
+  bool affine;
+  int holdout;
+  double noise;
+};
+
+// The companion fit of the groups in `share` and their predictions, from one read of the snapshots:
+// for windows of up to 32 snapshots, horizons of up to kDirectSteps, groups whose snapshots fit
+// shared memory, and devices where fp64 is fast. Without
+// `coefficients` only ranks are written. Gram matrices of deficient groups go to `gram` (side by
+// side), unless that is null; their predictions mean nothing until `combine_deficient`.
+void one_pass(const Window &window, const Groups &groups, const Share &share, const OnePass &how,
+              const Horizons &at, const CompanionArrays &fields, double *gram, const Output &out,
+              const Tensors &parameters, Stream stream);
+// of shared memory:
+std::size_t one_pass_bytes(int n, int columns, int warps, int horizons, bool is_double);
+
+// `combine` for the groups whose rank is not `columns`.
+void combine_deficient(const Window &window, const Groups &groups, const std::int64_t *rank,
+                       int columns, const double *weights, int n_horizons, const Output &out,
+                       const Tensors &parameters, Stream stream);
+
 // Throws if this module has no code for the current device.
 void check_code();
 

@@ -184,4 +184,30 @@ template <class T, int NT> using GramSums = typename SumsOf<T, NT>::Type;
 // one the code for its device has.
 template <int NT> constexpr int kSumsScratch = TwoFloatSums<NT>::kScratch;
 
+// Calls put(entry, value) for the entries of n rows that this lane holds.
+template <class Sums, class Put>
+__device__ void put_entries(const Sums &sums, int n, int lane, Put &&put) {
+  KOOPCORE_UNROLL
+  for (int k = 0; k < Sums::kValues; ++k) {
+    const Entry at = Sums::place(k, lane);
+    if (at.row < n && at.column <= at.row)
+      put(at, sums.value[k]);
+  }
+}
+
+// Adds the warps' sums in their order; the last warp then holds the total. shared: 32 kValues.
+template <class Sums>
+__device__ void add_warps(Sums &sums, int warp, int warps, int lane, double *shared) {
+  for (int w = 0; w < warps; ++w) {
+    if (w == warp)
+      KOOPCORE_UNROLL
+    for (int k = 0; k < Sums::kValues; ++k) {
+      if (w > 0)
+        sums.value[k] += shared[k * 32 + lane];
+      shared[k * 32 + lane] = sums.value[k];
+    }
+    __syncthreads();
+  }
+}
+
 } // namespace koopcore::cuda

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from koopcore._native import build_record
 from koopcore.arrays import Resident
-from koopcore.backends.native_cuda_launch import KINDS, Launch, horizon_blocks
+from koopcore.backends.native_cuda_launch import KINDS, Launch, divided, horizon_blocks
 from koopcore.backends.stages import (
     Ahead,
     Companion,
@@ -49,6 +49,8 @@ STAGES = (
     "scatter",
 )
 
+NOWHERE = (0, 0, 0, KINDS["float32"])  # an output array that is not there
+
 
 def unavailable() -> str | None:
     """Why this backend does not run, or None: there may be no device, or no driver."""
@@ -68,13 +70,20 @@ def gram_solve(
 ) -> Companion:
     """``solve(gram(snapshots, part), …)`` on the device; the fields stay there until looked at.
 
-    With ``ahead`` also rollout and combine; nothing waits in between.
+    With ``ahead`` also rollout and combine; nothing waits in between. In one pass over the
+    snapshots where every group fits the shared memory of a block.
     """
     on = Launch(_cuda, snapshots, part)
-    fields = _solve(on, _gram_side_by_side(on), part.n_groups, on.n, affine, holdout, on.noise)
-    if ahead is not None:
-        weights, _ = _rollout(on, fields[0], affine, ahead.horizons)
-        _combine(on, weights, on.output(ahead.out, len(ahead.horizons)))
+    horizons = [] if ahead is None else list(ahead.horizons)
+    out = NOWHERE if ahead is None else on.output(ahead.out, len(horizons))
+    if divided(_cuda, snapshots, part, horizons)[1] is None:
+        fields = _fields(on, part.n_groups, on.n - 1 - int(affine))
+        _one_pass(on, affine, holdout, horizons, fields, 0, out, ())
+    else:
+        gram = _gram_side_by_side(on)
+        fields = _solve(on, gram, part.n_groups, on.n, affine, holdout, on.noise)
+        if horizons:
+            _combine(on, _rollout(on, fields[0], affine, horizons)[0], out)
     return Companion(*(Resident(field, on.memory) for field in fields))  # type: ignore[arg-type]
 
 
@@ -114,41 +123,60 @@ def endpoint(
     horizons: Sequence[int],
     out: npt.NDArray[Any] | None,
     parameters: Any = None,
-) -> Any:
+) -> None:
     """x_{n+T} of every group into ``out`` (n_horizons, size), or straight into ``parameters``.
 
     Fit, rollout and prediction of groups with m >= n - 1, without one word from the host: groups
     of deficient rank are projected on the device, those whose rollout diverges or whose snapshots
     are not finite keep their last snapshot. A CUDA graph can record it. ``parameters``: a
-    `native_cuda_tensors.TensorTable`, for a single horizon. Returns the rank of every group, on
-    the device. Cost: two reads of the snapshots, the second one from the cache where they fit.
+    `native_cuda_tensors.TensorTable`, for a single horizon. Cost: one read of the snapshots of
+    groups that fit the shared memory of a block, `endpoint_in_stages` for the others.
+    """
+    in_one_pass, others = divided(_cuda, snapshots, part, horizons)
+    if others is not None:
+        endpoint_in_stages(snapshots, others, affine, horizons, out, parameters)
+    if in_one_pass is None:
+        return
+    on = Launch(_cuda, snapshots, in_one_pass)
+    target, table = _target(on, len(horizons), out, parameters)
+    gram, rank = _empty_gram(on), on.integers(in_one_pass.n_groups)
+    _one_pass(
+        on, affine, 0, horizons, (None, rank, None, None, None), on.address(gram), target, table
+    )
+    weights = on.empty(len(horizons), in_one_pass.n_groups, on.n)
+    _roll_deficient(on, gram, rank, affine, horizons, weights, on.empty(*weights.shape[:2]))
+    _cuda.combine_deficient(
+        on.window,
+        on.groups,
+        on.address(rank),
+        on.n - 1 - int(affine),
+        on.address(weights),
+        len(horizons),
+        target,
+        table,
+        on.target,
+    )
+
+
+def endpoint_in_stages(
+    snapshots: Snapshots,
+    part: Partition,
+    affine: bool,
+    horizons: Sequence[int],
+    out: npt.NDArray[Any] | None,
+    parameters: Any = None,
+) -> None:
+    """`endpoint` by one kernel per stage, for groups of any size and windows of any length.
+
+    Cost: two reads of the snapshots, the second one from the cache where they fit.
     """
     on = Launch(_cuda, snapshots, part)
-    n, groups = on.n, part.n_groups
+    target, table = _target(on, len(horizons), out, parameters)
     gram = _gram_side_by_side(on)
-    coefficients, rank, *_ = _solve(on, gram, groups, n, affine, 0, on.noise)
+    coefficients, rank, *_ = _solve(on, gram, part.n_groups, on.n, affine, 0, on.noise)
     weights, growth = _rollout(on, coefficients, affine, horizons)
-    for some in horizon_blocks(_cuda, horizons):
-        chosen = [horizons[i] for i in some]
-        own, own_growth = weights[some[0] : some[-1] + 1], growth[some[0] : some[-1] + 1]
-        space = on.space(_cuda.deficient_space(groups, n, affine, chosen, on.number))
-        _cuda.roll_deficient(
-            on.address(gram),
-            on.address(rank),
-            groups,
-            n,
-            affine,
-            chosen,
-            on.address(own),
-            on.address(own_growth),
-            space,
-            on.target,
-        )
-    if parameters is None:
-        _combine(on, weights, on.output(out, len(horizons)))
-    else:
-        _combine(on, weights, (0, 0, 0, KINDS["float32"]), parameters.table(on))
-    return rank
+    _roll_deficient(on, gram, rank, affine, horizons, weights, growth)
+    _combine(on, weights, target, table)
 
 
 def feature_gram(
@@ -240,22 +268,66 @@ def _gram(on: Launch, out: Any, side_by_side: bool) -> None:
     _cuda.gram(on.window, on.groups, on.plan, on.address(out), side_by_side, space, on.target)
 
 
+def _empty_gram(on: Launch) -> Any:
+    """Room for Gram matrices, 32 groups side by side."""
+    return on.empty(-(-on.part.n_groups // _cuda.batch), packed_size(on.n), _cuda.batch)
+
+
 def _gram_side_by_side(on: Launch) -> Any:
-    batches = -(-on.part.n_groups // _cuda.batch)
-    out = on.empty(batches, packed_size(on.n), _cuda.batch)
+    out = _empty_gram(on)
     _gram(on, out, side_by_side=True)
     return out
+
+
+def _fields(on: Launch, groups: int, columns: int) -> tuple[Any, ...]:
+    return (on.empty(groups, columns), on.integers(groups), *(on.empty(groups) for _ in range(3)))
 
 
 def _solve(
     on: Launch, gram: Any, groups: int, n: int, affine: bool, holdout: int, noise: float
 ) -> tuple[Any, ...]:
-    columns = n - 1 - int(affine)
-    fields = (on.empty(groups, columns), on.integers(groups), *(on.empty(groups) for _ in range(3)))
+    fields = _fields(on, groups, n - 1 - int(affine))
     space = on.space(_cuda.solve_space(groups, n, on.number))
     addresses = tuple(map(on.address, fields))
     _cuda.solve(on.address(gram), groups, n, affine, holdout, noise, addresses, space, on.target)
     return fields
+
+
+def _one_pass(
+    on: Launch,
+    affine: bool,
+    holdout: int,
+    horizons: Sequence[int],
+    fields: tuple[Any, ...],
+    gram: int,
+    out: tuple[int, ...],
+    table: tuple[Any, ...],
+) -> None:
+    """Fields that are None are not wanted; ``gram``: where Gram matrices of deficient groups go."""
+    addresses = tuple(0 if field is None else on.address(field) for field in fields)
+    how = (affine, holdout, on.noise)
+    for share in on.shares():
+        _cuda.one_pass(
+            on.window,
+            on.groups,
+            share,
+            how,
+            list(horizons),
+            addresses,
+            gram,
+            out,
+            table,
+            on.target,
+        )
+
+
+def _target(
+    on: Launch, horizons: int, out: Any, parameters: Any
+) -> tuple[tuple[int, ...], tuple[Any, ...]]:
+    """Where predictions go: the output array and the table of tensors, one of them empty."""
+    if parameters is None:
+        return on.output(out, horizons), ()
+    return NOWHERE, parameters.table(on)
 
 
 def _rollout(
@@ -279,6 +351,34 @@ def _rollout(
             on.target,
         )
     return weights, growth
+
+
+def _roll_deficient(
+    on: Launch,
+    gram: Any,
+    rank: Any,
+    affine: bool,
+    horizons: Sequence[int],
+    weights: Any,
+    growth: Any,
+) -> None:
+    """Weights and growth of deficient groups, into those of all groups."""
+    for some in horizon_blocks(_cuda, horizons):
+        chosen = [horizons[i] for i in some]
+        groups = on.part.n_groups
+        space = on.space(_cuda.deficient_space(groups, on.n, affine, chosen, on.number))
+        _cuda.roll_deficient(
+            on.address(gram),
+            on.address(rank),
+            groups,
+            on.n,
+            affine,
+            chosen,
+            on.address(weights[some[0] :]),
+            on.address(growth[some[0] :]),
+            space,
+            on.target,
+        )
 
 
 def _combine(on: Launch, weights: Any, out: tuple[int, ...], table: tuple[Any, ...] = ()) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -10,13 +11,29 @@ import numpy as np
 
 from koopcore import arrays
 from koopcore.arrays import DeviceMemory, Resident
-from koopcore.backends.native_cuda_plan import WARP_WINDOW, Plan, make_plan
+from koopcore.backends.native_cuda_plan import (
+    CHUNK,
+    WARP_WINDOW,
+    Plan,
+    fits_one_pass,
+    make_plan,
+    shares,
+    tile_columns,
+    warps_for,
+)
 from koopcore.backends.stages import Snapshots
 from koopcore.partition import Partition
 
 KINDS = {"float32": 0, "float64": 1, "bfloat16": 2}
 
-_uploaded: WeakKeyDictionary[Partition, dict[Any, _Uploaded]] = WeakKeyDictionary()
+_uploaded: WeakKeyDictionary[Partition, dict[Any, Any]] = WeakKeyDictionary()
+# By (n, float64, horizons): whether one pass is for all groups, or the two parts.
+_divided: WeakKeyDictionary[Partition, dict[Any, bool | tuple[Partition, Partition]]]
+_divided = WeakKeyDictionary()
+
+# Bytes that a group may take in one pass: two groups at least then fit every multiprocessor of a
+# device with fast fp64 (164 KiB on an A100), so that one is read while the other is solved.
+SHARED_BYTES = 80 * 1024
 
 
 class _Uploaded:
@@ -45,6 +62,21 @@ class _Uploaded:
             address(plan.large_piece),
             len(plan.large_group),
         )
+
+
+class _UploadedShares:
+    """The launches of a partition that one pass is for, on one device."""
+
+    def __init__(self, part: Partition, memory: DeviceMemory) -> None:
+        self.stream = memory.stream
+        self.arrays: list[Any] = []
+        self.shares = []
+        for share in shares(tile_columns(part)):
+            address = 0
+            if share.groups is not None:
+                self.arrays.append(memory.upload(share.groups))
+                address = memory.address(self.arrays[-1])
+            self.shares.append((address, *share[1:]))
 
 
 class Launch:
@@ -99,10 +131,22 @@ class Launch:
         self._held: list[Any] = []  # until the kernels that use them are queued
 
     def _groups(self, part: Partition) -> _Uploaded:
-        known = _uploaded.setdefault(part, {})
         key = (type(self.memory), self.number, self.n > WARP_WINDOW)
+        uploaded: _Uploaded = self._once(key, lambda: _Uploaded(part, self.n, self.memory))
+        return uploaded
+
+    def shares(self) -> list[tuple[int, int, int, int]]:
+        """The launches of `one_pass`, for a partition all of whose groups it is for."""
+        key = (type(self.memory), self.number, "shares")
+        uploaded = self._once(key, lambda: _UploadedShares(self.part, self.memory))
+        found: list[tuple[int, int, int, int]] = uploaded.shares
+        return found
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` has uploaded for the partition; the current stream may use it."""
+        known = _uploaded.setdefault(self.part, {})
         if key not in known:
-            known[key] = _Uploaded(part, self.n, self.memory)
+            known[key] = make()
         if known[key].stream != self.memory.stream:
             for array in known[key].arrays:
                 self.memory.keep(array)
@@ -169,6 +213,40 @@ class Launch:
             )
         row, step = self.memory.strides(out)
         return self.memory.address(out), row, step, KINDS[kind]
+
+
+def divided(
+    module: Any, snapshots: Snapshots, part: Partition, horizons: Sequence[int]
+) -> tuple[Partition | None, Partition | None]:
+    """The groups of ``part`` for one pass, and those for which the stages run one by one.
+
+    None stands for no groups. It depends on the sizes of the groups, on the window and on whether
+    the device has fast fp64, not on its size.
+    """
+    number, n = arrays.memory(snapshots.array).number, len(snapshots.order)
+    module.check_device(number)
+    if (
+        n > WARP_WINDOW
+        or len(horizons) > module.most_horizons
+        or max(horizons, default=1) > module.direct_steps
+        or not module.fast_double(number)
+    ):
+        return None, part
+    double = arrays.dtype_name(snapshots.array) == "float64"
+    known = _divided.setdefault(part, {})
+    key = (n, double, len(horizons))
+    if key not in known:
+        widths = range(CHUNK, SHARED_BYTES // ((8 if double else 4) * n), CHUNK)
+        bytes_of = partial(module.one_pass_bytes, n, horizons=len(horizons), is_double=double)
+        fitting = [w for w in widths if bytes_of(columns=w, warps=warps_for(w)) <= SHARED_BYTES]
+        small = fits_one_pass(part, tile_columns(part), max(fitting, default=0))
+        known[key] = bool(small.any())
+        if small.any() and not small.all():
+            known[key] = part.subset(np.flatnonzero(small)), part.subset(np.flatnonzero(~small))
+    found = known[key]
+    if isinstance(found, tuple):
+        return found
+    return (part, None) if found else (None, part)
 
 
 def horizon_blocks(module: Any, horizons: Sequence[int]) -> list[list[int]]:

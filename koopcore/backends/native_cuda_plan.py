@@ -1,6 +1,7 @@
 """Which groups of a partition a warp, a block or several blocks take: the plan of the CUDA kernels.
 
-It depends on the sizes of the groups and on the window alone, never on the device: results are the
+`make_plan` is for kernels of one stage each, `shares` for the one that does all stages. A plan
+depends on the sizes of the groups and on the window alone, never on the device: results are the
 same bit for bit wherever the same kind of sums is made.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from koopcore.backends.stages import IntArray
 from koopcore.partition import Partition
@@ -76,3 +78,59 @@ def _pieces(part: Partition, group: int, width: int) -> IntArray:
     pieces[:, 3] = width
     pieces[-1, 3] = part.sizes[group] - width * (len(head) - 1)
     return pieces
+
+
+CHUNK = 16  # columns of shared memory that a warp sums together
+TOGETHER = 1.25  # groups whose columns differ by no more than this factor share a launch
+SCATTERED = 2  # columns over parameters from which on shared memory is wasted
+
+
+class Share(NamedTuple):
+    """The arrays of `Share` in csrc/cuda/problem.h."""
+
+    groups: IntArray | None  # None: all groups, in order
+    n_groups: int
+    columns: int
+    warps: int
+
+
+def tile_columns(part: Partition) -> IntArray:
+    """Columns of shared memory that every group fills (csrc/cuda/tile.h): a multiple of CHUNK."""
+    lead = np.where(part.stride == 1, part.start & 3, 0)
+    quads = np.add.reduceat(-(-(lead + part.length) // 4), part.group_ptr[:-1])
+    columns: IntArray = -(-4 * quads // CHUNK) * CHUNK
+    return columns
+
+
+def warps_for(columns: int) -> int:
+    """Warps of a block that takes one group of so many columns."""
+    return 1 if columns <= 160 else 2 if columns <= 384 else 4 if columns <= 1024 else 8
+
+
+def fits_one_pass(part: Partition, columns: IntArray, most: int) -> npt.NDArray[np.bool_]:
+    """Which groups are worth one pass: at most ``most`` columns, and few of them empty."""
+    fitting: npt.NDArray[np.bool_] = (columns <= most) & (
+        columns <= SCATTERED * part.sizes + 2 * CHUNK
+    )
+    return fitting
+
+
+def shares(columns: IntArray) -> list[Share]:
+    """Groups of similar columns together, so that a launch reserves little more than each needs."""
+    found = []
+    kinds = np.unique(columns)[::-1]
+    while len(kinds):
+        together = kinds >= kinds[0] / TOGETHER
+        groups = np.flatnonzero(columns >= kinds[together][-1])
+        groups = groups[columns[groups] <= kinds[0]]
+        everything = len(groups) == len(columns)
+        found.append(
+            Share(
+                None if everything else groups,
+                len(groups),
+                int(kinds[0]),
+                warps_for(int(kinds[0])),
+            )
+        )
+        kinds = kinds[~together]
+    return found

@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <strings.h>
 #include <functional>
 #include <memory>
 #include <stdexcept>
@@ -233,6 +234,11 @@ template <class T> T __shfl_up_sync(unsigned int, T value, unsigned int delta) {
   const T got = emulation::exchange(value, lane - int(delta));
   return lane < int(delta) ? value : got;
 }
+template <class T> T __shfl_down_sync(unsigned int, T value, unsigned int delta) {
+  const int lane = int(threadIdx.x % 32);
+  const T got = emulation::exchange(value, lane + int(delta));
+  return lane + int(delta) > 31 ? value : got;
+}
 template <class T> T __shfl_xor_sync(unsigned int, T value, int mask) {
   return emulation::exchange(value, int(threadIdx.x % 32) ^ mask);
 }
@@ -244,6 +250,7 @@ inline unsigned int __ballot_sync(unsigned int, bool value) {
 }
 inline bool __any_sync(unsigned int mask, bool value) { return __ballot_sync(mask, value) != 0; }
 inline bool __all_sync(unsigned int mask, bool value) { return __ballot_sync(mask, value) == ~0u; }
+inline int __ffs(int bits) { return ffs(bits); }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
@@ -254,6 +261,7 @@ using cudaError_t = int;
 using cudaStream_t = struct CUstream_st *;
 constexpr cudaError_t cudaSuccess = 0, cudaErrorNoKernelImageForDevice = 209;
 constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
+constexpr int cudaFuncAttributePreferredSharedMemoryCarveout = 9;
 constexpr int cudaDevAttrMaxSharedMemoryPerBlockOptin = 97, cudaDevAttrMultiProcessorCount = 16;
 constexpr int cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76;
 #define CUDART_VERSION 13000

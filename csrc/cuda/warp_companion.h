@@ -1,0 +1,190 @@
+// The companion fit and rollout of one group by a whole warp: lane i has row i of the matrix.
+//
+// The same factorization, rules and formulas as koopcore/cholesky.h, companion.h and recurrence.h,
+// where a lane has a group of its own. A warp together takes a small fraction of the time that one
+// lane takes, and more than a 32nd of it: this is for kernels that wait for a single group.
+#pragma once
+
+#include "cuda/problem.h"
+#include "cuda/warp.h"
+
+namespace koopcore::cuda {
+
+__device__ inline double sum_lanes(double x) {
+  for (int apart = 16; apart > 0; apart /= 2)
+    x += __shfl_xor_sync(kAllLanes, x, apart);
+  return x;
+}
+__device__ inline double max_lanes(double x) {
+  for (int apart = 16; apart > 0; apart /= 2)
+    x = ::fmax(x, __shfl_xor_sync(kAllLanes, x, apart));
+  return x;
+}
+
+// c <- x·c mod p from step to step, lane i having the coefficient of x^i (see polynomial_power.h).
+class WarpRollout {
+public:
+  // a: the lane's coefficient of the recurrence, zero in lanes from `columns` on.
+  __device__ WarpRollout(double a, int columns, int lane)
+      : a_(a), power_(a), total_(a), columns_(columns), lane_(lane) {}
+
+  __device__ void advance(std::int64_t horizon) {
+    for (; reached_ < horizon; ++reached_) {
+      const double last = __shfl_sync(kAllLanes, power_, columns_ - 1);
+      const double before = __shfl_up_sync(kAllLanes, power_, 1);
+      power_ = a_ * last + (lane_ > 0 ? before : 0.0);
+      total_ += power_;
+    }
+  }
+
+  // w - 1 (n) on B at the horizon reached, all zero where the rollout diverged.
+  __device__ void weigh(bool affine, double *moves) const {
+    double sum = lane_ < columns_ ? power_ : 0.0; // of the lanes from this one on
+    for (int apart = 1; apart < 32; apart *= 2) {
+      const double later = __shfl_down_sync(kAllLanes, sum, apart);
+      sum += lane_ + apart < 32 ? later : 0.0;
+    }
+    const double move = affine ? total_ : sum - 1.0;
+    const bool tame = __all_sync(kAllLanes, lane_ >= columns_ || ::fabs(move) <= kWeightLimit);
+    const int first = affine ? 2 : 1;
+    __syncwarp(); // others may still read what stands there
+    if (lane_ < columns_)
+      moves[first + lane_] = tame ? move : 0.0;
+    if (lane_ < first)
+      moves[lane_] = tame && !affine ? move : 0.0; // x_1 has the weight of the first difference
+    __syncwarp();
+  }
+
+private:
+  double a_, power_, total_;
+  int columns_, lane_;
+  std::int64_t reached_ = 1;
+};
+
+// One group's matrix of N rows in shared memory: G below and on the diagonal. The factorization
+// keeps its columns above the diagonal, so that G stays whole.
+template <int N> class WarpCompanion {
+public:
+  static constexpr int kPitch = N + 1; // odd: the lanes of a column use different banks
+  static constexpr int kNumbers = N * kPitch + N;
+
+  // shared: kNumbers, with entry (i, j) of G at shared[i kPitch + j], i >= j.
+  __device__ WarpCompanion(double *shared, int n, bool affine, int lane)
+      : matrix_(shared), vector_(shared + N * kPitch), n_(n), first_(affine ? 1 : 0),
+        columns_(n - 1 - first_), lane_(lane) {}
+
+  // L D Lᵀ of the equilibrated matrix in time order. Returns the columns done before a pivot broke
+  // down (`breakdown_tolerance`, times `noise`).
+  __device__ int factor(double noise) {
+    const int rows = columns_ + 1;
+    scale_ = lane_ < rows ? Scalar::power_of_two_scale(gram(lane_, lane_)) : 0.0;
+    if (lane_ < N)
+      vector_[lane_] = scale_;
+    __syncwarp();
+    double a[N]; // the row, up to its diagonal
+    KOOPCORE_UNROLL
+    for (int j = 0; j < N; ++j)
+      a[j] = lane_ < rows && j <= lane_ ? gram(lane_, j) * (scale_ * vector_[j]) : 0.0;
+    const double tolerance = noise * breakdown_tolerance(columns_);
+    KOOPCORE_UNROLL
+    for (int k = 0; k < N; ++k) {
+      const double pivot = __shfl_sync(kAllLanes, a[k], k);
+      if (k >= columns_) {
+        residual_ = ::sqrt(Scalar::max(pivot, 0.0));
+        return columns_;
+      }
+      const double square = vector_[k] * vector_[k];
+      if (!(pivot > tolerance * (gram(k, k) * square)))
+        return k;
+      const double inverse = 1.0 / pivot;
+      if (lane_ == k) {
+        pivot_ = pivot;
+        inverse_ = inverse;
+      }
+      if (lane_ > k && lane_ < N)
+        matrix_[k * kPitch + lane_] = a[k];
+      __syncwarp();
+      const double l = a[k] * inverse;
+      KOOPCORE_UNROLL
+      for (int j = k + 1; j < N; ++j)
+        a[j] -= l * matrix_[k * kPitch + j];
+    }
+    return columns_;
+  }
+
+  // The lane's coefficient of column k on the columns before it, zero from lane k on: on snapshots,
+  // or on differences. The factorization must have got there.
+  __device__ double recurrence(int k) const {
+    double y = lane_ < k ? matrix_[lane_ * kPitch + k] * inverse_ : 0.0; // Lᵀ y = row k of L
+    for (int i = k - 1; i > 0; --i) {
+      const double of = __shfl_sync(kAllLanes, y, i);
+      if (lane_ < i)
+        y -= matrix_[lane_ * kPitch + i] * inverse_ * of;
+    }
+    double a = y * scale_ * (1.0 / __shfl_sync(kAllLanes, scale_, k));
+    if (first_ == 1 || k == 0)
+      return a;
+    const double next = __shfl_down_sync(kAllLanes, a, 1); // from [x_1, d_1 …] to [x_1, x_2 …]
+    if (lane_ + 1 < k)
+      a -= next;
+    return lane_ == k - 1 ? a + 1.0 : a;
+  }
+
+  // Of a factorization that went through:
+  __device__ double residual() const {
+    return residual_ / __shfl_sync(kAllLanes, scale_, columns_);
+  }
+  __device__ double condition() const {
+    const double largest = max_lanes(lane_ < columns_ ? pivot_ : 0.0);
+    const double smallest = -max_lanes(lane_ < columns_ ? -pivot_ : -HUGE_VAL);
+    return ::sqrt(largest / smallest);
+  }
+  // ‖B w - x_n‖ / ‖x_n - x_{n-holdout}‖ of the fit to all but the last `holdout` snapshots.
+  __device__ double hindcast(int holdout) {
+    const int kept = columns_ - holdout;
+    WarpRollout rollout(recurrence(kept), kept, lane_);
+    rollout.advance(holdout);
+    rollout.weigh(first_ == 1, vector_);
+    const bool after = lane_ >= n_ - holdout && lane_ < n_;
+    if (after)
+      vector_[lane_] = -1.0;
+    __syncwarp();
+    const double square = quadratic_form();
+    if (lane_ < n_)
+      vector_[lane_] = after ? 1.0 : 0.0;
+    __syncwarp();
+    const double movement = quadratic_form();
+    return movement > 0.0 ? ::sqrt(Scalar::max(square, 0.0) / movement) : 0.0;
+  }
+
+  // Copies G to the packed matrix `to` whose entries stand `apart` numbers apart.
+  __device__ void save(double *to, std::int64_t apart) const {
+    for (int i = 0; i < n_; ++i)
+      if (lane_ <= i)
+        to[packed_index(i, lane_) * apart] = matrix_[i * kPitch + lane_];
+  }
+
+private:
+  using Scalar = ScalarLanes<void>;
+
+  // Entry of the matrix that is factored: with G's first row and column, or without.
+  __device__ double gram(int i, int j) const { return matrix_[(first_ + i) * kPitch + first_ + j]; }
+
+  // vᵀ G v of the vector.
+  __device__ double quadratic_form() const {
+    double product = 0.0;
+    if (lane_ < n_)
+      for (int j = 0; j < n_; ++j)
+        product +=
+            vector_[j] * (j <= lane_ ? matrix_[lane_ * kPitch + j] : matrix_[j * kPitch + lane_]);
+    const double sum = sum_lanes(lane_ < n_ ? product * vector_[lane_] : 0.0);
+    __syncwarp();
+    return sum;
+  }
+
+  double *matrix_, *vector_;
+  int n_, first_, columns_, lane_;
+  double scale_, pivot_ = 0.0, inverse_ = 0.0, residual_ = 0.0; // of the lane's row
+};
+
+} // namespace koopcore::cuda
