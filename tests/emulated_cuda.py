@@ -49,20 +49,20 @@ class HostMemory:
         pass
 
 
-def compiled(directory: Path) -> ModuleType:
-    """The module _cuda, its kernels run by fibers on the CPU."""
+def compiled(directory: Path, name: str = MODULE, *flags: str) -> ModuleType:
+    """The module _cuda, its kernels run by fibers on the CPU. pybind11 knows modules by name."""
+    flags = (f"-DKOOPCORE_CUDA_MODULE={name}", *flags)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda source: compile_one(source, directory), SOURCES))
-    return link(directory)
+        list(pool.map(lambda source: compile_one(source, directory, *flags), SOURCES))
+    library = directory / f"{name}.so"
+    run([COMPILER, "-shared", "-o", str(library), *sorted(map(str, directory.glob("*.o")))])
+    return load(name, library)
 
 
-def recompiled(module: ModuleType, directory: Path, name: str, flag: str) -> ModuleType:
-    """``module`` once more, with one source compiled with another flag."""
-    for built in Path(module.__file__).parent.glob("*.o"):
-        shutil.copy(built, directory)
-    [source] = [path for path in SOURCES if path.name == name]
-    compile_one(source, directory, flag)
-    return link(directory)
+def compiled_without_fast_double(directory: Path) -> ModuleType:
+    """The same as GPUs without fast fp64 have it: other sums of Gram matrices, no one pass."""
+    flags = ("-DKOOPCORE_TWO_FLOAT=1", "-DKOOPCORE_EMULATED_ARCHITECTURE=86")
+    return compiled(directory, f"{MODULE}_without_fast_double", *flags)
 
 
 def compile_one(source: Path, directory: Path, *flags: str) -> None:
@@ -73,16 +73,7 @@ def compile_one(source: Path, directory: Path, *flags: str) -> None:
     includes = [f"-I{place}" for place in (*places, sysconfig.get_paths()["include"])]
     # -O1 compiles in half the time of -O2 and runs these small cases as fast.
     base = [COMPILER, "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", *flags, *includes]
-    named = f"-DKOOPCORE_CUDA_MODULE={MODULE}"
-    run([*base, named, "-x", "c++", "-c", str(source), "-o", str(directory / f"{source.name}.o")])
-
-
-def link(directory: Path) -> ModuleType:
-    """The module of all object files in ``directory``."""
-    library = directory / f"{MODULE}.so"
-    objects = sorted(map(str, directory.glob("*.o")))
-    run([COMPILER, "-shared", "-o", str(library), *objects])
-    return load(MODULE, library)
+    run([*base, "-x", "c++", "-c", str(source), "-o", str(directory / f"{source.name}.o")])
 
 
 def run(command):

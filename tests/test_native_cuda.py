@@ -337,15 +337,14 @@ def test_missing_barriers_would_show(kernels):
 
 
 @pytest.fixture(scope="session")
-def two_float(kernels, tmp_path_factory):
-    """The kernels as GPUs without fast fp64 have them: other sums of Gram matrices."""
-    directory = tmp_path_factory.mktemp("two_float")
-    return emulated_cuda.recompiled(kernels, directory, "gram.cu", "-DKOOPCORE_TWO_FLOAT=1")
+def two_float(tmp_path_factory):
+    return emulated_cuda.compiled_without_fast_double(tmp_path_factory.mktemp("two_float"))
 
 
 @pytest.mark.parametrize("n", [5, 16, 24, 32])
 def test_sums_in_pairs_of_floats(two_float, monkeypatch, n):
     module = emulated_cuda.backend(two_float)
+    assert two_float.gram_noise(0, n, False) == 128.0  # it is that module, and no other
     for name in ("memory", "any_memory"):
         monkeypatch.setattr(arrays, name, emulated_cuda.host_memory)
     part = Partition.groups(9400, [range(65), range(65, 322), range(400, 9400)])

@@ -37,7 +37,7 @@ void bind_queries(py::module_ &m) {
       "Raises RuntimeError if this module has no code for the device.");
   m.def("fast_double", &fast_double, py::arg("device"),
         "Whether fp64 runs at half the rate of fp32 or more.");
-  m.def("gram_noise", &gram_noise, py::arg("device"), py::arg("is_double"),
+  m.def("gram_noise", &gram_noise, py::arg("device"), py::arg("n"), py::arg("is_double"),
         "Relative error of Gram matrices on this device in units of fp64 sums.");
 }
 

@@ -90,9 +90,9 @@ bool fast_double(int number) {
   return of == 80 || of == 90 || of == 100;
 }
 
-double gram_noise(int number, bool is_double) {
+double gram_noise(int number, int n, bool is_double) {
   // Pairs of floats leave 1.4e-14 where fp64 sums leave 1.1e-16.
-  return is_double || fast_double(number) ? 1.0 : 128.0;
+  return is_double || n > kMostWhole || fast_double(number) ? 1.0 : 128.0;
 }
 
 } // namespace koopcore::cuda

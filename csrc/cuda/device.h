@@ -21,6 +21,6 @@ void check_stream(int device, Stream stream);
 bool fast_double(int number);
 
 // Error of a Gram matrix on this device in units of fp64 sums (see sums.h).
-double gram_noise(int number, bool is_double);
+double gram_noise(int number, int n, bool is_double);
 
 } // namespace koopcore::cuda

@@ -13,7 +13,6 @@ namespace {
 constexpr int kWarps = 8;      // of a block that takes small groups
 constexpr int kPieceWarps = 4; // of a block that takes a piece
 constexpr int kWideRows = 32;  // snapshots of a block of a wide Gram matrix
-constexpr int kMostWhole = 32; // longest window whose Gram matrix fits the registers of a warp
 
 // Blocks for pieces that shall fit a multiprocessor: left to itself, ptxas spills to fit one more.
 constexpr int resident_blocks(int NT) { return NT <= 2 ? 4 : NT == 3 ? 3 : 2; }

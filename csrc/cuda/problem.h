@@ -78,6 +78,7 @@ struct GramLayout {
 };
 
 constexpr int kBatch = 32;        // groups that stand side by side: the lanes of a warp
+constexpr int kMostWhole = 32;    // longest window whose Gram matrix fits the registers of a warp
 constexpr int kMostHorizons = 64; // of one launch; the caller splits longer lists
 
 struct Horizons {

@@ -58,7 +58,8 @@ public:
 };
 
 // hi + lo is a sum of products of floats: every product and every addition keeps what it rounds off
-// (TwoProd and TwoSum; Ogita, Rump & Oishi 2005, Dot2), so that an error of m² u² / 4 remains.
+// (TwoProd and TwoSum; Ogita, Rump & Oishi 2005, Dot2). What `lo` rounds off in turn, u² of the sum
+// so far, is all that is lost.
 struct TwoFloat {
   float hi, lo;
 
@@ -69,10 +70,12 @@ struct TwoFloat {
     hi = s;
     lo = __fadd_rn(lo, __fadd_rn(rounded, e));
   }
-  __device__ void normalize() {
-    const float s = __fadd_rn(hi, lo);
-    lo = __fsub_rn(lo, __fsub_rn(s, hi));
-    hi = s;
+  __device__ void add(const TwoFloat &x) {
+    const float s = __fadd_rn(hi, x.hi), t = __fsub_rn(s, hi);
+    const float rounded = __fadd_rn(__fsub_rn(hi, __fsub_rn(s, t)), __fsub_rn(x.hi, t));
+    const float low = __fadd_rn(lo, __fadd_rn(x.lo, rounded));
+    hi = __fadd_rn(s, low);
+    lo = __fsub_rn(low, __fsub_rn(hi, s));
   }
 };
 
@@ -92,7 +95,7 @@ public:
   __device__ explicit TwoFloatSums(float *scratch) : scratch_(scratch) {
     KOOPCORE_UNROLL
     for (int k = 0; k < kValues; ++k)
-      sum_[k] = {0.0f, 0.0f};
+      sum_[k] = total_[k] = {0.0f, 0.0f};
   }
 
   __device__ void add(const Quad<float> (&x)[NT], int lane) {
@@ -123,17 +126,16 @@ public:
           sum_[16 * own + 4 * r + c].add_product(a[r * kPitch + k], b[c * kPitch + k]);
       }
     }
-    if (++chunks_ % 2 == 0)
-      KOOPCORE_UNROLL
-    for (int k = 0; k < kValues; ++k)
-      sum_[k].normalize();
+    if (++chunks_ % kTogether == 0)
+      collect();
   }
 
   // Adds the slices up, in their order, in the lanes of the first one.
   __device__ void finish(int lane) {
+    collect();
     KOOPCORE_UNROLL
     for (int k = 0; k < kValues; ++k) {
-      const double own = double(sum_[k].hi) + double(sum_[k].lo);
+      const double own = double(total_[k].hi) + double(total_[k].lo);
       double all = own;
       for (int s = 1; s < kSlices; ++s)
         all += __shfl_sync(kAllLanes, own, (lane + s * kTiles) & 31);
@@ -153,6 +155,17 @@ public:
   double value[kValues];
 
 private:
+  // Short sums are added up apart: an error of u² for every few chunks, not for every product.
+  static constexpr int kTogether = 2;
+
+  __device__ void collect() {
+    KOOPCORE_UNROLL
+    for (int k = 0; k < kValues; ++k) {
+      total_[k].add(sum_[k]);
+      sum_[k] = {0.0f, 0.0f};
+    }
+  }
+
   __device__ static int slice(int lane) { return kSlices > 1 ? lane / kTiles : 0; }
   __device__ static bool owns(int own, int lane) {
     return kSlices > 1 ? lane < kSlices * kTiles : own * 32 + lane < kTiles;
@@ -166,7 +179,7 @@ private:
   }
 
   float *scratch_;
-  TwoFloat sum_[kValues];
+  TwoFloat sum_[kValues], total_[kValues];
   int chunks_ = 0;
 };
 

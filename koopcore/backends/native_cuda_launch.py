@@ -112,7 +112,7 @@ class Launch:
             self.n,
             double,
         )
-        self.noise = float(module.gram_noise(self.number, double))
+        self.noise = float(module.gram_noise(self.number, self.n, double))
         uploaded = self._groups(part)
         self.groups, self.plan = uploaded.groups, uploaded.plan
 
@@ -147,6 +147,7 @@ class Launch:
         known = _uploaded.setdefault(self.part, {})
         if key not in known:
             known[key] = make()
+        self._held.append(known[key])  # the dictionary lets go of it with an equal partition
         if known[key].stream != self.memory.stream:
             for array in known[key].arrays:
                 self.memory.keep(array)

@@ -20,6 +20,9 @@
 #include <vector>
 
 #define KOOPCORE_EMULATED 1
+#ifndef KOOPCORE_EMULATED_ARCHITECTURE
+#define KOOPCORE_EMULATED_ARCHITECTURE 90
+#endif
 #define __global__
 #define __device__
 #define __host__
@@ -293,8 +296,9 @@ inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *) {
 inline cudaError_t cudaDeviceGetAttribute(int *value, int attribute, int) {
   *value = attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 232448
            : attribute == cudaDevAttrMultiProcessorCount        ? 4
-           : attribute == cudaDevAttrComputeCapabilityMajor     ? 9
-                                                                : 0;
+           : attribute == cudaDevAttrComputeCapabilityMajor
+               ? KOOPCORE_EMULATED_ARCHITECTURE / 10
+               : KOOPCORE_EMULATED_ARCHITECTURE % 10;
   return cudaSuccess;
 }
 inline cudaError_t cudaDriverGetVersion(int *version) { return *version = 13000, cudaSuccess; }
