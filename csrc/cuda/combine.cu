@@ -14,7 +14,7 @@ using Runs = ChunksOf<128, 4>;   // four parameters a lane
 
 // Blocks that shall fit a multiprocessor with H horizons: left to itself, ptxas spills to fit
 // one more.
-constexpr int resident_blocks(int H) { return H == 1 ? 5 : H == 2 ? 4 : H == 4 ? 3 : 2; }
+constexpr int resident_blocks(int H) { return H == 1 ? 5 : H <= 4 ? 3 : 2; }
 
 // H horizons of the group's chunks that fall to this warp; w: (…, n) weights, rows `apart` numbers.
 template <class T, int H>

@@ -156,7 +156,7 @@ public:
 
 private:
   // Short sums are added up apart: an error of u² for every few chunks, not for every product.
-  static constexpr int kTogether = 2;
+  static constexpr int kTogether = kSlices > 1 ? 2 : 1;
 
   __device__ void collect() {
     KOOPCORE_UNROLL
