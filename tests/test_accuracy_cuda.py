@@ -17,7 +17,7 @@ from test_native_cuda import kernels, two_float  # noqa: F401 (fixtures)
 
 import koopcore as kc
 from koopcore import arrays, backends
-from koopcore.backends import native_cuda_launch
+from koopcore.backends import native_cuda_launch, native_cuda_plan
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,6 +32,7 @@ def predict(monkeypatch):
     real = arrays.view
     monkeypatch.setattr(arrays, "view", lambda *a: real(*a)._replace(device="cuda"))
     monkeypatch.setattr(arrays, "where", lambda array: "CUDA device 0")
+    monkeypatch.setattr(native_cuda_plan, "ONE_PASS_SIZE", 0)
     for name in ("memory", "any_memory"):
         monkeypatch.setattr(arrays, name, emulated_cuda.host_memory)
 

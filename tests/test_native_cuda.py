@@ -322,8 +322,13 @@ def test_missing_barriers_would_show(kernels):
         "arrays.memory = arrays.any_memory = emulated_cuda.host_memory\n"
         "x = np.cumsum(np.random.default_rng(0).normal(size=(16, 20000)), axis=0)\n"
         "part = Partition.groups(20000, [range(70), range(100, 400), range(500, 20000)])\n"
-        "gram = native.gram(Snapshots(x.astype(np.float32), np.arange(16)), part)\n"
-        "sys.stdout.write(gram.tobytes().hex())"
+        "window = Snapshots(x.astype(np.float32), np.arange(16))\n"
+        "gram = native.gram(window, part)\n"
+        "part = part.subset([0, 1])\n"
+        "out = np.zeros((2, 20000), np.float32)\n"
+        "native.endpoint_in_one_pass(window, part, True, [4, 9], out)\n"
+        "hindcast = np.asarray(native.gram_solve(window, part, False, 3).hindcast)\n"
+        "sys.stdout.write((gram.tobytes() + out.tobytes() + hindcast.tobytes()).hex())"
     )
     outputs = [
         subprocess.run(

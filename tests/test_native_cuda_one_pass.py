@@ -6,6 +6,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
+import torch
 from test_native_cuda import (  # noqa: F401 (kernels and native are fixtures)
     emulated_cuda,
     kernels,
@@ -15,8 +16,9 @@ from test_native_cuda import (  # noqa: F401 (kernels and native are fixtures)
 from trajectories import generic, smooth
 
 import koopcore as kc
-from koopcore.backends import native_cuda_launch, reference
+from koopcore.backends import native_cuda_launch, native_cuda_plan, reference
 from koopcore.backends.native_cuda_plan import shares, tile_columns
+from koopcore.backends.native_cuda_tensors import TensorTable
 from koopcore.backends.stages import Ahead, Snapshots
 from koopcore.partition import Partition
 
@@ -26,7 +28,9 @@ MODELS = pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine
 
 @pytest.fixture
 def launches(native, monkeypatch):  # noqa: F811
-    """The names of what was launched."""
+    """The names of what was launched; one pass is for groups of any size here."""
+    monkeypatch.setattr(native_cuda_plan, "ONE_PASS_SIZE", 0)
+    monkeypatch.setattr(native_cuda_launch, "_divided", WeakKeyDictionary())
     names = []
     real = native._cuda
 
@@ -59,7 +63,7 @@ def predicted(part, ring, order, affine, horizons):
 @pytest.mark.parametrize("n", [3, 4, 8, 9, 16, 17, 24, 25, 31, 32])
 def test_fits_and_predictions(native, launches, n, dtype, affine):  # noqa: F811
     rng = np.random.default_rng(n)
-    # One to eight warps a group, in a turned ring.
+    # One to four warps a group, in a turned ring.
     part = pieced([33, 40, 64, 65, 161] + [390] * (n < 20) + [1100] * (n < 9))
     snapshots = walks(rng, n, part.size, dtype)
     horizons, holdout = [7, 1], max(1, n // 5)
@@ -138,7 +142,6 @@ def test_a_rollout_beyond_every_limit_keeps_the_last_snapshot(native, launches):
 @MODELS
 def test_one_pass_and_stages_side_by_side(native, launches, monkeypatch, affine):  # noqa: F811
     monkeypatch.setattr(native_cuda_launch, "SHARED_BYTES", 8000)
-    monkeypatch.setattr(native_cuda_launch, "_divided", WeakKeyDictionary())
     rng = np.random.default_rng(1)
     part = pieced([30, 300, 31, 65, 400, 33])
     snapshots = walks(rng, 9, part.size, np.float32)
@@ -153,6 +156,21 @@ def test_one_pass_and_stages_side_by_side(native, launches, monkeypatch, affine)
     assert np.asarray(fitted.hindcast) == pytest.approx(due.hindcast, rel=1e-8)
 
 
+def test_predictions_straight_into_parameters(native, launches, kernels):  # noqa: F811
+    parameters = [torch.zeros(8, 5), torch.zeros(24, dtype=torch.bfloat16), torch.zeros(6)]
+    starts = [0, 40, 70]
+    part = Partition.groups(80, [range(30), range(30, 64), range(70, 76)])
+    ring = torch.from_numpy(generic(5, 80).astype(np.float32))
+    window = Snapshots(ring, np.arange(5))
+    rows = torch.empty(1, 80)
+    native.endpoint(window, part, True, [3], rows)
+    native.endpoint(window, part, True, [3], None, TensorTable(kernels, parameters, starts))
+    assert launches.count("one_pass") == 2
+    for parameter, start in zip(parameters, starts, strict=True):
+        expected = rows[0, start : start + parameter.numel()].to(parameter.dtype)
+        assert torch.equal(parameter.reshape(-1), expected)
+
+
 @pytest.mark.parametrize(
     ("n", "horizons"), [(33, [3]), (9, [1025]), (9, list(range(1, 66)))], ids=str
 )
@@ -162,6 +180,13 @@ def test_what_goes_in_stages(native, launches, n, horizons):  # noqa: F811
     native.endpoint(Snapshots(generic(n, 100), np.arange(n)), part, True, horizons, out)
     assert "one_pass" not in launches
     assert "combine" in launches
+
+
+def test_small_groups_go_in_stages():
+    part = Partition.groups(400, [range(128), range(128, 257)])
+    columns = tile_columns(part)
+    assert native_cuda_plan.fits_one_pass(part, columns, 1000).tolist() == [False, True]
+    assert native_cuda_plan.fits_one_pass(part, columns, 100).tolist() == [False, False]
 
 
 def test_devices_with_slow_fp64_go_in_stages(native, launches, monkeypatch):  # noqa: F811

@@ -12,17 +12,17 @@
 namespace koopcore::cuda {
 namespace {
 
-constexpr int kMostWarps = 8;
+constexpr int kMostWarps = 4;
 
-// Blocks of kMostWarps that shall fit a multiprocessor: a bound for the registers.
-constexpr int resident_blocks(int NT) { return NT <= 2 ? 3 : 2; }
+// Blocks of kMostWarps that shall fit a multiprocessor: a bound for the registers, without spills.
+constexpr int resident_blocks(int NT) { return NT == 1 ? 6 : NT == 2 ? 5 : 3; }
 
-// Numbers behind the tile: first the sums that the warps pass on, then the matrix that the first
-// warp works with and the weights of every horizon.
+// Numbers behind the tile: where the snapshots begin; and first the sums that the warps pass on,
+// then the matrix that the first warp works with and the weights of every horizon.
 template <int NT> constexpr int work_numbers(int n, int warps, int horizons) {
   const int across = warps > 1 ? 32 * TensorSums<float, NT>::kValues : 0;
   const int fit = WarpCompanion<8 * NT>::kNumbers + horizons * n;
-  return across > fit ? across : fit;
+  return n + (across > fit ? across : fit);
 }
 template <class T, int NT> std::size_t shared_bytes(int n, int columns, int warps, int horizons) {
   return sizeof(T) * n * Tile<T>::pitch(columns) +
@@ -65,12 +65,9 @@ __device__ void predict(const Tile<T> &tile, const Groups &groups, std::int64_t 
   Tile<T>::each_segment(groups, group, [&](const Run &of, int column, int quads) {
     for (int q = threadIdx.x; q < quads; q += blockDim.x) {
       double value[4] = {}, previous[4] = {};
-      Quad<T> next = tile.quad(0, column + 4 * q);
-#pragma unroll 1 // more in flight would take registers, and with them blocks
+#pragma unroll 2 // more in flight would take registers, and with them blocks
       for (int k = 0; k < n; ++k) {
-        const Quad<T> x = next;
-        if (k + 1 < n)
-          next = tile.quad(k + 1, column + 4 * q);
+        const Quad<T> x = tile.quad(k, column + 4 * q);
         const double move = moves[k];
         KOOPCORE_UNROLL
         for (int s = 0; s < 4; ++s) {
@@ -95,13 +92,17 @@ __global__ void __launch_bounds__(32 * kMostWarps, resident_blocks(NT))
   KOOPCORE_SHARED(shared);
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const int n = window.n, columns = n - 1 - int(how.affine);
-  double *work = reinterpret_cast<double *>(shared + sizeof(T) * n * Tile<T>::pitch(share.columns));
+  const char **rows =
+      reinterpret_cast<const char **>(shared + sizeof(T) * n * Tile<T>::pitch(share.columns));
+  double *work = reinterpret_cast<double *>(rows + n);
   double *moves = work + WarpCompanion<8 * NT>::kNumbers; // (at.count, n)
   WarpCompanion<8 * NT> companion(work, n, how.affine, lane);
+  find_rows(window, rows);
+  __syncthreads();
   for (std::int64_t i = blockIdx.x; i < share.count; i += gridDim.x) {
     const std::int64_t group = share.group == nullptr ? i : share.group[i];
     Tile<T> tile(reinterpret_cast<T *>(shared), n, share.columns);
-    tile.load(window, groups, group);
+    tile.load(window, rows, groups, group);
     __syncthreads();
 
     TensorSums<T, NT> sums(nullptr);

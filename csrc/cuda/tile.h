@@ -9,6 +9,24 @@
 
 namespace koopcore::cuda {
 
+// Four neighbouring numbers of shared memory, at a multiple of 16 bytes.
+__device__ inline Quad<float> read_quad(const float *p) {
+  const float4 v = *reinterpret_cast<const float4 *>(p);
+  return {{v.x, v.y, v.z, v.w}};
+}
+__device__ inline Quad<double> read_quad(const double *p) {
+  const double2 a = *reinterpret_cast<const double2 *>(p);
+  const double2 b = *(reinterpret_cast<const double2 *>(p) + 1);
+  return {{a.x, a.y, b.x, b.y}};
+}
+__device__ inline void write_quad(float *p, const Quad<float> &x) {
+  *reinterpret_cast<float4 *>(p) = {x.value[0], x.value[1], x.value[2], x.value[3]};
+}
+__device__ inline void write_quad(double *p, const Quad<double> &x) {
+  *reinterpret_cast<double2 *>(p) = {x.value[0], x.value[1]};
+  *(reinterpret_cast<double2 *>(p) + 1) = {x.value[2], x.value[3]};
+}
+
 // Four neighbouring numbers straight from memory to shared memory, without a register in between;
 // `await_fetches` waits for all that the thread has asked for.
 template <class T> __device__ inline void fetch_quad(T *to, const T *from) {
@@ -20,7 +38,7 @@ template <class T> __device__ inline void fetch_quad(T *to, const T *from) {
                  "l"(reinterpret_cast<const char *>(from) + k)
                  : "memory");
 #else
-  *reinterpret_cast<Quad<T> *>(to) = load_quad(from);
+  write_quad(to, load_quad(from));
 #endif
 }
 __device__ inline void await_fetches() {
@@ -37,6 +55,12 @@ struct Run {
   __device__ Four four(int q) const { return four_from(first, stride, from + 4 * q, count); }
 };
 
+// Where every snapshot of the window begins, into rows (n), by all threads of the block.
+__device__ inline void find_rows(const Window &window, const char **rows) {
+  for (int k = threadIdx.x; k < window.n; k += blockDim.x)
+    rows[k] = window.at(k);
+}
+
 template <class T> class Tile {
 public:
   // Numbers from a row to the next: the quads that a warp reads of eight rows at once then lie in
@@ -46,29 +70,45 @@ public:
   }
 
   // columns: a multiple of kChunk.
-  __device__ Tile(T *at, int n, int columns)
-      : at_(at), n_(n), columns_(columns), pitch_(pitch(columns)) {}
+  __device__ Tile(T *at, int n, int columns) : at_(at), n_(n), pitch_(pitch(columns)) {}
 
-  // All threads of the block together; they must meet before they look at it.
-  __device__ void load(const Window &window, const Groups &groups, std::int64_t group) {
+  // All threads of the block together; they meet in between and must meet again afterwards. rows:
+  // where every snapshot begins, as `find_rows` leaves it.
+  __device__ void load(const Window &window, const char *const *rows, const Groups &groups,
+                       std::int64_t group) {
     const bool aligned = rows_aligned<T>(window);
+    const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    int used = 0;
     each_segment(groups, group, [&](const Run &of, int column, int quads) {
-      each_quad(quads, [&](int k, int q) {
+#pragma unroll 1
+      for (int q = threadIdx.x & 31; q < quads; q += 32) { // lanes take quads, warps rows
         const Four four = of.four(q);
-        const char *row = window.at(k);
-        T *to = at_ + k * pitch_ + column + 4 * q;
-        if (aligned && four.side_by_side())
-          fetch_quad(to, reinterpret_cast<const T *>(row) + four.column);
-        else
-          *reinterpret_cast<Quad<T> *>(to) = load_four<T>(row, four, window.step, false);
-      });
-      used_ = column + 4 * quads;
+        T *to = at_ + column + 4 * q;
+        if (aligned && of.stride == 1 && four.column + 4 <= window.size) {
+          const std::int64_t offset = four.column * sizeof(T);
+#pragma unroll 2
+          for (int k = warp; k < n_; k += warps) // in the end quads with what neighbours have
+            fetch_quad(to + k * pitch_, reinterpret_cast<const T *>(rows[k] + offset));
+        } else {
+#pragma unroll 1
+          for (int k = warp; k < n_; k += warps)
+            write_quad(to + k * pitch_, load_four<T>(rows[k], four, window.step, false));
+        }
+      }
+      used = column + 4 * quads;
     });
-    chunks_ = (used_ + kChunk - 1) / kChunk;
-    each_quad((chunks_ * kChunk - used_) / 4, [&](int k, int q) {
-      *reinterpret_cast<Quad<T> *>(at_ + k * pitch_ + used_ + 4 * q) = {};
-    });
+    chunks_ = (used + kChunk - 1) / kChunk;
     await_fetches();
+    __syncthreads();
+#pragma unroll 1
+    for (int k = threadIdx.x; k < n_; k += blockDim.x) {
+      T *row = at_ + k * pitch_;
+      each_segment(groups, group, [&](const Run &of, int column, int quads) {
+        clear(row + column, row + column - of.from);
+        clear(row + column - of.from + of.count, row + column + 4 * quads);
+      });
+      clear(row + used, row + chunks_ * kChunk);
+    }
   }
 
   __device__ int chunks() const { return chunks_; }
@@ -83,9 +123,7 @@ public:
   }
 
   // Four columns of snapshot k.
-  __device__ Quad<T> quad(int k, int column) const {
-    return *reinterpret_cast<const Quad<T> *>(at_ + k * pitch_ + column);
-  }
+  __device__ Quad<T> quad(int k, int column) const { return read_quad(at_ + k * pitch_ + column); }
 
   // Calls take(segment, its first column, its quads) for the segments, one after another.
   template <class Take>
@@ -101,17 +139,14 @@ public:
   }
 
 private:
-  // Calls take(k, q) for `quads` quads of every row: a warp takes rows, its lanes quads.
-  template <class Take> __device__ void each_quad(int quads, Take &&take) const {
-    const int lane = threadIdx.x & 31, warps = blockDim.x / 32;
-    for (int k = threadIdx.x / 32; k < n_; k += warps)
-      for (int q = lane; q < quads; q += 32)
-        take(k, q);
+  __device__ static void clear(T *from, T *end) {
+#pragma unroll 1
+    for (; from < end; ++from)
+      *from = T(0);
   }
 
   T *at_;
-  int n_, columns_, pitch_;
-  int used_ = 0, chunks_ = 0;
+  int n_, pitch_, chunks_ = 0;
 };
 
 } // namespace koopcore::cuda

@@ -21,44 +21,49 @@ __device__ inline double max_lanes(double x) {
   return x;
 }
 
-// c <- x·c mod p from step to step, lane i having the coefficient of x^i (see polynomial_power.h).
+// c <- x·c mod p from step to step (see polynomial_power.h). Lane i + 1 has the coefficient of x^i;
+// lane 0 has zero, which is what comes in from below.
 class WarpRollout {
 public:
-  // a: the lane's coefficient of the recurrence, zero in lanes from `columns` on.
-  __device__ WarpRollout(double a, int columns, int lane)
-      : a_(a), power_(a), total_(a), columns_(columns), lane_(lane) {}
+  // a: lane i's coefficient of the recurrence of up to 31, zero in lanes from `columns` on.
+  __device__ WarpRollout(double a, int columns, int lane) : columns_(columns), lane_(lane) {
+    const double below = __shfl_up_sync(kAllLanes, a, 1);
+    a_ = power_ = total_ = lane > 0 ? below : 0.0;
+  }
 
   __device__ void advance(std::int64_t horizon) {
-    for (; reached_ < horizon; ++reached_) {
-      const double last = __shfl_sync(kAllLanes, power_, columns_ - 1);
-      const double before = __shfl_up_sync(kAllLanes, power_, 1);
-      power_ = a_ * last + (lane_ > 0 ? before : 0.0);
+    for (int left = int(horizon) - reached_; left > 0; --left) {
+      const double last = __shfl_sync(kAllLanes, power_, columns_);
+      const double below = __shfl_up_sync(kAllLanes, power_, 1);
+      power_ = a_ * last + below;
       total_ += power_;
     }
+    reached_ = int(horizon);
   }
 
   // w - 1 (n) on B at the horizon reached, all zero where the rollout diverged.
   __device__ void weigh(bool affine, double *moves) const {
-    double sum = lane_ < columns_ ? power_ : 0.0; // of the lanes from this one on
+    const bool own = lane_ > 0 && lane_ <= columns_;
+    double sum = own ? power_ : 0.0; // of the lanes from this one on
     for (int apart = 1; apart < 32; apart *= 2) {
       const double later = __shfl_down_sync(kAllLanes, sum, apart);
       sum += lane_ + apart < 32 ? later : 0.0;
     }
     const double move = affine ? total_ : sum - 1.0;
-    const bool tame = __all_sync(kAllLanes, lane_ >= columns_ || ::fabs(move) <= kWeightLimit);
-    const int first = affine ? 2 : 1;
+    const bool tame = __all_sync(kAllLanes, !own || ::fabs(move) <= kWeightLimit);
     __syncwarp(); // others may still read what stands there
-    if (lane_ < columns_)
-      moves[first + lane_] = tame ? move : 0.0;
-    if (lane_ < first)
-      moves[lane_] = tame && !affine ? move : 0.0; // x_1 has the weight of the first difference
+    if (own)
+      moves[lane_ + (affine ? 1 : 0)] = tame ? move : 0.0;
+    if (affine && lane_ < 2)
+      moves[lane_] = 0.0;
+    if (!affine && lane_ == 1)
+      moves[0] = tame ? move : 0.0; // x_1 has the weight of the first difference
     __syncwarp();
   }
 
 private:
   double a_, power_, total_;
-  int columns_, lane_;
-  std::int64_t reached_ = 1;
+  int columns_, lane_, reached_ = 1;
 };
 
 // One group's matrix of N rows in shared memory: G below and on the diagonal. The factorization
@@ -77,30 +82,28 @@ public:
   // down (`breakdown_tolerance`, times `noise`).
   __device__ int factor(double noise) {
     const int rows = columns_ + 1;
-    scale_ = lane_ < rows ? Scalar::power_of_two_scale(gram(lane_, lane_)) : 0.0;
+    const double scale = lane_ < rows ? Scalar::power_of_two_scale(gram(lane_, lane_)) : 0.0;
     if (lane_ < N)
-      vector_[lane_] = scale_;
+      vector_[lane_] = scale;
     __syncwarp();
     double a[N]; // the row, up to its diagonal
     KOOPCORE_UNROLL
     for (int j = 0; j < N; ++j)
-      a[j] = lane_ < rows && j <= lane_ ? gram(lane_, j) * (scale_ * vector_[j]) : 0.0;
+      a[j] = lane_ < rows && j <= lane_ ? gram(lane_, j) * (scale * vector_[j]) : 0.0;
     const double tolerance = noise * breakdown_tolerance(columns_);
     KOOPCORE_UNROLL
     for (int k = 0; k < N; ++k) {
       const double pivot = __shfl_sync(kAllLanes, a[k], k);
       if (k >= columns_) {
-        residual_ = ::sqrt(Scalar::max(pivot, 0.0));
+        residual_ = ::sqrt(Scalar::max(pivot, 0.0)) / vector_[columns_];
         return columns_;
       }
       const double square = vector_[k] * vector_[k];
       if (!(pivot > tolerance * (gram(k, k) * square)))
         return k;
       const double inverse = 1.0 / pivot;
-      if (lane_ == k) {
-        pivot_ = pivot;
+      if (lane_ == k)
         inverse_ = inverse;
-      }
       if (lane_ > k && lane_ < N)
         matrix_[k * kPitch + lane_] = a[k];
       __syncwarp();
@@ -113,7 +116,7 @@ public:
   }
 
   // The lane's coefficient of column k on the columns before it, zero from lane k on: on snapshots,
-  // or on differences. The factorization must have got there.
+  // or on differences. The factorization must have got there; `hindcast` ends this.
   __device__ double recurrence(int k) const {
     double y = lane_ < k ? matrix_[lane_ * kPitch + k] * inverse_ : 0.0; // Lᵀ y = row k of L
     for (int i = k - 1; i > 0; --i) {
@@ -121,7 +124,7 @@ public:
       if (lane_ < i)
         y -= matrix_[lane_ * kPitch + i] * inverse_ * of;
     }
-    double a = y * scale_ * (1.0 / __shfl_sync(kAllLanes, scale_, k));
+    double a = lane_ < k ? y * vector_[lane_] * (1.0 / vector_[k]) : 0.0;
     if (first_ == 1 || k == 0)
       return a;
     const double next = __shfl_down_sync(kAllLanes, a, 1); // from [x_1, d_1 …] to [x_1, x_2 …]
@@ -131,13 +134,11 @@ public:
   }
 
   // Of a factorization that went through:
-  __device__ double residual() const {
-    return residual_ / __shfl_sync(kAllLanes, scale_, columns_);
-  }
+  __device__ double residual() const { return residual_; }
   __device__ double condition() const {
-    const double largest = max_lanes(lane_ < columns_ ? pivot_ : 0.0);
-    const double smallest = -max_lanes(lane_ < columns_ ? -pivot_ : -HUGE_VAL);
-    return ::sqrt(largest / smallest);
+    const double greatest = max_lanes(inverse_);
+    const double least = -max_lanes(lane_ < columns_ ? -inverse_ : -HUGE_VAL);
+    return ::sqrt(greatest / least);
   }
   // ‖B w - x_n‖ / ‖x_n - x_{n-holdout}‖ of the fit to all but the last `holdout` snapshots.
   __device__ double hindcast(int holdout) {
@@ -184,7 +185,7 @@ private:
 
   double *matrix_, *vector_;
   int n_, first_, columns_, lane_;
-  double scale_, pivot_ = 0.0, inverse_ = 0.0, residual_ = 0.0; // of the lane's row
+  double inverse_ = 0.0, residual_ = 0.0; // 1 over the lane's pivot; of the last row
 };
 
 } // namespace koopcore::cuda

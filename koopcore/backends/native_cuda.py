@@ -135,15 +135,28 @@ def endpoint(
     in_one_pass, others = divided(_cuda, snapshots, part, horizons)
     if others is not None:
         endpoint_in_stages(snapshots, others, affine, horizons, out, parameters)
-    if in_one_pass is None:
-        return
-    on = Launch(_cuda, snapshots, in_one_pass)
+    if in_one_pass is not None:
+        endpoint_in_one_pass(snapshots, in_one_pass, affine, horizons, out, parameters)
+
+
+def endpoint_in_one_pass(
+    snapshots: Snapshots,
+    part: Partition,
+    affine: bool,
+    horizons: Sequence[int],
+    out: npt.NDArray[Any] | None,
+    parameters: Any = None,
+) -> None:
+    """`endpoint` by one kernel for all stages: for groups that fit the shared memory of a block.
+
+    Cost: one read of the snapshots; those of deficient groups are read once more.
+    """
+    on = Launch(_cuda, snapshots, part)
     target, table = _target(on, len(horizons), out, parameters)
-    gram, rank = _empty_gram(on), on.integers(in_one_pass.n_groups)
-    _one_pass(
-        on, affine, 0, horizons, (None, rank, None, None, None), on.address(gram), target, table
-    )
-    weights = on.empty(len(horizons), in_one_pass.n_groups, on.n)
+    gram, rank = _empty_gram(on), on.integers(part.n_groups)
+    fields = (None, rank, None, None, None)
+    _one_pass(on, affine, 0, horizons, fields, on.address(gram), target, table)
+    weights = on.empty(len(horizons), part.n_groups, on.n)
     _roll_deficient(on, gram, rank, affine, horizons, weights, on.empty(*weights.shape[:2]))
     _cuda.combine_deficient(
         on.window,

@@ -82,6 +82,8 @@ def _pieces(part: Partition, group: int, width: int) -> IntArray:
 
 CHUNK = 16  # columns of shared memory that a warp sums together
 TOGETHER = 1.25  # groups whose columns differ by no more than this factor share a launch
+MOST_WARPS = 4  # kMostWarps of csrc/cuda/one_pass.cu
+ONE_PASS_SIZE = 128  # up to so many parameters, solving takes longer than reading twice
 SCATTERED = 2  # columns over parameters from which on shared memory is wasted
 
 
@@ -104,14 +106,14 @@ def tile_columns(part: Partition) -> IntArray:
 
 def warps_for(columns: int) -> int:
     """Warps of a block that takes one group of so many columns."""
-    return 1 if columns <= 160 else 2 if columns <= 384 else 4 if columns <= 1024 else 8
+    return 1 if columns <= 160 else 2 if columns <= 384 else MOST_WARPS
 
 
 def fits_one_pass(part: Partition, columns: IntArray, most: int) -> npt.NDArray[np.bool_]:
-    """Which groups are worth one pass: at most ``most`` columns, and few of them empty."""
-    fitting: npt.NDArray[np.bool_] = (columns <= most) & (
-        columns <= SCATTERED * part.sizes + 2 * CHUNK
-    )
+    """Which groups one pass is for: large ones of at most ``most`` columns, few of them empty."""
+    sizes = part.sizes
+    compact = columns <= SCATTERED * sizes + 2 * CHUNK
+    fitting: npt.NDArray[np.bool_] = (sizes > ONE_PASS_SIZE) & (columns <= most) & compact
     return fitting
 
 
