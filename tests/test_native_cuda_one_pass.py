@@ -165,7 +165,8 @@ def test_predictions_straight_into_parameters(native, launches, kernels):  # noq
     rows = torch.empty(1, 80)
     native.endpoint(window, part, True, [3], rows)
     native.endpoint(window, part, True, [3], None, TensorTable(kernels, parameters, starts))
-    assert launches.count("one_pass") == 2
+    assert "one_pass" in launches
+    assert "gram" not in launches
     for parameter, start in zip(parameters, starts, strict=True):
         expected = rows[0, start : start + parameter.numel()].to(parameter.dtype)
         assert torch.equal(parameter.reshape(-1), expected)
