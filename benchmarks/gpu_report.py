@@ -79,11 +79,14 @@ def rows(results: list[dict[str, Any]]) -> list[list[str]]:
     def shown(value: float | None, unit: float, form: str = "{:.3g}") -> str:
         return "-" if value is None else form.format(value * unit)
 
-    lines = [["workload", "floor µs", "koopcore µs", "/ floor", "torch chol", "pinv", "CuPy"]]
+    lines = [["workload", "floor µs", "koopcore µs", "/ floor", "stages", "one pass"]]
+    lines[0] += ["torch chol", "pinv", "CuPy"]
     for result in results:
         own = result["seconds"].get("koopcore")
         line = [result["name"], shown(result["floor_seconds"], 1e6), shown(own, 1e6)]
         line.append(shown(ratio(own, result["floor_seconds"]), 1.0))
+        for way in ("in_stages", "in_one_pass"):
+            line.append(shown(ratio(result["seconds"].get(way), result["floor_seconds"]), 1.0))
         for other in ("torch_cholesky", "torch_pinv", "cupy"):
             line.append(shown(ratio(result["seconds"].get(other), own), 1.0, "{:.3g}x"))
         lines.append(line)
@@ -134,7 +137,7 @@ def step(command: list[str], seconds: float, **env: str) -> dict[str, Any]:
 def commands(capability: str) -> dict[str, list[list[str]]]:
     """What every step but the times runs."""
     build = ["cmake", "--preset", "dev", f"-DCMAKE_CUDA_ARCHITECTURES={capability}"]
-    small = ["-k", "test_gram or test_fits", "tests/test_gpu.py", "-x", "-q"]
+    small = ["-k", "test_gram or test_fits or test_one_pass", "tests/test_gpu.py", "-x", "-q"]
     sanitizer = shutil.which("compute-sanitizer")
     checks = [
         [str(sanitizer), "--tool", tool, "--error-exitcode", "9", "--target-processes", "all",

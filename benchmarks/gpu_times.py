@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from koopcore.backends.stages import Snapshots
 from koopcore.layout import Layout
 from koopcore.partition import Partition
 from koopcore.training.endpoint import Endpoint
@@ -91,11 +93,34 @@ def cupy_endpoint(x: Tensor, workload: Any, part: Partition) -> Tensor:
     return predicted[0]
 
 
+def ways(x: Tensor, workload: Any, part: Partition) -> dict[str, tuple[Callable[[], Any], bool]]:
+    """The engine's two ways, whichever `endpoint` takes: by stages, and in one pass if it fits."""
+    try:
+        from koopcore.backends import native_cuda
+    except ImportError:
+        return {}
+    window, horizons = Snapshots(x, np.arange(workload.n)), [workload.horizon]
+
+    def by(way: Callable[..., None]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            out = x[-1:].clone()
+            way(window, part, True, horizons, out)
+            return out[0]
+
+        return run
+
+    found = {"in_stages": (by(native_cuda.endpoint_in_stages), True)}
+    if native_cuda.fits_one_pass(window, part, horizons):
+        found["in_one_pass"] = (by(native_cuda.endpoint_in_one_pass), True)
+    return found
+
+
 def methods(x: Tensor, workload: Any, part: Partition) -> dict[str, tuple[Callable[[], Any], bool]]:
     """Every method and whether a graph can record it."""
     engine = Endpoint(part, [workload.horizon])
     found: dict[str, tuple[Callable[[], Any], bool]] = {
         "koopcore": (lambda: engine(x)[0], True),
+        **ways(x, workload, part),
         "torch_cholesky": (lambda: cholesky(x, workload), False),
     }
     if 8 * workload.groups * workload.m * workload.n < 2**33:

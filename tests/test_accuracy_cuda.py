@@ -28,16 +28,15 @@ SIZES = (1, 2, 11, 65, 257)
 
 @pytest.fixture
 def predict(monkeypatch):
-    """Predictions of fits with a module of kernels, for at most so many bytes in one pass."""
+    """Predictions of fits with a module of kernels; one pass for groups larger than ``least``."""
     real = arrays.view
     monkeypatch.setattr(arrays, "view", lambda *a: real(*a)._replace(device="cuda"))
     monkeypatch.setattr(arrays, "where", lambda array: "CUDA device 0")
-    monkeypatch.setattr(native_cuda_plan, "ONE_PASS_SIZE", 0)
     for name in ("memory", "any_memory"):
         monkeypatch.setattr(arrays, name, emulated_cuda.host_memory)
 
-    def run(snapshots, part, model, module, shared):
-        monkeypatch.setattr(native_cuda_launch, "SHARED_BYTES", shared)
+    def run(snapshots, part, model, module, least):
+        monkeypatch.setattr(native_cuda_plan, "ONE_PASS_SIZE", least)
         monkeypatch.setattr(native_cuda_launch, "_divided", WeakKeyDictionary())
         monkeypatch.setattr(backends, "_load", lambda name: (module, ""))
         backends._find.cache_clear()
@@ -61,8 +60,8 @@ def test_predictions_are_as_good_as_orthogonal_least_squares(
 ):
     fast, slow = map(emulated_cuda.backend, (kernels, two_float))
     fits = {
-        "one pass": partial(predict, model=model, module=fast, shared=80 * 1024),
-        "in stages": partial(predict, model=model, module=fast, shared=0),
-        "pairs of floats": partial(predict, model=model, module=slow, shared=80 * 1024),
+        "one pass": partial(predict, model=model, module=fast, least=0),
+        "in stages": partial(predict, model=model, module=fast, least=10**9),
+        "pairs of floats": partial(predict, model=model, module=slow, least=0),
     }
     check(kind, dtype, model, fits, SIZES)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_native_cuda import RAGGED, gram_error, ragged, walks
+from test_native_cuda_one_pass import pieced
 from trajectories import generic, smooth
 
 import koopcore as kc
@@ -62,9 +63,39 @@ def test_fits_and_predictions(model, dtype):
     assert np.array_equal(ops.rank, expected.rank)
 
 
-def test_a_graph_records_the_endpoint_and_replays_it():
-    part = Partition.groups(4000, [range(65 * g, 65 * g + 65) for g in range(60)])
-    ring = torch.from_numpy(generic(16, 4000)).float().to(CUDA)
+@pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [4, 16, 24, 32])
+def test_one_pass_and_stages_predict_the_same(n, dtype, affine):
+    native = pytest.importorskip("koopcore.backends.native_cuda", exc_type=ImportError)
+    rng = np.random.default_rng(n)
+    sizes = [65, 129, 200, 257]
+    part = pieced(sizes * 5)
+    snapshots = walks(rng, n, part.size, dtype)
+    snapshots.array[:, part.indices(1)] *= 0.0  # a deficient group
+    window = on_device(snapshots)
+    if torch.cuda.get_device_capability()[1] != 0:
+        pytest.skip("one pass is for devices with fast fp64")
+    outs = [
+        torch.full((2, part.size), np.nan, dtype=window.array.dtype, device=CUDA) for _ in "123"
+    ]
+    native.endpoint_in_one_pass(window, part, affine, [3, 9], outs[0])
+    native.endpoint_in_one_pass(window, part, affine, [3, 9], outs[1])
+    native.endpoint_in_stages(window, part, affine, [3, 9], outs[2])
+    assert torch.equal(outs[0].nan_to_num(7.0), outs[1].nan_to_num(7.0))
+    rtol = 1e-5 if dtype is np.float32 else 1e-8
+    torch.testing.assert_close(outs[0], outs[2], rtol=rtol, atol=rtol, equal_nan=True)
+    model = "affine" if affine else "linear"
+    expected = kc.fit(snapshots.array[snapshots.order], part, model).predict([3, 9])
+    inside = np.concatenate([part.indices(g) for g in range(part.n_groups)])
+    got = outs[0].cpu().numpy()[:, inside]
+    np.testing.assert_allclose(got, expected[:, inside], rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("m", [65, 257], ids=["stages", "one pass"])
+def test_a_graph_records_the_endpoint_and_replays_it(m):
+    part = Partition.groups(16000, [range(m * g, m * g + m) for g in range(60)])
+    ring = torch.from_numpy(generic(16, 16000)).float().to(CUDA)
     module = Endpoint(part, [10])
     first = module(ring)  # uploads the partition
     torch.cuda.synchronize()
@@ -74,7 +105,7 @@ def test_a_graph_records_the_endpoint_and_replays_it():
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(out, first)
-    ring.copy_(torch.from_numpy(generic(16, 4000, seed=1)).float())
+    ring.copy_(torch.from_numpy(generic(16, 16000, seed=1)).float())
     graph.replay()
     torch.cuda.synchronize()
     expected = kc.fit(ring.cpu(), part).predict([10])

@@ -90,9 +90,9 @@ def test_floors_and_memory():
 
 def test_the_table():
     result = {"name": "W1", "floor_seconds": 1e-5,
-              "seconds": {"koopcore": 2e-5, "torch_cholesky": 4e-4}}  # fmt: skip
+              "seconds": {"koopcore": 2e-5, "in_stages": 3e-5, "torch_cholesky": 4e-4}}  # fmt: skip
     lines = gpu_report.rows([result])
-    assert lines[1] == ["W1", "10", "20", "2", "20x", "-", "-"]
+    assert lines[1] == ["W1", "10", "20", "2", "3", "-", "20x", "-", "-"]
     assert len({len(line) for line in gpu_report.table(lines).splitlines()}) == 1
     assert gpu_report.ratio(1.0, None) is None
 

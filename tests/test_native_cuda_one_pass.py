@@ -141,7 +141,7 @@ def test_a_rollout_beyond_every_limit_keeps_the_last_snapshot(native, launches):
 
 @MODELS
 def test_one_pass_and_stages_side_by_side(native, launches, monkeypatch, affine):  # noqa: F811
-    monkeypatch.setattr(native_cuda_launch, "SHARED_BYTES", 8000)
+    monkeypatch.setattr(native_cuda_launch, "_most_columns", lambda *of: 200)
     rng = np.random.default_rng(1)
     part = pieced([30, 300, 31, 65, 400, 33])
     snapshots = walks(rng, 9, part.size, np.float32)
@@ -185,9 +185,16 @@ def test_what_goes_in_stages(native, launches, n, horizons):  # noqa: F811
 
 def test_small_groups_go_in_stages():
     part = Partition.groups(400, [range(128), range(128, 257)])
-    columns = tile_columns(part)
-    assert native_cuda_plan.fits_one_pass(part, columns, 1000).tolist() == [False, True]
-    assert native_cuda_plan.fits_one_pass(part, columns, 100).tolist() == [False, False]
+    assert native_cuda_plan.for_one_pass(part, 1000).tolist() == [False, True]
+    assert native_cuda_plan.for_one_pass(part, 100).tolist() == [False, False]
+
+
+def test_groups_beyond_shared_memory_are_refused_by_one_pass(native):  # noqa: F811
+    part = Partition.groups(6000, [range(3000), range(3000, 6000)])
+    window = Snapshots(generic(9, 6000), np.arange(9))
+    assert not native.fits_one_pass(window, part, [3])
+    with pytest.raises(ValueError, match="not all groups fit one pass"):
+        native.endpoint_in_one_pass(window, part, True, [3], np.zeros((1, 6000)))
 
 
 def test_devices_with_slow_fp64_go_in_stages(native, launches, monkeypatch):  # noqa: F811

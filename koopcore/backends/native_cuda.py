@@ -15,7 +15,14 @@ import numpy.typing as npt
 
 from koopcore._native import build_record
 from koopcore.arrays import Resident
-from koopcore.backends.native_cuda_launch import KINDS, Launch, divided, horizon_blocks
+from koopcore.backends.native_cuda_launch import (
+    KINDS,
+    Launch,
+    divided,
+    horizon_blocks,
+    one_pass_columns,
+)
+from koopcore.backends.native_cuda_plan import tile_columns
 from koopcore.backends.stages import (
     Ahead,
     Companion,
@@ -139,6 +146,12 @@ def endpoint(
         endpoint_in_one_pass(snapshots, in_one_pass, affine, horizons, out, parameters)
 
 
+def fits_one_pass(snapshots: Snapshots, part: Partition, horizons: Sequence[int]) -> bool:
+    """Whether `endpoint_in_one_pass` takes all groups, small ones too."""
+    most = one_pass_columns(_cuda, snapshots, horizons)
+    return int(tile_columns(part).max(initial=0)) <= most
+
+
 def endpoint_in_one_pass(
     snapshots: Snapshots,
     part: Partition,
@@ -149,8 +162,11 @@ def endpoint_in_one_pass(
 ) -> None:
     """`endpoint` by one kernel for all stages: for groups that fit the shared memory of a block.
 
-    Cost: one read of the snapshots; those of deficient groups are read once more.
+    Raises ValueError where `fits_one_pass` is false. Cost: one read of the snapshots; those of
+    deficient groups are read once more.
     """
+    if not fits_one_pass(snapshots, part, horizons):
+        raise ValueError("not all groups fit one pass, or it is not for this device or window")
     on = Launch(_cuda, snapshots, part)
     target, table = _target(on, len(horizons), out, parameters)
     gram, rank = _empty_gram(on), on.integers(part.n_groups)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,7 +15,7 @@ from koopcore.backends.native_cuda_plan import (
     CHUNK,
     WARP_WINDOW,
     Plan,
-    fits_one_pass,
+    for_one_pass,
     make_plan,
     shares,
     tile_columns,
@@ -27,8 +27,8 @@ from koopcore.partition import Partition
 KINDS = {"float32": 0, "float64": 1, "bfloat16": 2}
 
 _uploaded: WeakKeyDictionary[Partition, dict[Any, Any]] = WeakKeyDictionary()
-# By (n, float64, horizons): whether one pass is for all groups, or the two parts.
-_divided: WeakKeyDictionary[Partition, dict[Any, bool | tuple[Partition, Partition]]]
+# By the most columns of a group: whether one pass is for all groups, or the two parts.
+_divided: WeakKeyDictionary[Partition, dict[int, bool | tuple[Partition, Partition]]]
 _divided = WeakKeyDictionary()
 
 # Bytes that a group may take in one pass: two groups at least then fit every multiprocessor of a
@@ -216,14 +216,8 @@ class Launch:
         return self.memory.address(out), row, step, KINDS[kind]
 
 
-def divided(
-    module: Any, snapshots: Snapshots, part: Partition, horizons: Sequence[int]
-) -> tuple[Partition | None, Partition | None]:
-    """The groups of ``part`` for one pass, and those for which the stages run one by one.
-
-    None stands for no groups. It depends on the sizes of the groups, on the window and on whether
-    the device has fast fp64, not on its size.
-    """
+def one_pass_columns(module: Any, snapshots: Snapshots, horizons: Sequence[int]) -> int:
+    """Most columns of shared memory of a group in one pass; 0 where only the stages will do."""
     number, n = arrays.memory(snapshots.array).number, len(snapshots.order)
     module.check_device(number)
     if (
@@ -232,19 +226,33 @@ def divided(
         or max(horizons, default=1) > module.direct_steps
         or not module.fast_double(number)
     ):
-        return None, part
-    double = arrays.dtype_name(snapshots.array) == "float64"
+        return 0
+    return _most_columns(module, n, len(horizons), arrays.dtype_name(snapshots.array) == "float64")
+
+
+@cache
+def _most_columns(module: Any, n: int, horizons: int, double: bool) -> int:
+    widths = range(CHUNK, SHARED_BYTES // ((8 if double else 4) * n), CHUNK)
+    bytes_of = {w: module.one_pass_bytes(n, w, warps_for(w), horizons, double) for w in widths}
+    return max((w for w in widths if bytes_of[w] <= SHARED_BYTES), default=0)
+
+
+def divided(
+    module: Any, snapshots: Snapshots, part: Partition, horizons: Sequence[int]
+) -> tuple[Partition | None, Partition | None]:
+    """The groups of ``part`` for one pass, and those for which the stages run one by one.
+
+    None stands for no groups. It depends on the sizes of the groups, on the window and on whether
+    the device has fast fp64, not on its size.
+    """
+    most = one_pass_columns(module, snapshots, horizons)
     known = _divided.setdefault(part, {})
-    key = (n, double, len(horizons))
-    if key not in known:
-        widths = range(CHUNK, SHARED_BYTES // ((8 if double else 4) * n), CHUNK)
-        bytes_of = partial(module.one_pass_bytes, n, horizons=len(horizons), is_double=double)
-        fitting = [w for w in widths if bytes_of(columns=w, warps=warps_for(w)) <= SHARED_BYTES]
-        small = fits_one_pass(part, tile_columns(part), max(fitting, default=0))
-        known[key] = bool(small.any())
+    if most not in known:
+        small = for_one_pass(part, most)
+        known[most] = bool(small.any())
         if small.any() and not small.all():
-            known[key] = part.subset(np.flatnonzero(small)), part.subset(np.flatnonzero(~small))
-    found = known[key]
+            known[most] = part.subset(np.flatnonzero(small)), part.subset(np.flatnonzero(~small))
+    found = known[most]
     if isinstance(found, tuple):
         return found
     return (part, None) if found else (None, part)

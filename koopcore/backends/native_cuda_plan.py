@@ -109,12 +109,12 @@ def warps_for(columns: int) -> int:
     return 1 if columns <= 160 else 2 if columns <= 384 else MOST_WARPS
 
 
-def fits_one_pass(part: Partition, columns: IntArray, most: int) -> npt.NDArray[np.bool_]:
+def for_one_pass(part: Partition, most: int) -> npt.NDArray[np.bool_]:
     """Which groups one pass is for: large ones of at most ``most`` columns, few of them empty."""
-    sizes = part.sizes
+    columns, sizes = tile_columns(part), part.sizes
     compact = columns <= SCATTERED * sizes + 2 * CHUNK
-    fitting: npt.NDArray[np.bool_] = (sizes > ONE_PASS_SIZE) & (columns <= most) & compact
-    return fitting
+    chosen: npt.NDArray[np.bool_] = (sizes > ONE_PASS_SIZE) & (columns <= most) & compact
+    return chosen
 
 
 def shares(columns: IntArray) -> list[Share]:
