@@ -22,7 +22,6 @@ from koopcore.backends.native_cuda_launch import (
     horizon_blocks,
     one_pass_columns,
 )
-from koopcore.backends.native_cuda_plan import tile_columns
 from koopcore.backends.stages import (
     Ahead,
     Companion,
@@ -148,8 +147,8 @@ def endpoint(
 
 def fits_one_pass(snapshots: Snapshots, part: Partition, horizons: Sequence[int]) -> bool:
     """Whether `endpoint_in_one_pass` takes all groups, small ones too."""
-    most = one_pass_columns(_cuda, snapshots, horizons)
-    return int(tile_columns(part).max(initial=0)) <= most
+    widest = max((share[2] for share in Launch(_cuda, snapshots, part).shares()), default=0)
+    return widest <= one_pass_columns(_cuda, snapshots, horizons)
 
 
 def endpoint_in_one_pass(
