@@ -16,11 +16,24 @@ import numpy.typing as npt
 from koopcore._native import build_record
 from koopcore.arrays import Resident
 from koopcore.backends.native_cuda_launch import (
-    KINDS,
     Launch,
     divided,
     horizon_blocks,
     one_pass_columns,
+)
+from koopcore.backends.native_cuda_queue import (
+    NOWHERE,
+    companion_fields,
+    empty_gram,
+    gram_side_by_side,
+    queue_combine,
+    queue_combine_deficient,
+    queue_deficient,
+    queue_gram,
+    queue_one_pass,
+    queue_rollout,
+    queue_solve,
+    target_of,
 )
 from koopcore.backends.stages import (
     Ahead,
@@ -55,8 +68,6 @@ STAGES = (
     "scatter",
 )
 
-NOWHERE = (0, 0, 0, KINDS["float32"])  # an output array that is not there
-
 
 def unavailable() -> str | None:
     """Why this backend does not run, or None: there may be no device, or no driver."""
@@ -67,7 +78,7 @@ def gram(snapshots: Snapshots, part: Partition) -> FloatArray:
     """G = BᵀB of every group: (n_groups, n(n+1)/2), packed lower by rows, on the CPU."""
     on = Launch(_cuda, snapshots, part)
     out = on.empty(part.n_groups, packed_size(on.n))
-    _gram(on, out, side_by_side=False)
+    queue_gram(on, out, side_by_side=False)
     return on.memory.download(out)
 
 
@@ -83,13 +94,13 @@ def gram_solve(
     horizons = [] if ahead is None else list(ahead.horizons)
     out = NOWHERE if ahead is None else on.output(ahead.out, len(horizons))
     if divided(_cuda, snapshots, part, horizons)[1] is None:
-        fields = _fields(on, part.n_groups, on.n - 1 - int(affine))
-        _one_pass(on, affine, holdout, horizons, fields, 0, out, ())
+        fields = companion_fields(on, part.n_groups, on.n - 1 - int(affine))
+        queue_one_pass(on, affine, holdout, horizons, fields, 0, out, ())
     else:
-        gram = _gram_side_by_side(on)
-        fields = _solve(on, gram, part.n_groups, on.n, affine, holdout, on.noise)
+        gram = gram_side_by_side(on)
+        fields = queue_solve(on, gram, part.n_groups, on.n, affine, holdout, on.noise)
         if horizons:
-            _combine(on, _rollout(on, fields[0], affine, horizons)[0], out)
+            queue_combine(on, queue_rollout(on, fields[0], affine, horizons)[0], out)
     return Companion(*(Resident(field, on.memory) for field in fields))  # type: ignore[arg-type]
 
 
@@ -101,7 +112,7 @@ def solve(gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
     side_by_side[: len(gram)] = gram
     turned = side_by_side.reshape(batches, _cuda.batch, -1).transpose(0, 2, 1)
     device = on.upload(np.ascontiguousarray(turned))
-    fields = _solve(on, device, len(gram), n, affine, holdout, 1.0)
+    fields = queue_solve(on, device, len(gram), n, affine, holdout, 1.0)
     return Companion(*(on.memory.download(field) for field in fields))
 
 
@@ -110,7 +121,7 @@ def rollout(
 ) -> tuple[FloatArray, FloatArray]:
     """Weights w (n_horizons, n_groups, n) on B with x_{n+T} = B w, and the growth of ‖c_T‖."""
     on = Launch.anywhere(_cuda, coefficients)
-    weights, growth = _rollout(on, on.upload(coefficients), affine, horizons)
+    weights, growth = queue_rollout(on, on.upload(coefficients), affine, horizons)
     return on.returned(coefficients, weights), on.returned(coefficients, growth)
 
 
@@ -119,7 +130,7 @@ def combine(
 ) -> None:
     """x_{n+T} = x_n + B(w - 1) of every group, into its columns of ``out`` (n_horizons, size)."""
     on = Launch(_cuda, snapshots, part)
-    _combine(on, on.upload(weights), on.output(out, len(weights)))
+    queue_combine(on, on.upload(weights), on.output(out, len(weights)))
 
 
 def endpoint(
@@ -167,23 +178,13 @@ def endpoint_in_one_pass(
     if not fits_one_pass(snapshots, part, horizons):
         raise ValueError("not all groups fit one pass, or it is not for this device or window")
     on = Launch(_cuda, snapshots, part)
-    target, table = _target(on, len(horizons), out, parameters)
-    gram, rank = _empty_gram(on), on.integers(part.n_groups)
+    target, table = target_of(on, len(horizons), out, parameters)
+    gram, rank = empty_gram(on), on.integers(part.n_groups)
     fields = (None, rank, None, None, None)
-    _one_pass(on, affine, 0, horizons, fields, on.address(gram), target, table)
+    queue_one_pass(on, affine, 0, horizons, fields, on.address(gram), target, table)
     weights = on.empty(len(horizons), part.n_groups, on.n)
-    _roll_deficient(on, gram, rank, affine, horizons, weights, on.empty(*weights.shape[:2]))
-    _cuda.combine_deficient(
-        on.window,
-        on.groups,
-        on.address(rank),
-        on.n - 1 - int(affine),
-        on.address(weights),
-        len(horizons),
-        target,
-        table,
-        on.target,
-    )
+    queue_deficient(on, gram, rank, affine, horizons, weights, on.empty(*weights.shape[:2]))
+    queue_combine_deficient(on, rank, affine, weights, target, table)
 
 
 def endpoint_in_stages(
@@ -199,12 +200,12 @@ def endpoint_in_stages(
     Cost: two reads of the snapshots, the second one from the cache where they fit.
     """
     on = Launch(_cuda, snapshots, part)
-    target, table = _target(on, len(horizons), out, parameters)
-    gram = _gram_side_by_side(on)
-    coefficients, rank, *_ = _solve(on, gram, part.n_groups, on.n, affine, 0, on.noise)
-    weights, growth = _rollout(on, coefficients, affine, horizons)
-    _roll_deficient(on, gram, rank, affine, horizons, weights, growth)
-    _combine(on, weights, target, table)
+    target, table = target_of(on, len(horizons), out, parameters)
+    gram = gram_side_by_side(on)
+    coefficients, rank, *_ = queue_solve(on, gram, part.n_groups, on.n, affine, 0, on.noise)
+    weights, growth = queue_rollout(on, coefficients, affine, horizons)
+    queue_deficient(on, gram, rank, affine, horizons, weights, growth)
+    queue_combine(on, weights, target, table)
 
 
 def feature_gram(
@@ -288,128 +289,4 @@ def scatter(part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
         len(values),
         on.output(out, len(values)),
         on.target,
-    )
-
-
-def _gram(on: Launch, out: Any, side_by_side: bool) -> None:
-    space = on.space(_cuda.gram_space(on.plan, on.n))
-    _cuda.gram(on.window, on.groups, on.plan, on.address(out), side_by_side, space, on.target)
-
-
-def _empty_gram(on: Launch) -> Any:
-    """Room for Gram matrices, 32 groups side by side."""
-    return on.empty(-(-on.part.n_groups // _cuda.batch), packed_size(on.n), _cuda.batch)
-
-
-def _gram_side_by_side(on: Launch) -> Any:
-    out = _empty_gram(on)
-    _gram(on, out, side_by_side=True)
-    return out
-
-
-def _fields(on: Launch, groups: int, columns: int) -> tuple[Any, ...]:
-    return (on.empty(groups, columns), on.integers(groups), *(on.empty(groups) for _ in range(3)))
-
-
-def _solve(
-    on: Launch, gram: Any, groups: int, n: int, affine: bool, holdout: int, noise: float
-) -> tuple[Any, ...]:
-    fields = _fields(on, groups, n - 1 - int(affine))
-    space = on.space(_cuda.solve_space(groups, n, on.number))
-    addresses = tuple(map(on.address, fields))
-    _cuda.solve(on.address(gram), groups, n, affine, holdout, noise, addresses, space, on.target)
-    return fields
-
-
-def _one_pass(
-    on: Launch,
-    affine: bool,
-    holdout: int,
-    horizons: Sequence[int],
-    fields: tuple[Any, ...],
-    gram: int,
-    out: tuple[int, ...],
-    table: tuple[Any, ...],
-) -> None:
-    """Fields that are None are not wanted; ``gram``: where Gram matrices of deficient groups go."""
-    addresses = tuple(0 if field is None else on.address(field) for field in fields)
-    how = (affine, holdout, on.noise)
-    for share in on.shares():
-        _cuda.one_pass(
-            on.window,
-            on.groups,
-            share,
-            how,
-            list(horizons),
-            addresses,
-            gram,
-            out,
-            table,
-            on.target,
-        )
-
-
-def _target(
-    on: Launch, horizons: int, out: Any, parameters: Any
-) -> tuple[tuple[int, ...], tuple[Any, ...]]:
-    """Where predictions go: the output array and the table of tensors, one of them empty."""
-    if parameters is None:
-        return on.output(out, horizons), ()
-    return NOWHERE, parameters.table(on)
-
-
-def _rollout(
-    on: Launch, coefficients: Any, affine: bool, horizons: Sequence[int]
-) -> tuple[Any, Any]:
-    groups, columns = coefficients.shape
-    weights = on.empty(len(horizons), groups, columns + 1 + int(affine))
-    growth = on.empty(len(horizons), groups)
-    for some in horizon_blocks(_cuda, horizons):
-        chosen = [horizons[i] for i in some]
-        space = on.space(_cuda.rollout_space(groups, columns, affine, max(chosen), on.number))
-        _cuda.rollout(
-            on.address(coefficients),
-            groups,
-            columns,
-            affine,
-            chosen,
-            on.address(weights[some[0] :]),
-            on.address(growth[some[0] :]),
-            space,
-            on.target,
-        )
-    return weights, growth
-
-
-def _roll_deficient(
-    on: Launch,
-    gram: Any,
-    rank: Any,
-    affine: bool,
-    horizons: Sequence[int],
-    weights: Any,
-    growth: Any,
-) -> None:
-    """Weights and growth of deficient groups, into those of all groups."""
-    for some in horizon_blocks(_cuda, horizons):
-        chosen = [horizons[i] for i in some]
-        groups = on.part.n_groups
-        space = on.space(_cuda.deficient_space(groups, on.n, affine, chosen, on.number))
-        _cuda.roll_deficient(
-            on.address(gram),
-            on.address(rank),
-            groups,
-            on.n,
-            affine,
-            chosen,
-            on.address(weights[some[0] :]),
-            on.address(growth[some[0] :]),
-            space,
-            on.target,
-        )
-
-
-def _combine(on: Launch, weights: Any, out: tuple[int, ...], table: tuple[Any, ...] = ()) -> None:
-    _cuda.combine(
-        on.window, on.groups, on.plan, on.address(weights), len(weights), out, table, on.target
     )

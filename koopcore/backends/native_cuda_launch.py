@@ -125,6 +125,7 @@ class Launch:
         return self
 
     def _begin(self, module: Any) -> None:
+        self.module = module
         self.number = self.memory.number
         module.check_device(self.number)
         self.target = (self.number, self.memory.stream)
