@@ -6,7 +6,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
-import torch
 from test_native_cuda import (  # noqa: F401 (kernels and native are fixtures)
     emulated_cuda,
     kernels,
@@ -18,7 +17,6 @@ from trajectories import generic, smooth
 import koopcore as kc
 from koopcore.backends import native_cuda_launch, native_cuda_plan, reference
 from koopcore.backends.native_cuda_plan import shares, tile_columns
-from koopcore.backends.native_cuda_tensors import TensorTable
 from koopcore.backends.stages import Ahead, Snapshots
 from koopcore.partition import Partition
 
@@ -154,22 +152,6 @@ def test_one_pass_and_stages_side_by_side(native, launches, monkeypatch, affine)
     fitted = native.gram_solve(snapshots, part, affine, 2)  # fields of one kind: in stages
     due = reference.solve(reference.gram(snapshots, part), 9, affine, 2)
     assert np.asarray(fitted.hindcast) == pytest.approx(due.hindcast, rel=1e-8)
-
-
-def test_predictions_straight_into_parameters(native, launches, kernels):  # noqa: F811
-    parameters = [torch.zeros(8, 5), torch.zeros(24, dtype=torch.bfloat16), torch.zeros(6)]
-    starts = [0, 40, 70]
-    part = Partition.groups(80, [range(30), range(30, 64), range(70, 76)])
-    ring = torch.from_numpy(generic(5, 80).astype(np.float32))
-    window = Snapshots(ring, np.arange(5))
-    rows = torch.empty(1, 80)
-    native.endpoint(window, part, True, [3], rows)
-    native.endpoint(window, part, True, [3], None, TensorTable(kernels, parameters, starts))
-    assert "one_pass" in launches
-    assert "gram" not in launches
-    for parameter, start in zip(parameters, starts, strict=True):
-        expected = rows[0, start : start + parameter.numel()].to(parameter.dtype)
-        assert torch.equal(parameter.reshape(-1), expected)
 
 
 @pytest.mark.parametrize(

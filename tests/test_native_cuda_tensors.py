@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from test_native_cuda import emulated_cuda, kernels, native  # noqa: F401 (fixtu
 from trajectories import generic
 
 from koopcore import arrays
+from koopcore.backends import native_cuda_launch, native_cuda_plan
+from koopcore.backends.native_cuda_launch import divided
 from koopcore.backends.native_cuda_tensors import TensorTable
 from koopcore.backends.stages import Snapshots
 from koopcore.partition import Partition
@@ -70,12 +74,16 @@ def test_values_beyond_a_parameters_range_stay_finite(cuda):
     assert target.tolist() == [limit, -limit, 1.0]
 
 
-def test_predictions_straight_into_parameters(native, cuda):  # noqa: F811
+@pytest.mark.parametrize("least", [0, 128], ids=["one pass", "in stages"])
+def test_predictions_straight_into_parameters(native, cuda, monkeypatch, least):  # noqa: F811
+    monkeypatch.setattr(native_cuda_plan, "ONE_PASS_SIZE", least)
+    monkeypatch.setattr(native_cuda_launch, "_divided", WeakKeyDictionary())
     parameters = [torch.zeros(8, 5), torch.zeros(24, dtype=torch.bfloat16), torch.zeros(6)]
     starts = [0, 40, 70]
     part = Partition.groups(80, [range(30), range(30, 64), range(70, 76)])
     ring = torch.from_numpy(generic(5, 80).astype(np.float32))
     window = Snapshots(ring, np.arange(5))
+    assert (divided(cuda, window, part, [3])[0] is part) == (least == 0)
     rows = torch.empty(1, 80)
     native.endpoint(window, part, True, [3], rows)
     native.endpoint(window, part, True, [3], None, TensorTable(cuda, parameters, starts))
