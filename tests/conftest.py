@@ -57,6 +57,35 @@ def pytest_configure() -> None:
         )
 
 
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory):
+    """The module _cuda as the host emulation has it; compiled once, in half a minute."""
+    import emulated_cuda
+
+    return emulated_cuda.compiled(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(scope="session")
+def two_float(tmp_path_factory):
+    """The same as GPUs without fast fp64 have it: sums of Gram matrices in pairs of floats."""
+    import emulated_cuda
+
+    return emulated_cuda.compiled_without_fast_double(tmp_path_factory.mktemp("two_float"))
+
+
+@pytest.fixture
+def native(kernels, monkeypatch):
+    """native_cuda on NumPy arrays, which stand for arrays of a device."""
+    import emulated_cuda
+
+    from koopcore import arrays
+
+    for name in ("memory", "any_memory"):
+        monkeypatch.setattr(arrays, name, emulated_cuda.host_memory)
+    monkeypatch.setattr(arrays, "where", lambda array: "CUDA device 0")
+    return emulated_cuda.backend(kernels)
+
+
 def cuda_device_count() -> int:
     """CUDA devices that the driver reports: 0 without a driver, whatever was built or installed."""
     try:

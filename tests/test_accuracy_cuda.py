@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 import emulated_cuda
 import pytest
 from accuracy_tables import HORIZONS, KINDS, check
-from test_native_cuda import kernels, two_float  # noqa: F401 (fixtures)
 
 import koopcore as kc
 from koopcore import arrays, backends
@@ -52,8 +51,8 @@ def predict(monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_predictions_are_as_good_as_orthogonal_least_squares(
     predict,
-    kernels,  # noqa: F811
-    two_float,  # noqa: F811
+    kernels,
+    two_float,
     kind,
     dtype,
     model,

@@ -26,21 +26,6 @@ RAGGED = [1, 2, 7, 16, 31, 65, 129, 300]
 LARGE = [9000, 12001]  # several pieces each
 
 
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory):
-    return emulated_cuda.compiled(tmp_path_factory.mktemp("emulated"))
-
-
-@pytest.fixture
-def native(kernels, monkeypatch):
-    """native_cuda on NumPy arrays, which stand for arrays of a device."""
-    module = emulated_cuda.backend(kernels)
-    for name in ("memory", "any_memory"):
-        monkeypatch.setattr(arrays, name, emulated_cuda.host_memory)
-    monkeypatch.setattr(arrays, "where", lambda array: "CUDA device 0")
-    return module
-
-
 def walks(rng, n, size, dtype, spare=2):
     """Random walks with an offset, in a ring with ``spare`` more slots, turned by some."""
     steps = rng.normal(size=(n + spare, size))
@@ -342,11 +327,6 @@ def test_missing_barriers_would_show(kernels):
     ]  # fmt: skip
     assert outputs[0]
     assert outputs[0] == outputs[1]
-
-
-@pytest.fixture(scope="session")
-def two_float(tmp_path_factory):
-    return emulated_cuda.compiled_without_fast_double(tmp_path_factory.mktemp("two_float"))
 
 
 @pytest.mark.parametrize("n", [5, 16, 24, 32])

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from weakref import WeakKeyDictionary
 
+import emulated_cuda
 import numpy as np
 import pytest
-from test_native_cuda import (  # noqa: F401 (kernels and native are fixtures)
-    emulated_cuda,
-    kernels,
-    native,
-    walks,
-)
+from test_native_cuda import walks
 from trajectories import generic, smooth
 
 import koopcore as kc
@@ -25,7 +21,7 @@ MODELS = pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine
 
 
 @pytest.fixture
-def launches(native, monkeypatch):  # noqa: F811
+def launches(native, monkeypatch):
     """The names of what was launched; one pass is for groups of any size here."""
     monkeypatch.setattr(native_cuda_plan, "ONE_PASS_SIZE", 0)
     monkeypatch.setattr(native_cuda_launch, "_divided", WeakKeyDictionary())
@@ -59,7 +55,7 @@ def predicted(part, ring, order, affine, horizons):
 @MODELS
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n", [3, 4, 8, 9, 16, 17, 24, 25, 31, 32])
-def test_fits_and_predictions(native, launches, n, dtype, affine):  # noqa: F811
+def test_fits_and_predictions(native, launches, n, dtype, affine):
     rng = np.random.default_rng(n)
     # One to four warps a group, in a turned ring.
     part = pieced([33, 40, 64, 65, 161] + [390] * (n < 20) + [1100] * (n < 9))
@@ -86,7 +82,7 @@ def test_fits_and_predictions(native, launches, n, dtype, affine):  # noqa: F811
 
 @pytest.mark.parametrize("misaligned", [0, 1, 3], ids=lambda k: f"from column {k}")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_rings_of_any_alignment(native, launches, misaligned, dtype):  # noqa: F811
+def test_rings_of_any_alignment(native, launches, misaligned, dtype):
     rng = np.random.default_rng(3)
     part = Partition.groups(90, [range(37), range(38, 90)])
     array = rng.normal(size=(9, 97)).astype(dtype)[:, misaligned : misaligned + 90]
@@ -100,7 +96,7 @@ def test_rings_of_any_alignment(native, launches, misaligned, dtype):  # noqa: F
 
 
 @MODELS
-def test_deficient_and_wild_groups(native, launches, affine):  # noqa: F811
+def test_deficient_and_wild_groups(native, launches, affine):
     n, groups = 8, [range(70), range(80, 150), range(150, 160), range(200, 400), range(400, 440)]
     part = Partition.groups(440, groups)
     ring = generic(n, 440).astype(np.float64)
@@ -124,7 +120,7 @@ def test_deficient_and_wild_groups(native, launches, affine):  # noqa: F811
     assert (out[:, 70:80] == 7.0).all()
 
 
-def test_a_rollout_beyond_every_limit_keeps_the_last_snapshot(native, launches):  # noqa: F811
+def test_a_rollout_beyond_every_limit_keeps_the_last_snapshot(native, launches):
     part = Partition.groups(20, [range(20)])
     rng = np.random.default_rng(0)
     ring = np.cumsum(rng.normal(size=(3, 20)) * 100.0 ** np.arange(3)[:, None], axis=0)
@@ -138,7 +134,7 @@ def test_a_rollout_beyond_every_limit_keeps_the_last_snapshot(native, launches):
 
 
 @MODELS
-def test_one_pass_and_stages_side_by_side(native, launches, monkeypatch, affine):  # noqa: F811
+def test_one_pass_and_stages_side_by_side(native, launches, monkeypatch, affine):
     monkeypatch.setattr(native_cuda_launch, "_most_columns", lambda *of: 200)
     rng = np.random.default_rng(1)
     part = pieced([30, 300, 31, 65, 400, 33])
@@ -157,7 +153,7 @@ def test_one_pass_and_stages_side_by_side(native, launches, monkeypatch, affine)
 @pytest.mark.parametrize(
     ("n", "horizons"), [(33, [3]), (9, [1025]), (9, list(range(1, 66)))], ids=str
 )
-def test_what_goes_in_stages(native, launches, n, horizons):  # noqa: F811
+def test_what_goes_in_stages(native, launches, n, horizons):
     part = Partition.groups(100, [range(50), range(50, 100)])
     out = np.zeros((len(horizons), 100))
     native.endpoint(Snapshots(generic(n, 100), np.arange(n)), part, True, horizons, out)
@@ -171,7 +167,7 @@ def test_small_groups_go_in_stages():
     assert native_cuda_plan.for_one_pass(part, 100).tolist() == [False, False]
 
 
-def test_groups_beyond_shared_memory_are_refused_by_one_pass(native):  # noqa: F811
+def test_groups_beyond_shared_memory_are_refused_by_one_pass(native):
     part = Partition.groups(6000, [range(3000), range(3000, 6000)])
     window = Snapshots(generic(9, 6000), np.arange(9))
     assert not native.fits_one_pass(window, part, [3])
@@ -179,7 +175,7 @@ def test_groups_beyond_shared_memory_are_refused_by_one_pass(native):  # noqa: F
         native.endpoint_in_one_pass(window, part, True, [3], np.zeros((1, 6000)))
 
 
-def test_devices_with_slow_fp64_go_in_stages(native, launches, monkeypatch):  # noqa: F811
+def test_devices_with_slow_fp64_go_in_stages(native, launches, monkeypatch):
     monkeypatch.setattr(type(native._cuda), "fast_double", lambda self, device: False, False)
     out = np.zeros((1, 100))
     part = Partition.groups(100, [range(100)])
@@ -208,7 +204,7 @@ def test_shares_hold_every_group_once_and_little_more_columns_than_needed():
     assert [share.groups for share in shares(np.full(9, 80))] == [None]
 
 
-def test_scattered_groups_go_in_stages(native, launches):  # noqa: F811
+def test_scattered_groups_go_in_stages(native, launches):
     index = np.sort(np.random.default_rng(0).permutation(2000)[:400])
     part = Partition.groups(2000, [index])
     out = np.zeros((1, 2000))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from weakref import WeakKeyDictionary
 
+import emulated_cuda
 import numpy as np
 import pytest
 import torch
-from test_native_cuda import emulated_cuda, kernels, native  # noqa: F401 (fixtures)
 from trajectories import generic
 
 from koopcore import arrays
@@ -24,7 +24,7 @@ SIZE = 5102
 
 
 @pytest.fixture
-def cuda(native, kernels):  # noqa: F811
+def cuda(native, kernels):
     return kernels
 
 
@@ -75,7 +75,7 @@ def test_values_beyond_a_parameters_range_stay_finite(cuda):
 
 
 @pytest.mark.parametrize("least", [0, 128], ids=["one pass", "in stages"])
-def test_predictions_straight_into_parameters(native, cuda, monkeypatch, least):  # noqa: F811
+def test_predictions_straight_into_parameters(native, cuda, monkeypatch, least):
     monkeypatch.setattr(native_cuda_plan, "ONE_PASS_SIZE", least)
     monkeypatch.setattr(native_cuda_launch, "_divided", WeakKeyDictionary())
     parameters = [torch.zeros(8, 5), torch.zeros(24, dtype=torch.bfloat16), torch.zeros(6)]
