@@ -2,7 +2,7 @@
 
 In one pass, in stages, and in stages as devices without fast fp64 have them: sums in pairs of
 floats and a pivot tolerance to match. Up to m = 257: the emulation takes a function call for every
-step of every thread. (m = 3073 passes too, in two more minutes.)
+step of every thread. (m = 3073 passes too, in five more minutes.)
 """
 
 from __future__ import annotations
