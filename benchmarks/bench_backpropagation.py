@@ -1,6 +1,6 @@
 """How many training steps does a prediction cost: when is a predicted step the cheaper one?
 
-The study is `koopcore.studies.backpropagation`; ``koopcore bench`` runs it too.
+The study is `koopcore.lab.studies.backpropagation`; ``koopcore bench`` runs it too.
 
     pytest benchmarks/bench_backpropagation.py    # --benchmark-disable: each case once, untimed
 """
@@ -11,8 +11,8 @@ from typing import Any
 
 from study_case import run_case
 
-from koopcore.studies.backpropagation import STUDY
-from koopcore.studies.study import Case, Row
+from koopcore.lab.bench.study import Case, Row
+from koopcore.lab.studies.backpropagation import STUDY
 
 
 def test_backpropagation(benchmark: Any, study_rows: list[Row], case: Case) -> None:

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from point_by_point import simultaneous_step_by_points
 
+from koopcore.lab.experiments.stopwatch import in_turns
+from koopcore.lab.problems import glycolysis, van_der_pol
 from koopcore.learning import (
     AlternatingLearner,
     Blocks,
@@ -27,8 +29,6 @@ from koopcore.learning import (
     simultaneous_step,
 )
 from koopcore.learning.trajectories import pairs
-from koopcore.problems import glycolysis, van_der_pol
-from koopcore.problems.stopwatch import in_turns
 
 PAPER_BLOCKS = Blocks((Layered(1, (15, 15, 15)),) * 7)
 STEP = 0.02

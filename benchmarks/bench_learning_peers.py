@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from koopcore.lab.experiments.glycolysis import BLOCK
+from koopcore.lab.experiments.stopwatch import in_turns
+from koopcore.lab.problems import glycolysis, van_der_pol
+from koopcore.lab.problems.van_der_pol import Split
 from koopcore.learning import AlternatingLearner, Blocks, Monomials, OneLayer, StateInclusive
-from koopcore.problems import glycolysis, van_der_pol
-from koopcore.problems.reproduce_glycolysis import BLOCK
-from koopcore.problems.stopwatch import in_turns
-from koopcore.problems.van_der_pol import Split
 
 Step = Callable[[np.ndarray, int], np.ndarray]  # (x_0, n) to the n states after it
 Fit = Callable[[np.ndarray], Step]

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from koopcore.lab.problems import glycolysis, van_der_pol
+from koopcore.lab.problems.van_der_pol import Split, split
 from koopcore.learning import (
     AlternatingLearner,
     Blocks,
@@ -26,8 +28,6 @@ from koopcore.learning import (
     StateInclusive,
     prediction_errors,
 )
-from koopcore.problems import glycolysis, van_der_pol
-from koopcore.problems.van_der_pol import Split, split
 
 SEEDS = (100, 101, 102)  # none of those that results are reported for
 Candidate = tuple[str, AlternatingLearner]

@@ -1,6 +1,6 @@
 """How long does the whole job take, snapshots in and one endpoint out, beside one read of memory?
 
-The study is `koopcore.studies.endpoint`; ``koopcore bench`` runs it too.
+The study is `koopcore.lab.studies.endpoint`; ``koopcore bench`` runs it too.
 
     pytest benchmarks/bench_one_read.py    # --benchmark-disable: each case once, untimed
 """
@@ -11,8 +11,8 @@ from typing import Any
 
 from study_case import run_case
 
-from koopcore.studies.endpoint import STUDY
-from koopcore.studies.study import Case, Row
+from koopcore.lab.bench.study import Case, Row
+from koopcore.lab.studies.endpoint import STUDY
 
 
 def test_endpoint(benchmark: Any, study_rows: list[Row], case: Case) -> None:

@@ -1,6 +1,6 @@
 """How does the cost of fit and predict grow with the number of parameters P?
 
-The study is `koopcore.studies.parameters`; ``koopcore bench`` runs it too.
+The study is `koopcore.lab.studies.parameters`; ``koopcore bench`` runs it too.
 
     pytest benchmarks/bench_parameters.py    # --benchmark-disable: each case once, untimed
 """
@@ -11,8 +11,8 @@ from typing import Any
 
 from study_case import run_case
 
-from koopcore.studies.parameters import STUDY
-from koopcore.studies.study import Case, Row
+from koopcore.lab.bench.study import Case, Row
+from koopcore.lab.studies.parameters import STUDY
 
 
 def test_parameters(benchmark: Any, study_rows: list[Row], case: Case) -> None:

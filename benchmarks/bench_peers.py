@@ -1,6 +1,6 @@
 """How does koopcore compare with what one would use instead, in time and in prediction error?
 
-The study is `koopcore.studies.peers`; ``koopcore bench`` runs it too.
+The study is `koopcore.lab.studies.peers`; ``koopcore bench`` runs it too.
 
     pytest benchmarks/bench_peers.py    # --benchmark-disable: each case once, untimed
 """
@@ -11,8 +11,8 @@ from typing import Any
 
 from study_case import run_case
 
-from koopcore.studies.peers import STUDY
-from koopcore.studies.study import Case, Row
+from koopcore.lab.bench.study import Case, Row
+from koopcore.lab.studies.peers import STUDY
 
 
 def test_peers(benchmark: Any, study_rows: list[Row], case: Case) -> None:

@@ -1,6 +1,6 @@
 """What does recording a snapshot cost, beside copying as many bytes?
 
-The study is `koopcore.studies.capture`; ``koopcore bench`` runs it too.
+The study is `koopcore.lab.studies.capture`; ``koopcore bench`` runs it too.
 
     pytest benchmarks/bench_recording.py    # --benchmark-disable: each case once, untimed
 """
@@ -11,8 +11,8 @@ from typing import Any
 
 from study_case import run_case
 
-from koopcore.studies.capture import STUDY
-from koopcore.studies.study import Case, Row
+from koopcore.lab.bench.study import Case, Row
+from koopcore.lab.studies.capture import STUDY
 
 
 def test_capture(benchmark: Any, study_rows: list[Row], case: Case) -> None:

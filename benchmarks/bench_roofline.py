@@ -1,6 +1,6 @@
 """How near does each stage of the engine come to what the machine can do?
 
-The study is `koopcore.studies.roofline`; ``koopcore bench`` runs it too.
+The study is `koopcore.lab.studies.roofline`; ``koopcore bench`` runs it too.
 
     pytest benchmarks/bench_roofline.py    # --benchmark-disable: each case once, untimed
 """
@@ -11,8 +11,8 @@ from typing import Any
 
 from study_case import run_case
 
-from koopcore.studies.roofline import STUDY
-from koopcore.studies.study import Case, Row
+from koopcore.lab.bench.study import Case, Row
+from koopcore.lab.studies.roofline import STUDY
 
 
 def test_roofline(benchmark: Any, study_rows: list[Row], case: Case) -> None:

@@ -1,6 +1,6 @@
 """How does the cost grow with the window n?
 
-The study is `koopcore.studies.window`; ``koopcore bench`` runs it too.
+The study is `koopcore.lab.studies.window`; ``koopcore bench`` runs it too.
 
     pytest benchmarks/bench_window.py    # --benchmark-disable: each case once, untimed
 """
@@ -11,8 +11,8 @@ from typing import Any
 
 from study_case import run_case
 
-from koopcore.studies.study import Case, Row
-from koopcore.studies.window import STUDY
+from koopcore.lab.bench.study import Case, Row
+from koopcore.lab.studies.window import STUDY
 
 
 def test_window(benchmark: Any, study_rows: list[Row], case: Case) -> None:

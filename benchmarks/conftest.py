@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from koopcore.studies.study import Row, Size, Study
+from koopcore.lab.bench.study import Row, Size, Study
 
 ROWS = pytest.StashKey[dict[str, tuple[Study, list[Row]]]]()
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from koopcore.backends.stages import Snapshots
-from koopcore.layout import Layout
-from koopcore.partition import Partition
-from koopcore.training.endpoint import Endpoint
+from koopcore.backends.protocol import Snapshots
+from koopcore.partition.layout import Layout
+from koopcore.partition.partition import Partition
+from koopcore.torch_ops.endpoint import Endpoint
 
 REPEATS = 7  # timed replays; the median is reported
 CALLS = 10  # calls between two events, so that the events' own resolution does not matter
@@ -96,7 +96,7 @@ def cupy_endpoint(x: Tensor, workload: Any, part: Partition) -> Tensor:
 def ways(x: Tensor, workload: Any, part: Partition) -> dict[str, tuple[Callable[[], Any], bool]]:
     """The engine's two ways, whichever `endpoint` takes: by stages, and in one pass if it fits."""
     try:
-        from koopcore.backends import native_cuda
+        from koopcore.backends.native_cuda.backend import backend as native_cuda
     except ImportError:
         return {}
     window, horizons = Snapshots(x, np.arange(workload.n)), [workload.horizon]
@@ -176,7 +176,7 @@ def capture_bandwidth() -> float | None:
     """The same for the capture of 148 tensors of 1 M numbers; None without the native module."""
     try:
         from koopcore._native import _cuda
-        from koopcore.backends.native_cuda_tensors import TensorTable
+        from koopcore.backends.native_cuda.tensors import TensorTable
     except ImportError:
         return None
     tensors = [torch.randn(2**20, device="cuda") for _ in range(148)]

@@ -22,9 +22,9 @@ import tempfile
 from pathlib import Path
 
 import koopcore as kc
-from koopcore.studies.decays import bound, decays, error
-from koopcore.studies.endpoint import HORIZON, WORKLOADS
-from koopcore.studies.race_cache import forget
+from koopcore.lab.bench.race_cache import forget
+from koopcore.lab.studies.decays import bound, decays, error
+from koopcore.lab.studies.endpoint import HORIZON, WORKLOADS
 
 RUNS = (1, 3)
 ISA = "avx2"

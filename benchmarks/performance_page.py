@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from koopcore.studies import backpropagation, endpoint, peers, roofline
-from koopcore.studies.catalogue import studies
-from koopcore.studies.powers import Power
-from koopcore.studies.report import picture
-from koopcore.studies.results import load, rows_of
-from koopcore.studies.study import races_of, seconds_of
-from koopcore.studies.tables import duration, figure, target, troubles
+from koopcore.lab.bench.powers import Power
+from koopcore.lab.bench.report import picture
+from koopcore.lab.bench.results import load, rows_of
+from koopcore.lab.bench.study import races_of, seconds_of
+from koopcore.lab.bench.tables import duration, figure, target, troubles
+from koopcore.lab.studies import backpropagation, endpoint, peers, roofline
+from koopcore.lab.studies.catalogue import studies
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

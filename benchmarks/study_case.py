@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from koopcore.studies.measure import prepared
-from koopcore.studies.study import Case, Job, Row, Study, Unavailable
+from koopcore.lab.bench.measure import prepared
+from koopcore.lab.bench.study import Case, Job, Row, Study, Unavailable
 
 ROUNDS = 30  # at most; a slow case is timed for about a second
 SECONDS = 1.0

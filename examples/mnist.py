@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import koopcore
-from koopcore.problems import mnist
+from koopcore.lab.problems import mnist
 
 
 def train(steps: int, accelerated: bool) -> tuple[float, str]:

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from koopcore.backends import backends as backends
-    from koopcore.layout import Layout as Layout
     from koopcore.operators import KoopmanOperators as KoopmanOperators
     from koopcore.operators import fit as fit
-    from koopcore.partition import Partition as Partition
+    from koopcore.partition.layout import Layout as Layout
+    from koopcore.partition.partition import Partition as Partition
     from koopcore.training.attach import attach as attach
 
 __version__ = "0.1.0"
 
 _HOME = {
     "KoopmanOperators": "koopcore.operators",
-    "Layout": "koopcore.layout",
-    "Partition": "koopcore.partition",
+    "Layout": "koopcore.partition.layout",
+    "Partition": "koopcore.partition.partition",
     "attach": "koopcore.training",
     "backends": "koopcore",
     "fit": "koopcore.operators",

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from koopcore import arrays
-from koopcore.backends.stages import IntArray, Snapshots, packed_size
-from koopcore.partition import Partition
+from koopcore.backends.protocol import Snapshots, packed_size
+from koopcore.partition.partition import Partition
+from koopcore.types import IntArray
 
 MODELS = ("linear", "affine", "trend", "auto")
 MINIMUM = {"linear": 2, "affine": 3, "trend": 2, "auto": 2}

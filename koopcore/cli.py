@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import koopcore
-from koopcore.problems import reproduce
+from koopcore.lab.experiments import reproduce
 
 app = typer.Typer(
     help="Koopman operators of training trajectories, thousands at once.",
@@ -26,7 +26,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 class Optimizer(str, Enum):
-    """Keys of `koopcore.problems.descent.OPTIMIZERS`, which cannot be imported without torch."""
+    """Keys of `koopcore.lab.problems.descent.OPTIMIZERS`, not importable without torch."""
 
     adagrad = "adagrad"
     adadelta = "adadelta"
@@ -34,7 +34,7 @@ class Optimizer(str, Enum):
 
 
 class PartitionName(str, Enum):
-    """`koopcore.problems.demo.PARTITIONS`."""
+    """`koopcore.lab.demo.demo.PARTITIONS`."""
 
     network = "network"
     layers = "layers"
@@ -43,7 +43,7 @@ class PartitionName(str, Enum):
 
 
 class Model(str, Enum):
-    """`koopcore.problems.demo.MODELS`."""
+    """`koopcore.lab.demo.demo.MODELS`."""
 
     auto = "auto"
     affine = "affine"
@@ -110,7 +110,7 @@ def demo(
 ) -> None:
     """Train oscillator networks, predict their weights, compare with training on (Dogra 2020)."""
     try:
-        from koopcore.problems.demo_command import run
+        from koopcore.lab.demo.command import run
 
         run(
             output=output,
@@ -159,7 +159,7 @@ def bench(
 ) -> None:
     """Measure how cost grows, against memory, peers and training steps, on this machine."""
     try:
-        from koopcore.studies.run import run
+        from koopcore.lab.bench.run import run
 
         code = run(output=output, quick=quick, only=only, against=compare, tolerance=tolerance)
     except ModuleNotFoundError as error:

@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from koopcore import arrays, checks
 from koopcore.backends import chosen
-from koopcore.backends.stages import Ahead, FloatArray, IntArray, Snapshots
+from koopcore.backends.protocol import Ahead, Snapshots
 from koopcore.fitted import DeferredFit, Fitted
-from koopcore.fitting import Recipe, fit_groups
-from koopcore.partition import Partition
+from koopcore.fitted.fitting import Recipe, fit_groups
+from koopcore.partition.partition import Partition
+from koopcore.types import FloatArray, IntArray
 
 GOOD, OVERFLOW = 0, 1
 STATUS = {

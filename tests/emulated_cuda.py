@@ -96,7 +96,7 @@ def backend(cuda: ModuleType) -> ModuleType:
     before = vars(_native).pop("_cuda", None)
     _native._cuda = cuda
     try:
-        path = ROOT / "koopcore/backends/native_cuda.py"
+        path = ROOT / "koopcore/backends/native_cuda/backend.py"
         return load("native_cuda_on_the_host", Path(path))
     finally:
         del _native._cuda

@@ -5,7 +5,7 @@
 
 #include "cpu/problem.h"
 #include "cpu/simd.h"
-#include "koopcore/moments.h"
+#include "algorithms/moments.h"
 
 namespace koopcore::cpu::KOOPCORE_ISA {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/problem.h"
-#include "koopcore/lanes.h"
+#include "algorithms/lanes.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>

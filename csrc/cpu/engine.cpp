@@ -3,7 +3,7 @@
 
 #include "cpu/plan.h"
 #include "cpu/threads.h"
-#include "koopcore/lanes.h"
+#include "algorithms/lanes.h"
 
 #include <algorithm>
 #include <numeric>

@@ -4,7 +4,7 @@
 #include "cpu/kernels.h"
 #include "cpu/small_endpoint.h"
 #include "cpu/transposed.h"
-#include "koopcore/projection.h"
+#include "algorithms/projection.h"
 
 namespace koopcore::cpu::KOOPCORE_ISA {
 

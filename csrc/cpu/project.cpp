@@ -1,8 +1,8 @@
 // Dense fits and rollouts of W groups at a time: one group per lane of the vector registers.
 #include "cpu/kernels.h"
 #include "cpu/transposed.h"
-#include "koopcore/dense_rollout.h"
-#include "koopcore/projection.h"
+#include "algorithms/dense_rollout.h"
+#include "algorithms/projection.h"
 
 namespace koopcore::cpu::KOOPCORE_ISA {
 

@@ -4,7 +4,7 @@
 // GCC and Clang: without x86 the same code runs on two lanes.
 #pragma once
 
-#include "koopcore/lanes.h"
+#include "algorithms/lanes.h"
 
 #if defined(__SSE2__)
 #include <immintrin.h>

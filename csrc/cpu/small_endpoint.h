@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cpu/accumulate.h"
-#include "koopcore/dense_rollout.h"
+#include "algorithms/dense_rollout.h"
 
 namespace koopcore::cpu::KOOPCORE_ISA {
 

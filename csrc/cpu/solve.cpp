@@ -2,7 +2,7 @@
 #include "cpu/kernels.h"
 #include "cpu/problem.h"
 #include "cpu/transposed.h"
-#include "koopcore/companion.h"
+#include "algorithms/companion.h"
 
 namespace koopcore::cpu::KOOPCORE_ISA {
 

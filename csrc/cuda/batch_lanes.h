@@ -2,7 +2,7 @@
 //
 // An array of Real is a thread's own column of a matrix with 32 columns: element i + 1 stands 256
 // bytes behind element i, so that the 32 threads of a warp read and write 256 bytes in a row. The
-// algorithms of csrc/koopcore index such arrays like any other; in registers a Real is a double.
+// algorithms of csrc/algorithms index such arrays like any other; in registers a Real is a double.
 #pragma once
 
 #include "cuda/problem.h"

@@ -4,8 +4,8 @@
 // full rank, which most are, cost one look at their rank.
 #include "cuda/batch_lanes.h"
 #include "cuda/stages.h"
-#include "koopcore/dense_rollout.h"
-#include "koopcore/projection.h"
+#include "algorithms/dense_rollout.h"
+#include "algorithms/projection.h"
 
 namespace koopcore::cuda {
 namespace {

@@ -1,13 +1,13 @@
 // Dense fits, their rollouts and the moments of small groups, one group per thread.
 //
-// Mirrors cpu/project.cpp and cpu/features.cpp: the algorithms of csrc/koopcore on the lanes of
+// Mirrors cpu/project.cpp and cpu/features.cpp: the algorithms of csrc/algorithms on the lanes of
 // batch_lanes.h, whose matrices stand in the work space that the caller passes.
 #include "cuda/batch_lanes.h"
 #include "cuda/numbers.h"
 #include "cuda/stages.h"
-#include "koopcore/dense_rollout.h"
-#include "koopcore/moments.h"
-#include "koopcore/projection.h"
+#include "algorithms/dense_rollout.h"
+#include "algorithms/moments.h"
+#include "algorithms/projection.h"
 
 namespace koopcore::cuda {
 namespace {

@@ -3,7 +3,7 @@
 // Mirrors cpu/problem.h. All are passed to kernels by value.
 #pragma once
 
-#include "koopcore/lanes.h"
+#include "algorithms/lanes.h"
 
 #include <cstddef>
 #include <cstdint>

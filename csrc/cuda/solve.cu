@@ -1,11 +1,11 @@
-// Companion fits and rollouts, one group per thread: the algorithms of csrc/koopcore as they are.
+// Companion fits and rollouts, one group per thread: the algorithms of csrc/algorithms as they are.
 //
 // Mirrors cpu/solve.cpp. A warp's 32 groups stand side by side (batch_lanes.h): their factors in
 // shared memory while they fit, else in the work space that the caller passes.
 #include "cuda/batch_lanes.h"
 #include "cuda/stages.h"
 #include "cuda/warp.h"
-#include "koopcore/companion.h"
+#include "algorithms/companion.h"
 
 namespace koopcore::cuda {
 namespace {
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kBatch, 1)
 }
 
 // Weights and growth of a horizon from power = S^{T-1} a and total = Σ_{t<T} S^t a, in registers:
-// the same as `weigh` of koopcore/recurrence.h, for arrays that end with the newest entry.
+// the same as `weigh` of algorithms/recurrence.h, for arrays that end with the newest entry.
 template <int N>
 __device__ double weigh_registers(const double (&a)[N], const double (&power)[N],
                                   const double (&total)[N], int columns, bool affine,
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(64)
   }
 }
 
-// Any length and any horizon, from the work space: the rollout of koopcore/recurrence.h.
+// Any length and any horizon, from the work space: the rollout of algorithms/recurrence.h.
 __global__ void __launch_bounds__(kBatch, 1)
     rollout_batches(const double *coefficients, std::int64_t groups, int columns, bool affine,
                     Horizons at, double *weights, double *growth, double *space) {

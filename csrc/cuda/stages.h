@@ -94,7 +94,7 @@ void gather(const Window &window, const Groups &groups, int m, double *out, Stre
 void scatter(const Groups &groups, int m, const double *values, int n_rows, const Output &out,
              Stream stream);
 
-// The dense stages (dense.cu); see koopcore/projection.h, moments.h, dense_rollout.h.
+// The dense stages (dense.cu); see algorithms/projection.h, moments.h, dense_rollout.h.
 struct ProjectArrays {
   const double *a, *h, *g; // (groups, N, N) twice, (groups, N)
   double *operators, *whitener, *start;

@@ -1,6 +1,6 @@
 // The companion fit and rollout of one group by a whole warp: lane i has row i of the matrix.
 //
-// The same factorization, rules and formulas as koopcore/cholesky.h, companion.h and recurrence.h,
+// The same factorization, rules and formulas as algorithms/cholesky.h, companion.h and recurrence.h,
 // where a lane has a group of its own. A warp together takes a small fraction of the time that one
 // lane takes, and more than a 32nd of it: this is for kernels that wait for a single group.
 #pragma once

@@ -10,11 +10,16 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from koopcore import __version__
-
 ORDER = {
     "cpu": ("native_cpu", "numba_cpu", "reference"),
     "cuda": ("native_cuda", "cupy_cuda"),
+}
+MODULES = {
+    "native_cpu": "koopcore.backends.native_cpu",
+    "numba_cpu": "koopcore.backends.numba.backend",
+    "reference": "koopcore.backends.reference",
+    "native_cuda": "koopcore.backends.native_cuda.backend",
+    "cupy_cuda": "koopcore.backends.cupy.backend",
 }
 FORCE = "KOOPCORE_BACKEND"
 
@@ -113,10 +118,8 @@ def _find(stage: str, device: str | None, forced: str | None) -> Callable[..., A
 def _load(name: str) -> tuple[ModuleType | None, str]:
     """The backend's module, or None and its own reason."""
     try:
-        module = import_module(f"koopcore.backends.{name}")
+        module = import_module(MODULES[name])
     except ImportError as error:
-        if error.name == f"koopcore.backends.{name}":
-            return None, f"koopcore {__version__} does not have this backend yet"
         return None, str(error) or type(error).__name__
     reason = module.unavailable() if hasattr(module, "unavailable") else None
     return (None, reason) if reason else (module, "")

@@ -14,15 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore._native import build_record
-from koopcore.backends.stages import (
-    Ahead,
-    Companion,
-    FeatureSolved,
-    FloatArray,
-    Projection,
-    Snapshots,
-)
-from koopcore.partition import Partition
+from koopcore.backends.protocol import Ahead, Companion, FeatureSolved, Projection, Snapshots
+from koopcore.partition.partition import Partition
+from koopcore.types import FloatArray
 
 if TYPE_CHECKING:
     _cpu: Any

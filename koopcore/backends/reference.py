@@ -20,11 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from koopcore.backends.stages import (
+from koopcore.backends.protocol import (
     WEIGHT_LIMIT,
     Companion,
-    FloatArray,
-    IntArray,
     Projection,
     Snapshots,
     breakdown_tolerance,
@@ -32,7 +30,8 @@ from koopcore.backends.stages import (
     rank_tolerance,
     unpack,
 )
-from koopcore.partition import Partition
+from koopcore.partition.partition import Partition
+from koopcore.types import FloatArray, IntArray
 
 STAGES = ("gram", "feature_gram", "solve", "project", "rollout", "rollout_dense", "combine")
 DIRECT_STEPS = 1024  # beyond this horizon a rollout squares its operator instead of stepping

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from koopcore import arrays
 from koopcore.backends import find
-from koopcore.backends.stages import FloatArray, IntArray, Snapshots
-from koopcore.partition import Partition
+from koopcore.backends.protocol import Snapshots
+from koopcore.partition.partition import Partition
+from koopcore.types import FloatArray, IntArray
 
 FitT = TypeVar("FitT", bound="GroupFit")
 

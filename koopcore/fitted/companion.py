@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore.backends import find, stage
-from koopcore.backends.stages import Companion, FloatArray, IntArray, Snapshots
+from koopcore.backends.protocol import Companion, Snapshots
 from koopcore.fitted.base import (
     GroupFit,
     fit_matrices,
     sorted_eigenvalues,
     unit_modes,
 )
-from koopcore.partition import Partition
+from koopcore.partition.partition import Partition
+from koopcore.types import FloatArray, IntArray
 
 
 @dataclass

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from koopcore.backends import stage
-from koopcore.backends.stages import FeatureSolved, IntArray, Snapshots
+from koopcore.backends.protocol import FeatureSolved, Snapshots
 from koopcore.fitted.base import GroupFit
 from koopcore.fitted.feature import FeatureFit
-from koopcore.partition import Partition
+from koopcore.partition.partition import Partition
+from koopcore.types import IntArray
 
 
 @dataclass

@@ -11,15 +11,8 @@ import numpy.typing as npt
 
 from koopcore import arrays
 from koopcore.backends import find, stage
+from koopcore.backends.protocol import WEIGHT_LIMIT, FeatureSolved, Projection, Snapshots
 from koopcore.backends.reference import reflect, unreflect
-from koopcore.backends.stages import (
-    WEIGHT_LIMIT,
-    FeatureSolved,
-    FloatArray,
-    IntArray,
-    Projection,
-    Snapshots,
-)
 from koopcore.fitted.base import (
     GroupFit,
     group_values,
@@ -29,7 +22,8 @@ from koopcore.fitted.base import (
     unit_modes,
 )
 from koopcore.fitted.second_pass import refined
-from koopcore.partition import Partition
+from koopcore.partition.partition import Partition
+from koopcore.types import FloatArray, IntArray
 
 
 @dataclass

@@ -10,14 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore.backends import stage
-from koopcore.backends.stages import (
-    WEIGHT_LIMIT,
-    FloatArray,
-    IntArray,
-    Projection,
-    Snapshots,
-    unpack,
-)
+from koopcore.backends.protocol import WEIGHT_LIMIT, Projection, Snapshots, unpack
 from koopcore.fitted.base import (
     GroupFit,
     fit_matrices,
@@ -26,7 +19,8 @@ from koopcore.fitted.base import (
     sorted_eigenvalues,
     unit_modes,
 )
-from koopcore.partition import Partition
+from koopcore.partition.partition import Partition
+from koopcore.types import FloatArray, IntArray
 
 
 @dataclass

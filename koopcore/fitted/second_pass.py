@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from koopcore.backends import stage
+from koopcore.backends.protocol import Projection, Snapshots
 from koopcore.backends.reference import reflect
-from koopcore.backends.stages import FloatArray, Projection, Snapshots
 from koopcore.fitted.base import group_values
-from koopcore.partition import Partition
+from koopcore.partition.partition import Partition
+from koopcore.types import FloatArray
 
 BLOCK = 2**23  # numbers of snapshots gathered at once
 

@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from koopcore import arrays
 from koopcore.backends import stage
-from koopcore.backends.stages import FloatArray, IntArray, Snapshots, unpack
+from koopcore.backends.protocol import Snapshots, unpack
 from koopcore.fitted.base import GroupFit, group_values, norms, relative, relative_error
-from koopcore.partition import Partition
+from koopcore.partition.partition import Partition
+from koopcore.types import FloatArray, IntArray
 
 
 class TrendFit(GroupFit):

@@ -11,13 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from koopcore.learning.alternating import AlternatingLearner
-from koopcore.learning.asynchronous import AsynchronousLearner
-from koopcore.learning.blocks import Blocks
-from koopcore.learning.dictionary import Dictionary, OneLayer
-from koopcore.learning.distributed import DistributedLearner
-from koopcore.learning.fixed_dictionaries import Monomials, RadialBasis
+from koopcore.learning.dictionaries.blocks import Blocks
+from koopcore.learning.dictionaries.fixed import Monomials, RadialBasis
+from koopcore.learning.dictionaries.layered import Layered
+from koopcore.learning.dictionaries.one_layer import Dictionary, OneLayer
+from koopcore.learning.dictionaries.state_inclusive import StateInclusive
 from koopcore.learning.history import DivergenceWarning, History
-from koopcore.learning.layered import Layered
 from koopcore.learning.learned_operator import (
     LearnedOperator,
     PredictionErrors,
@@ -25,12 +24,13 @@ from koopcore.learning.learned_operator import (
 )
 from koopcore.learning.objective import simultaneous_step
 from koopcore.learning.persistence import load, load_parts, save
-from koopcore.learning.state_inclusive import StateInclusive
 from koopcore.learning.step_sizes import Diminishing, lemma_k, lemma_w, lipschitz_k
-from koopcore.learning.supervisor import WorkerError
+from koopcore.learning.workers.asynchronous import AsynchronousLearner
+from koopcore.learning.workers.distributed import DistributedLearner
+from koopcore.learning.workers.supervisor import WorkerError
 
 if TYPE_CHECKING:
-    from koopcore.learning.torch_dictionary import TorchDictionary as TorchDictionary
+    from koopcore.learning.dictionaries.torch import TorchDictionary as TorchDictionary
 
 __all__ = [
     "AlternatingLearner",
@@ -63,5 +63,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "TorchDictionary":
-        return import_module("koopcore.learning.torch_dictionary").TorchDictionary
+        return import_module("koopcore.learning.dictionaries.torch").TorchDictionary
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,6 @@ from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
-from koopcore.backends.stages import FloatArray
 from koopcore.learning.alternation import Alternation, Iterate
 from koopcore.learning.assembly import assemble
 from koopcore.learning.estimator import SynchronousLearner, not_negative
@@ -15,6 +14,7 @@ from koopcore.learning.history import History, Tracker, diverges
 from koopcore.learning.progress import counted
 from koopcore.learning.safe_step import last_good, warn_of_divergence
 from koopcore.learning.trajectories import Trajectories, pairs, scaled
+from koopcore.types import FloatArray
 
 
 @dataclass(eq=False, repr=False)

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from koopcore.backends.stages import FloatArray
-from koopcore.learning.dictionary import Dictionary, OneLayer, Pullback
+from koopcore.learning.dictionaries.one_layer import Dictionary, OneLayer, Pullback
 from koopcore.learning.exact_step import exact_operator
 from koopcore.learning.objective import errors, feature_gradient, operator_gradient, value
 from koopcore.learning.step_sizes import (
@@ -20,6 +19,7 @@ from koopcore.learning.step_sizes import (
     scheduled,
 )
 from koopcore.learning.trajectories import Pairs
+from koopcore.types import FloatArray
 
 
 class Iterate(NamedTuple):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from koopcore.backends.stages import FloatArray
 from koopcore.learning.estimator import Learner
 from koopcore.learning.exact_step import exact_operator
 from koopcore.learning.learned_operator import LearnedOperator
 from koopcore.learning.readout import check_readout, fit_readout
 from koopcore.learning.trajectories import Scaled
+from koopcore.types import FloatArray
 
 
 def assemble(

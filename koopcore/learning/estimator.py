@@ -8,13 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from koopcore.backends.stages import FloatArray
-from koopcore.learning.dictionary import Dictionary
+from koopcore.learning.dictionaries.one_layer import Dictionary
 from koopcore.learning.history import History, check_tracked
 from koopcore.learning.learned_operator import LearnedOperator
 from koopcore.learning.readout import check_readout
 from koopcore.learning.step_sizes import StepK, StepW, check_step
 from koopcore.learning.trajectories import Trajectories, pairs, separate
+from koopcore.types import FloatArray
 
 
 @dataclass(eq=False, repr=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from koopcore.backends import stage
-from koopcore.backends.stages import FloatArray
 from koopcore.learning.trajectories import Pairs
+from koopcore.types import FloatArray
 
 
 def exact_operator(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from koopcore.backends.stages import FloatArray
+from koopcore.types import FloatArray
 
 TRACKED = ("gradient", "objective")
 _RUNAWAY = 1e6  # F this far above its first value is divergence, before it overflows

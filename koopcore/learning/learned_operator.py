@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore import spectrum
-from koopcore.backends.stages import FloatArray
-from koopcore.learning.dictionary import Dictionary
+from koopcore.learning.dictionaries.one_layer import Dictionary
 from koopcore.learning.trajectories import pairs
+from koopcore.types import FloatArray
 
 
 @dataclass(frozen=True)

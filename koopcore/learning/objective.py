@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from koopcore.backends.stages import FloatArray
-from koopcore.learning.dictionary import Dictionary
+from koopcore.learning.dictionaries.one_layer import Dictionary
 from koopcore.learning.trajectories import Pairs
+from koopcore.types import FloatArray
 
 
 class Gradient(NamedTuple):

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from koopcore.backends.stages import FloatArray
-from koopcore.learning.blocks import Blocks
-from koopcore.learning.dictionary import Dictionary, OneLayer
-from koopcore.learning.fixed_dictionaries import Monomials, RadialBasis
-from koopcore.learning.layered import Layered
+from koopcore.learning.dictionaries.blocks import Blocks
+from koopcore.learning.dictionaries.fixed import Monomials, RadialBasis
+from koopcore.learning.dictionaries.layered import Layered
+from koopcore.learning.dictionaries.one_layer import Dictionary, OneLayer
+from koopcore.learning.dictionaries.state_inclusive import StateInclusive
 from koopcore.learning.learned_operator import LearnedOperator
-from koopcore.learning.state_inclusive import StateInclusive
+from koopcore.types import FloatArray
 
 FORMAT = "koopcore learned operator"
 VERSION = 1

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.stages import FloatArray
-from koopcore.learning.blocks import Blocks
-from koopcore.learning.dictionary import Dictionary
-from koopcore.learning.fixed_dictionaries import Monomials
-from koopcore.learning.state_inclusive import StateInclusive
+from koopcore.learning.dictionaries.blocks import Blocks
+from koopcore.learning.dictionaries.fixed import Monomials
+from koopcore.learning.dictionaries.one_layer import Dictionary
+from koopcore.learning.dictionaries.state_inclusive import StateInclusive
+from koopcore.types import FloatArray
 
 READOUTS = ("auto", "least-squares", "state-inclusive")
 _CUTOFF = 1e-9  # relative singular value below which features count as dependent

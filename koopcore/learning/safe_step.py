@@ -7,11 +7,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from koopcore.backends.stages import FloatArray
-from koopcore.learning.dictionary import Dictionary
+from koopcore.learning.dictionaries.one_layer import Dictionary
 from koopcore.learning.history import DivergenceWarning, History
 from koopcore.learning.objective import gradient
 from koopcore.learning.trajectories import Pairs
+from koopcore.types import FloatArray
 
 Point: TypeAlias = tuple[FloatArray, FloatArray]  # (θ, K)
 

@@ -7,10 +7,10 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from koopcore.backends.stages import FloatArray
-from koopcore.learning.activations import activation
-from koopcore.learning.dictionary import OneLayer
+from koopcore.learning.dictionaries.activations import activation
+from koopcore.learning.dictionaries.one_layer import OneLayer
 from koopcore.learning.trajectories import Pairs
+from koopcore.types import FloatArray
 
 
 @dataclass(frozen=True)

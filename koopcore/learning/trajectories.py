@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from koopcore.backends.stages import FloatArray, IntArray
+from koopcore.types import FloatArray, IntArray
 
 Trajectories: TypeAlias = npt.ArrayLike | Sequence[npt.ArrayLike]
 

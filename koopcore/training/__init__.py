@@ -3,10 +3,10 @@
 from koopcore.training.attach import attach
 from koopcore.training.attached import Attached
 from koopcore.training.averaging import ExponentialAverage, WindowAverage
-from koopcore.training.difference_ring import DifferenceRing
-from koopcore.training.guarded_loss import GuardedLoss
-from koopcore.training.line_search import Candidate, Found, Ladder, line_search
-from koopcore.training.ring import SnapshotRing
+from koopcore.training.jumping.guarded_loss import GuardedLoss
+from koopcore.training.jumping.line_search import Candidate, Found, Ladder, line_search
+from koopcore.training.recording.difference_ring import DifferenceRing
+from koopcore.training.recording.ring import SnapshotRing
 from koopcore.training.statistics import JumpRecord, Statistics
 
 __all__ = [

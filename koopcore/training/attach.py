@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from koopcore.training.attached import Attached
-from koopcore.training.observed import Masters
-from koopcore.training.recording import PartitionLike
+from koopcore.training.recording.observed import Masters
+from koopcore.training.recording.recording import PartitionLike
 from koopcore.training.settings import Settings
 
 

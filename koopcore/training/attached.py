@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from koopcore.training.averaging import ExponentialAverage
-from koopcore.training.guarded_loss import GuardedLoss
-from koopcore.training.jump import Jump, Outcome
-from koopcore.training.live_buffers import LiveBuffers
-from koopcore.training.moments import default_moments
-from koopcore.training.normalized_update import check_supported
-from koopcore.training.observed import Masters, Observed, unwrapped
-from koopcore.training.recording import PartitionLike, Recording, chosen_partition
+from koopcore.training.jumping.guarded_loss import GuardedLoss
+from koopcore.training.jumping.jump import Jump, Outcome
+from koopcore.training.jumping.moments import default_moments
+from koopcore.training.recording.live_buffers import LiveBuffers
+from koopcore.training.recording.normalized_update import check_supported
+from koopcore.training.recording.observed import Masters, Observed, unwrapped
+from koopcore.training.recording.recording import PartitionLike, Recording, chosen_partition
 from koopcore.training.settings import Settings
 from koopcore.training.statistics import JumpRecord, Statistics
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from koopcore.training.ring import SnapshotRing
+from koopcore.training.recording.ring import SnapshotRing
 
 
 class ExponentialAverage:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from koopcore.training.candidates import CANDIDATES
-from koopcore.training.live_buffers import BUFFERS
-from koopcore.training.moments import MOMENTS
+from koopcore.training.jumping.candidates import CANDIDATES
+from koopcore.training.jumping.moments import MOMENTS
 from koopcore.training.policy import AdaptivePolicy, FixedSchedule
-from koopcore.training.recording import OBSERVABLES, STORAGES
+from koopcore.training.recording.live_buffers import BUFFERS
+from koopcore.training.recording.recording import OBSERVABLES, STORAGES
 
 RECORDS = ("last", "mean")
 

@@ -1,0 +1,70 @@
+// The lane policy: arithmetic on one group per lane, and its scalar form (one lane, also CUDA's).
+//
+// The small-matrix algorithms of this directory are templates on a policy L with
+//   L::Real, L::Mask   one number, one truth value per lane; Real has + - * / and < > with scalars
+//   L::broadcast, select, both, any, sqrt, max, abs, power_of_two_scale
+// The SIMD form is in cpu/simd.h. Nothing here allocates, throws or uses a container. Functions are
+// templates on L or static, so that files compiled for other instruction sets never share them.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define KOOPCORE_HD __host__ __device__
+#else
+#define KOOPCORE_HD
+#endif
+
+// Before loops of at most eight turns over arrays that belong in registers.
+#if defined(__CUDACC__) || defined(__clang__)
+#define KOOPCORE_UNROLL _Pragma("unroll")
+#else
+#define KOOPCORE_UNROLL _Pragma("GCC unroll 8")
+#endif
+
+namespace koopcore {
+
+// A rollout whose weights grow past this is divergent (WEIGHT_LIMIT in backends/protocol.py).
+constexpr double kWeightLimit = 1e30;
+// Beyond this horizon a rollout squares its operator instead of stepping.
+constexpr std::int64_t kDirectSteps = 1024;
+
+// The tolerances of backends/protocol.py, u = 2^-53: a pivot in time order below 16 n·u of its
+// diagonal is noise; diagonal pivoting stops below 2 u·max(n, 16) of the largest.
+KOOPCORE_HD static constexpr double breakdown_tolerance(int n) { return 16.0 * n * 0x1p-53; }
+KOOPCORE_HD static constexpr double rank_tolerance(int n) {
+  return 2.0 * (n > 16 ? n : 16) * 0x1p-53;
+}
+KOOPCORE_HD static constexpr int packed_size(int n) { return n * (n + 1) / 2; }
+KOOPCORE_HD static constexpr int packed_index(int i, int j) { return i * (i + 1) / 2 + j; }
+
+// `Tag` keeps the instantiations of differently compiled files apart.
+template <class Tag> struct ScalarLanes {
+  static constexpr int width = 1;
+  using Real = double;
+  using Mask = bool;
+
+  KOOPCORE_HD static Real broadcast(double x) { return x; }
+  KOOPCORE_HD static Mask everywhere() { return true; }
+  KOOPCORE_HD static Real select(Mask m, Real a, Real b) { return m ? a : b; }
+  KOOPCORE_HD static Mask both(Mask a, Mask b) { return a && b; }
+  KOOPCORE_HD static bool any(Mask m) { return m; }
+  KOOPCORE_HD static Real sqrt(Real x) { return ::sqrt(x); }
+  KOOPCORE_HD static Real max(Real a, Real b) { return a > b ? a : b; }
+  KOOPCORE_HD static Real abs(Real x) { return ::fabs(x); }
+
+  // s with s²·x in [1/2, 2), exact to apply; 1 where x is not positive.
+  KOOPCORE_HD static Real power_of_two_scale(Real x) {
+    if (!(x > 0.0))
+      return 1.0;
+    std::uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits = (1535u - ((((bits >> 52) & 0x7ff) + 2) >> 1)) << 52;
+    memcpy(&x, &bits, sizeof bits);
+    return x;
+  }
+};
+
+} // namespace koopcore

@@ -1,0 +1,1 @@
+"""The backend on CUDA devices that needs CuPy and no compiled module."""

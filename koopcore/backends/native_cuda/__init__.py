@@ -1,0 +1,1 @@
+"""The backend on CUDA devices whose kernels are in csrc/cuda."""

@@ -1,0 +1,1 @@
+"""The backend that Numba compiles, a stage a file: WIDTH groups at a time, all threads."""

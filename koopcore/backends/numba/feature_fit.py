@@ -1,0 +1,247 @@
+"""The whole fit of WIDTH small groups while their matrices are in the cache, and their endpoints.
+
+What feature_gram, project, rollout_dense and the read-out do one after the other; mirrors
+csrc/cpu/feature_fit.cpp.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from koopcore.backends.numba.compiled import inner, kernel
+from koopcore.backends.numba.feature_gram import (
+    CHUNK,
+    FRAME,
+    accumulate,
+    begin,
+    place_lanes,
+    take_snapshot,
+)
+from koopcore.backends.numba.feature_write import write_endpoint
+from koopcore.backends.numba.lanes import copy, lane_array, power_of_two_scale
+from koopcore.backends.numba.natural import (
+    condition_of,
+    factor,
+    greatest_diagonal,
+    greatest_of_inverse,
+    solve_left,
+    solve_right,
+    solve_vector,
+)
+from koopcore.backends.numba.project import put_matrix, set_diagonal
+from koopcore.backends.numba.project_any import refit_lane
+from koopcore.backends.numba.rollout_dense import (
+    advance,
+    climb,
+    most_levels,
+    worthwhile_levels,
+)
+from koopcore.backends.numba.simd import (
+    WIDTH,
+    constant,
+    fma,
+    load,
+    sqrt,
+    store,
+    where_at_most,
+    where_less,
+)
+from koopcore.backends.numba.tiles import apply
+
+SURE_OF_RANK = 4.0  # diagonal pivoting must find full rank by this factor to be left out
+SILENCE = (16.0 * 2.0**-52) ** 2  # of the motion: `silence_rounding` in fitted/feature.py
+
+
+@kernel
+def feature_fit_range(window, segments, m, affine, holdout, tolerances, ahead, low, high, result):
+    """Groups low .. high - 1 of ``result``, a FeatureSolved with its Projection spread out.
+
+    window: memory, rows, step; segments: pointer, start, length, stride; ahead: ascending
+    horizons, the rows of ``target`` that they go to, target, step and limit, as write_endpoint has
+    them. The matrices of ``result`` may have no groups: then they are not kept.
+    """
+    memory, rows, step = window
+    horizons, out_rows, target, out_step, limit = ahead
+    ranks, conditions, residual, hindcast, operators, whiteners, starts, readouts = result
+    n, kept = len(rows), len(rows) - holdout
+    held_out = 0 < holdout and kept - 1 - affine >= 1
+    keep = len(operators) > 0
+    wide = (m + 3) // 4 * 4
+    most = most_levels(horizons, m)
+    if held_out:
+        most = max(most, worthwhile_levels(holdout - 1, m, 0))
+    f = lane_array((2 * CHUNK + 1) * wide)
+    frame = lane_array(FRAME * wide)
+    columns, places = np.empty(m * WIDTH, dtype=np.int64), np.empty(m * WIDTH, dtype=np.int64)
+    square, motion = lane_array(wide * wide), lane_array(wide * wide)
+    a, readout = lane_array(wide * wide), lane_array(wide * wide)
+    v = lane_array(wide * wide if keep else 0)
+    ladder, sums = lane_array((most + 1) * wide * wide), lane_array((most + 1) * wide)
+    scale, reciprocal = lane_array(wide), lane_array(wide)
+    work = lane_array(5 * wide)
+    state, y, zero = lane_array(3 * wide), lane_array(2 * wide), lane_array(wide)
+    rank, numbers = np.empty(WIDTH, dtype=np.int64), lane_array(3)
+    for first in range(low, high, WIDTH):
+        count = min(WIDTH, high - first)
+        place_lanes(step, *segments, first, high, columns, places)
+        begin(memory, rows, places, affine, m, wide, frame, f, square, motion)
+        store(numbers, WIDTH, constant(np.nan))
+        done = 0
+        for turn in range(0 if held_out else 1, 2):
+            stop = (n if turn else kept) - 1 - affine
+            accumulate(memory, rows, places, affine, m, wide, done, stop, frame, f, square, motion)
+            done = stop
+            copy(f, 0, sums, 0, wide)
+            copy(frame, 3 * wide, y, 0, wide)
+            unpack(square, motion, m, wide, affine, scale, a, readout)
+            least = constant(SURE_OF_RANK * tolerances[1]) * greatest_diagonal(a, wide, m)
+            alive = factor(a, m, wide, tolerances[0], reciprocal, work)
+            least = least * greatest_of_inverse(a, wide, reciprocal, m, ladder)
+            alive = where_less(least, constant(1.0), alive, constant(0.0))
+            solve_right(a, wide, reciprocal, readout)
+            scaled_rows(readout, wide, scale, ladder)
+            solve_left(a, wide, reciprocal, ladder, 0)
+            start_vector(a, m, wide, scale, reciprocal, sums)
+            start_vector(a, m, wide, scale, reciprocal, y)
+            if keep:
+                set_diagonal(v, wide, scale)
+                solve_right(a, wide, reciprocal, v)
+            store(numbers, 0, condition_of(reciprocal, m))
+            store(numbers, 2 * WIDTH, alive)
+            for lane in range(count):
+                rank[lane] = m
+                # With fewer columns than parameters the rank is theirs, whatever rounding adds.
+                if numbers[2 * WIDTH + lane] == 0.0 or stop < m:
+                    rank[lane], numbers[lane] = refit_lane(
+                        square,
+                        motion,
+                        scale,
+                        m,
+                        min(m, stop),
+                        lane,
+                        tolerances[1],
+                        f,
+                        frame[3 * wide * WIDTH :],
+                        (readout, ladder, sums, y, v),
+                    )
+            if not turn:
+                levels = worthwhile_levels(holdout - 1, m, 0)
+                climb(ladder, sums, wide, 0, levels, affine)
+                copy(sums, 0, state, 0, wide)
+                plus = sums if affine else zero
+                advance(ladder, wide, holdout - 1, levels, state, plus, wide if affine else 0)
+                apply(readout, 0, wide, state, 0, zero, 0, 2 * wide)
+                take_snapshot(memory, rows[kept - 1], places, y, 0, m)
+                store(numbers, WIDTH, missed(state, 2 * wide, y, frame, m, wide, affine))
+        apply(readout, 0, wide, y, 0, zero, 0, wide)
+        store(numbers, 2 * WIDTH, norm_of_difference(y, wide, f, 0, m))
+        for lane in range(count):
+            group = first + lane
+            ranks[group], conditions[group] = rank[lane], numbers[lane]
+            hindcast[group], residual[group] = numbers[WIDTH + lane], numbers[2 * WIDTH + lane]
+            if keep:
+                put_matrix(ladder, m, wide, lane, operators[group])
+                put_matrix(v, m, wide, lane, whiteners[group])
+                put_matrix(readout, m, wide, lane, readouts[group])
+                for i in range(m):
+                    starts[group, i] = sums[i * WIDTH + lane]
+        copy(sums, 0, state, 0, wide)
+        reached, have = 1, 0
+        for i in range(len(horizons)):
+            gap = horizons[i] - reached
+            levels = min(worthwhile_levels(gap, m, have), most)
+            climb(ladder, sums, wide, have, levels, affine)
+            have, reached = max(have, levels), horizons[i]
+            plus = sums if affine else zero
+            advance(ladder, wide, gap, levels, state, plus, wide if affine else 0)
+            write_endpoint(
+                state,
+                readout,
+                frame,
+                zero,
+                m,
+                wide,
+                affine,
+                columns,
+                count,
+                target,
+                out_rows[i],
+                out_step,
+                limit,
+            )
+
+
+@inner
+def unpack(square, motion, m, wide, affine, scale, a, h):
+    """a = S C S, its lower triangle, and h = E S, with S of powers of two; 1 in a's corner.
+
+    Reflected coordinates that hold only rounding are silenced: their scale is zero.
+    """
+    for i in range(wide):
+        store(scale, i * WIDTH, load(square, i * (wide + 1) * WIDTH))
+    floor = constant(-1.0)
+    if not affine:
+        trace = constant(0.0)
+        for i in range(m):
+            trace = trace + load(scale, i * WIDTH)
+        floor = trace * constant(SILENCE)
+    power_of_two_scale(scale, scale)
+    for i in range(m):
+        entry = load(square, i * (wide + 1) * WIDTH)
+        place = i * WIDTH
+        store(scale, place, where_at_most(entry, floor, constant(0.0), load(scale, place)))
+    for i in range(wide):
+        s = load(scale, i * WIDTH)
+        for j in range(i + 1):
+            place, across = (i * wide + j) * WIDTH, (j * wide + i) * WIDTH
+            t = load(scale, j * WIDTH)
+            entry = load(square, place)
+            store(a, place, entry * s * t)
+            store(h, across, (entry + load(motion, across)) * s)
+            store(h, place, (entry + load(motion, place)) * t)
+    for i in range(m, wide):
+        store(a, i * (wide + 1) * WIDTH, constant(1.0))
+
+
+@inner
+def scaled_rows(source, wide, scale, target):
+    """target = S source."""
+    for i in range(wide):
+        s = load(scale, i * WIDTH)
+        for j in range(i * wide, (i + 1) * wide):
+            store(target, j * WIDTH, load(source, j * WIDTH) * s)
+
+
+@inner
+def start_vector(n, m, wide, scale, reciprocal, x):
+    """x = Vᵀ x = L⁻¹ S x."""
+    for i in range(m):
+        store(x, i * WIDTH, load(x, i * WIDTH) * load(scale, i * WIDTH))
+    solve_vector(n, wide, reciprocal, x, 0)
+
+
+@inner
+def norm_of_difference(x, at, y, at_y, m):
+    """‖x - y‖."""
+    total = constant(0.0)
+    for i in range(m):
+        error = load(x, (at + i) * WIDTH) - load(y, (at_y + i) * WIDTH)
+        total = fma(error, error, total)
+    return sqrt(total)
+
+
+@inner
+def missed(predicted, at, held, frame, m, wide, affine):
+    """‖prediction of x_n - x_n‖ / ‖x_n - x_{n-holdout}‖, zero where nothing moved; spoils ``held``.
+
+    What is predicted is the movement, or H x_n = -(v - x_n) in the reflected coordinates.
+    """
+    movement = norm_of_difference(held, 0, frame, 0, m)
+    for i in range(m):
+        place = i * WIDTH
+        truth = load(frame, place) - load(held, place) if affine else constant(0.0)
+        store(held, place, truth)
+    if not affine:
+        store(held, 0, load(frame, 0) - load(frame, wide * WIDTH))
+    error = norm_of_difference(predicted, at, held, 0, m)
+    return where_less(constant(0.0), movement, error / movement, constant(0.0))

@@ -1,0 +1,184 @@
+"""Cholesky factors in natural order and their triangular solves, WIDTH groups side by side.
+
+A = L Lᵀ of (wide, wide) lane arrays, left-looking by blocks of four columns. What is kept is N,
+the negative of L below its diagonal, so that solves only ever add, and 1 / diag L. The groups whose
+pivots break down are told by `factor`, and carried along with pivots of one: pseudo_inverse.py has
+them. No lane looks at another.
+"""
+
+from __future__ import annotations
+
+from koopcore.backends.numba.compiled import inner
+from koopcore.backends.numba.simd import (
+    WIDTH,
+    constant,
+    fma,
+    load,
+    sqrt,
+    store,
+    where_less,
+)
+from koopcore.backends.numba.tiles import add_tile
+
+
+@inner
+def factor(a, n, wide, tolerance, reciprocal, work):
+    """Overwrite the lower triangle of ``a`` by N, and set reciprocal = 1 / diag L.
+
+    Gives a vector of ones, and zeros where a pivot of the first n is no more than the tolerance's
+    share of its diagonal; the columns past n are of the identity. work: 5 wide.
+    """
+    one, zero = constant(1.0), constant(0.0)
+    alive = one
+    for i in range(wide):  # the pivots' bounds
+        store(work, (4 * wide + i) * WIDTH, constant(tolerance) * load(a, i * (wide + 1) * WIDTH))
+    for k in range(0, wide, 4):
+        for c in range(4):
+            for j in range(k):
+                store(work, (c * wide + j) * WIDTH, -load(a, ((k + c) * wide + j) * WIDTH))
+        for i in range(k, wide, 4):
+            add_tile(a, i * wide, wide, 1, work, 0, wide, 1, k, a, i * wide + k, wide)
+        for c in range(k, k + 4):
+            row = (c * wide + k) * WIDTH
+            pivot, bound = load(a, (c * wide + c) * WIDTH), load(work, (4 * wide + c) * WIDTH)
+            if c < n:
+                alive = where_less(bound, pivot, alive, zero)
+            pivot = where_less(bound, pivot, pivot, one)
+            inverse = one / pivot
+            store(a, (c * wide + c) * WIDTH, pivot)
+            store(reciprocal, c * WIDTH, inverse)
+            for r in range(c + 1, k + 4):
+                row = r * wide
+                share = -load(a, (row + c) * WIDTH) * inverse
+                for b in range(c + 1, r + 1):
+                    place = (row + b) * WIDTH
+                    other = load(a, (b * wide + c) * WIDTH)
+                    store(a, place, fma(share, other, load(a, place)))
+        r0, r1 = sqrt(load(reciprocal, k * WIDTH)), sqrt(load(reciprocal, (k + 1) * WIDTH))
+        r2, r3 = sqrt(load(reciprocal, (k + 2) * WIDTH)), sqrt(load(reciprocal, (k + 3) * WIDTH))
+        store(reciprocal, k * WIDTH, r0)
+        store(reciprocal, (k + 1) * WIDTH, r1)
+        store(reciprocal, (k + 2) * WIDTH, r2)
+        store(reciprocal, (k + 3) * WIDTH, r3)
+        for c in range(3):
+            root = load(reciprocal, (k + c) * WIDTH)
+            for r in range(c + 1, 4):
+                place = ((k + r) * wide + k + c) * WIDTH
+                store(a, place, -load(a, place) * root)
+        substitute_rows(a, wide, k, k + 4, a, reciprocal, True)
+    return alive
+
+
+@inner
+def substitute_rows(n, wide, k, low, b, reciprocal, negate):
+    """Rows ``low`` and below of B, columns k .. k + 3, times L_kk⁻ᵀ of the diagonal block."""
+    n10 = load(n, ((k + 1) * wide + k) * WIDTH)
+    n20 = load(n, ((k + 2) * wide + k) * WIDTH)
+    n21 = load(n, ((k + 2) * wide + k + 1) * WIDTH)
+    n30 = load(n, ((k + 3) * wide + k) * WIDTH)
+    n31 = load(n, ((k + 3) * wide + k + 1) * WIDTH)
+    n32 = load(n, ((k + 3) * wide + k + 2) * WIDTH)
+    r0, r1 = load(reciprocal, k * WIDTH), load(reciprocal, (k + 1) * WIDTH)
+    r2, r3 = load(reciprocal, (k + 2) * WIDTH), load(reciprocal, (k + 3) * WIDTH)
+    sign = constant(-1.0 if negate else 1.0)
+    for i in range(low, wide):
+        place = (i * wide + k) * WIDTH
+        x0 = load(b, place) * r0
+        x1 = fma(n10, x0, load(b, place + WIDTH)) * r1
+        x2 = fma(n21, x1, fma(n20, x0, load(b, place + 2 * WIDTH))) * r2
+        x3 = fma(n30, x0, load(b, place + 3 * WIDTH))
+        x3 = fma(n32, x2, fma(n31, x1, x3)) * r3
+        store(b, place, x0 * sign)
+        store(b, place + WIDTH, x1 * sign)
+        store(b, place + 2 * WIDTH, x2 * sign)
+        store(b, place + 3 * WIDTH, x3 * sign)
+
+
+@inner
+def solve_right(n, wide, reciprocal, b):
+    """B = B L⁻ᵀ."""
+    for k in range(0, wide, 4):
+        for i in range(0, wide, 4):
+            add_tile(b, i * wide, wide, 1, n, k * wide, wide, 1, k, b, i * wide + k, wide)
+        substitute_rows(n, wide, k, 0, b, reciprocal, False)
+
+
+@inner
+def solve_left(n, wide, reciprocal, b, at):
+    """B = L⁻¹ B, with B (wide, wide) at ``at``."""
+    for k in range(0, wide, 4):
+        for j in range(0, wide, 4):
+            place = at + k * wide + j
+            add_tile(n, k * wide, wide, 1, b, at + j, 1, wide, k, b, place, wide)
+        n10 = load(n, ((k + 1) * wide + k) * WIDTH)
+        n20 = load(n, ((k + 2) * wide + k) * WIDTH)
+        n21 = load(n, ((k + 2) * wide + k + 1) * WIDTH)
+        n30 = load(n, ((k + 3) * wide + k) * WIDTH)
+        n31 = load(n, ((k + 3) * wide + k + 1) * WIDTH)
+        n32 = load(n, ((k + 3) * wide + k + 2) * WIDTH)
+        r0, r1 = load(reciprocal, k * WIDTH), load(reciprocal, (k + 1) * WIDTH)
+        r2, r3 = load(reciprocal, (k + 2) * WIDTH), load(reciprocal, (k + 3) * WIDTH)
+        hop = wide * WIDTH
+        for j in range(wide):
+            place = (at + k * wide + j) * WIDTH
+            x0 = load(b, place) * r0
+            x1 = fma(n10, x0, load(b, place + hop)) * r1
+            x2 = fma(n21, x1, fma(n20, x0, load(b, place + 2 * hop))) * r2
+            x3 = fma(n30, x0, load(b, place + 3 * hop))
+            x3 = fma(n32, x2, fma(n31, x1, x3)) * r3
+            store(b, place, x0)
+            store(b, place + hop, x1)
+            store(b, place + 2 * hop, x2)
+            store(b, place + 3 * hop, x3)
+
+
+@inner
+def solve_vector(n, wide, reciprocal, x, at):
+    """x = L⁻¹ x, with x (wide) at ``at``."""
+    for c in range(wide):
+        y = load(x, (at + c) * WIDTH) * load(reciprocal, c * WIDTH)
+        store(x, (at + c) * WIDTH, y)
+        for r in range(c + 1, wide):
+            place = (at + r) * WIDTH
+            store(x, place, fma(load(n, (r * wide + c) * WIDTH), y, load(x, place)))
+
+
+@inner
+def greatest_of_inverse(n, wide, reciprocal, count, space):
+    """The greatest diagonal entry of A⁻¹ = L⁻ᵀ L⁻¹; ``space`` (wide, wide) receives L⁻¹.
+
+    Diagonal pivoting's pivots fall, and its last one is the inverse of such an entry: it ends no
+    lower than one over this.
+    """
+    for i in range(wide):
+        for j in range(wide):
+            store(space, (i * wide + j) * WIDTH, constant(1.0 if i == j else 0.0))
+    solve_left(n, wide, reciprocal, space, 0)
+    greatest = constant(0.0)
+    for j in range(count):
+        total = constant(0.0)
+        for i in range(j, count):
+            entry = load(space, (i * wide + j) * WIDTH)
+            total = fma(entry, entry, total)
+        greatest = where_less(greatest, total, total, greatest)
+    return greatest
+
+
+@inner
+def greatest_diagonal(a, wide, count):
+    greatest = load(a, 0)
+    for i in range(1, count):
+        entry = load(a, i * (wide + 1) * WIDTH)
+        greatest = where_less(greatest, entry, entry, greatest)
+    return greatest
+
+
+@inner
+def condition_of(reciprocal, count):
+    """max diag L / min diag L."""
+    largest = smallest = load(reciprocal, 0)
+    for i in range(1, count):
+        r = load(reciprocal, i * WIDTH)
+        largest = where_less(largest, r, r, largest)
+        smallest = where_less(r, smallest, r, smallest)
+    return largest / smallest

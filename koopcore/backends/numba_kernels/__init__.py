@@ -1,1 +1,0 @@
-"""The compiled loops of numba_cpu.py, one algorithm a file."""

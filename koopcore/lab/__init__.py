@@ -1,0 +1,1 @@
+"""The laboratory beside the library: problems, experiments of papers, studies that measure."""

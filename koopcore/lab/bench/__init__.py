@@ -1,0 +1,1 @@
+"""How studies are measured, checked, reported and compared; what they ask is in lab/studies."""

@@ -1,0 +1,1 @@
+"""``koopcore demo``: oscillator networks trained, predicted, compared and drawn."""

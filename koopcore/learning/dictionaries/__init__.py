@@ -1,0 +1,1 @@
+"""Dictionaries of observables ψ(x), one kind a file."""

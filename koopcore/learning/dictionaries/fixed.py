@@ -1,0 +1,101 @@
+"""Dictionaries with nothing to learn, for plain EDMD: monomials and radial basis functions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+
+import numpy as np
+
+from koopcore.learning.dictionaries.one_layer import Pullback, at_least_one
+from koopcore.types import FloatArray
+
+
+class _Fixed(ABC):
+    """No parameters: the pullback is empty."""
+
+    n_parameters = 0
+
+    def initial(self, rng: np.random.Generator) -> FloatArray:
+        return np.zeros(0)
+
+    @abstractmethod
+    def features(self, parameters: FloatArray, states: FloatArray) -> FloatArray:
+        """ψ of every row."""
+
+    def linearized(self, parameters: FloatArray, states: FloatArray) -> tuple[FloatArray, Pullback]:
+        return self.features(parameters, states), lambda gradient: np.zeros(0)
+
+
+@dataclass(frozen=True)
+class Monomials(_Fixed):
+    """All monomials x^α with 1 ≤ |α| ≤ degree, or from |α| = 0 with ``constant``.
+
+    The states come first among the features (after the constant), by degree, then in lexical
+    order. The count is C(n + degree, degree): not for many states or high degrees, whose Gram
+    matrix is also ill conditioned beyond |x| = 1 (standardize).
+    Source: Williams, Kevrekidis, Rowley 2015, extended dynamic mode decomposition.
+    """
+
+    n_states: int
+    degree: int = 3
+    constant: bool = False
+
+    def __post_init__(self) -> None:
+        at_least_one(n_states=self.n_states, degree=self.degree)
+
+    @property
+    def n_features(self) -> int:
+        return len(self.exponents())
+
+    def exponents(self) -> list[tuple[int, ...]]:
+        """Factors of every feature, as state indices with repetition."""
+        lowest = 0 if self.constant else 1
+        return [
+            factors
+            for total in range(lowest, self.degree + 1)
+            for factors in combinations_with_replacement(range(self.n_states), total)
+        ]
+
+    def features(self, parameters: FloatArray, states: FloatArray) -> FloatArray:
+        columns: dict[tuple[int, ...], FloatArray] = {(): np.ones(len(states))}
+        for factors in self.exponents():
+            if factors:  # every shorter product was made before
+                shorter = columns.get(factors[:-1])
+                last = states[:, factors[-1]]
+                columns[factors] = last if shorter is None else shorter * last
+        return np.stack([columns[factors] for factors in self.exponents()], axis=1)
+
+
+@dataclass(frozen=True)
+class RadialBasis(_Fixed):
+    """ψ_k(x) = exp(-‖x - c_k‖² / 2 width²) around given centres.
+
+    centres: (h, n) as nested tuples or an array, in the unit of the (standardized) state.
+    Not for many states: centres that cover a volume grow as its dimension's power.
+    Source: Williams, Kevrekidis, Rowley 2015.
+    """
+
+    centres: tuple[tuple[float, ...], ...]
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        rows = np.asarray(self.centres, dtype=np.float64)
+        if rows.ndim != 2 or not rows.size or not np.isfinite(rows).all():
+            raise ValueError(f"centres has shape {rows.shape}; finite (n_centres, n_states) needed")
+        if not 0.0 < self.width < np.inf:
+            raise ValueError(f"width is {self.width}; a finite number > 0 is needed")
+        object.__setattr__(self, "centres", tuple(tuple(map(float, row)) for row in rows))
+
+    @property
+    def n_states(self) -> int:
+        return len(self.centres[0])
+
+    @property
+    def n_features(self) -> int:
+        return len(self.centres)
+
+    def features(self, parameters: FloatArray, states: FloatArray) -> FloatArray:
+        apart = states[:, None, :] - np.asarray(self.centres)  # (M, h, n)
+        return np.exp(np.einsum("mhn,mhn->mh", apart, apart) / (-2.0 * self.width**2))

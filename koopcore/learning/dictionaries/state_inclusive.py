@@ -1,0 +1,50 @@
+"""ψ = [x; φ(x)]: a dictionary that contains the state, so that reading it out is exact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from koopcore.learning.dictionaries.one_layer import Dictionary, Pullback
+from koopcore.types import FloatArray
+
+
+@dataclass(frozen=True)
+class StateInclusive:
+    """ψ(x) = [x; φ(x)], with the parameters of ``inner``, φ.
+
+    The first n features are the state itself: the read-out is x = ψ_{1:n} without error, and
+    F cannot be made small by making φ small. Not for dictionaries that already contain the state,
+    as `Monomials` does: K would not be unique.
+    """
+
+    inner: Dictionary
+
+    @property
+    def batched(self) -> bool:
+        """Whether leading axes of θ and states are a batch."""
+        return bool(getattr(self.inner, "batched", False))
+
+    @property
+    def n_states(self) -> int:
+        return self.inner.n_states
+
+    @property
+    def n_features(self) -> int:
+        return self.inner.n_states + self.inner.n_features
+
+    @property
+    def n_parameters(self) -> int:
+        return self.inner.n_parameters
+
+    def initial(self, rng: np.random.Generator) -> FloatArray:
+        return self.inner.initial(rng)
+
+    def features(self, parameters: FloatArray, states: FloatArray) -> FloatArray:
+        return np.concatenate([states, self.inner.features(parameters, states)], axis=-1)
+
+    def linearized(self, parameters: FloatArray, states: FloatArray) -> tuple[FloatArray, Pullback]:
+        inner, pullback = self.inner.linearized(parameters, states)
+        features = np.concatenate([states, inner], axis=-1)
+        return features, lambda gradient: pullback(gradient[..., self.n_states :])

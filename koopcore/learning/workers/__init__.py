@@ -1,0 +1,1 @@
+"""Learning on several processes: Algorithm 2 in step, Algorithm 3 without waiting."""

@@ -1,0 +1,216 @@
+"""One rank of Algorithm 2: its iterations, one all-gather and one exchange each."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from koopcore.learning.exact_step import exact_operator
+from koopcore.learning.history import History, Tracker, diverges
+from koopcore.learning.step_sizes import (
+    Backtracking,
+    StepK,
+    StepW,
+    lipschitz_k,
+    scheduled,
+)
+from koopcore.learning.workers.collectives import Collectives, RanksLost, ranks_together
+from koopcore.learning.workers.share import Share
+from koopcore.learning.workers.supervisor import Complaint, Report, tell
+from koopcore.types import FloatArray
+
+
+class Rules(NamedTuple):
+    """How every rank steps; the same on all of them."""
+
+    n_iterations: int
+    k_step: str
+    step_k: StepK
+    step_w: StepW
+    track: str
+    ridge: float
+    report_every: int
+
+
+@dataclass
+class Accepted:
+    """The last accepted point, this rank's part of its gradients, and the steps taken from it."""
+
+    parameters: FloatArray
+    rows: FloatArray
+    value: float  # F, of all ranks
+    slope_k: FloatArray
+    slope_w: FloatArray
+    number: int
+    step_k: float
+    step_w: float
+
+    def squares(self) -> tuple[float, float]:
+        """This rank's part of ‖∇_K‖² and ‖∇_W‖²."""
+        return float(np.vdot(self.slope_k, self.slope_k)), float(
+            np.vdot(self.slope_w, self.slope_w)
+        )
+
+
+Listener = Callable[[int, Tracker], object]
+
+
+class Iterations:
+    """The iterations of one rank. Every decision rests on sums, which all ranks have alike."""
+
+    def __init__(self, mine: Share, collectives: Collectives, rules: Rules) -> None:
+        self.mine, self.collectives, self.rules = mine, collectives, rules
+        self.history = History()
+        self.tracker = Tracker(rules.track, mine.parameters, mine.rows)
+        self._exact = rules.k_step == "exact"
+        self._search = Backtracking() if rules.step_w == "backtracking" else None
+        self._last: Accepted | None = None
+        # Dominant eigenvectors of Σψψᵀ: of the last accepted point, and of the one being tried.
+        self._power: FloatArray | None = None
+        self._power_here: FloatArray | None = None
+
+    def run(self, listener: Listener) -> tuple[Tracker, History]:
+        """All iterations; ``listener`` is told the kept iterate every `report_every` of them."""
+        start = time.perf_counter()
+        for t in range(self.rules.n_iterations):
+            stopped = self._iterate(t)
+            if stopped is not None:
+                self.history.stopped = stopped
+                break
+            if (t + 1) % self.rules.report_every == 0:
+                listener(t + 1, self.tracker)
+        self.collectives.traffic.seconds = time.perf_counter() - start
+        if self._last is not None and self.history.stopped != "diverged":
+            self._settle(self.collectives.total(self._last.squares()))
+        self.history.best = self.tracker.iteration
+        return self.tracker, self.history
+
+    def _iterate(self, t: int) -> str | None:
+        """One round of messages, and a step, or half of one taken back; why to stop, or None."""
+        mine, last = self.mine, self._last
+        squares = (0.0, 0.0) if last is None else last.squares()
+        features, slopes = self.collectives.gather(mine.linearize(), squares)
+        self._settle(slopes)
+        error, compared, slope_k, step_k = self._own_rows(features, t)
+        back, sums = self.collectives.exchange(error @ mine.rows, (_sum(error), _sum(compared)))
+        value, compared_value = (one / mine.data.n_pairs for one in sums)
+        if self._search is not None and last is not None:
+            if not self._search.accepts(compared_value, last.value, slopes[1]):
+                going_on = self._search.shrink()
+                mine.parameters = last.parameters - self._search.step * last.slope_w
+                mine.rows = last.rows
+                return None if going_on else "tolerance"
+            self._search.grow()
+        if diverges(value, self.history):
+            return "diverged"
+        self._power = self._power_here
+        slope_w = mine.parameter_gradient(error, back)
+        if self._search is not None:
+            step_w = self._search.step
+        else:
+            assert not isinstance(self.rules.step_w, str)
+            step_w = scheduled(self.rules.step_w, t)
+        number = 0 if last is None else last.number + 1
+        self._last = Accepted(
+            mine.parameters, mine.rows, value, slope_k, slope_w, number, step_k, step_w
+        )
+        if not self._exact and self._search is None:
+            mine.rows = mine.rows - step_k * slope_k  # Algorithm 2: both steps at the old point
+        mine.parameters = mine.parameters - step_w * slope_w
+        return None
+
+    def _own_rows(
+        self, features: FloatArray, t: int
+    ) -> tuple[FloatArray, FloatArray, FloatArray, float]:
+        """e^i, the errors that a search compares, ∇F by the own rows of K, and the step of K.
+
+        The exact solve, and the K step of a search (Algorithm 1's order, K first), need nobody
+        else, so the rows move before the errors are exchanged. A search then compares F at the old
+        K, as `AlternatingLearner` does.
+        """
+        mine = self.mine
+        if self._exact:
+            mine.rows = exact_operator(features, mine.data, self.rules.ridge, mine.own)
+            error = mine.errors(features)
+            return error, error, np.zeros_like(mine.rows), math.nan
+        error = mine.errors(features)
+        slope = mine.row_gradient(features, error)
+        if isinstance(self.rules.step_k, str) or self._search is not None:
+            now = features[mine.data.current]
+            constant, self._power_here = lipschitz_k(now, self._power, 1e-6)
+            step = 1.0 / constant if constant else 0.0
+        else:
+            step = scheduled(self.rules.step_k, t)
+        if self._search is None:
+            return error, error, slope, step
+        mine.rows = mine.rows - step * slope
+        return mine.errors(features), error, slope, step
+
+    def _settle(self, squares: tuple[float, float]) -> None:
+        """The gradients of the last accepted point have arrived from everybody: record it."""
+        last = self._last
+        if last is not None and len(self.history) <= last.number:
+            k, w = squares
+            self.history.add(last.value, math.sqrt(k), math.sqrt(w), last.step_k, last.step_w)
+            self.tracker.offer(last.number, last.value, k + w, last.parameters, last.rows)
+
+
+def run_rank(
+    pipe: Connection,
+    number: int,
+    meeting: str,
+    backend: str,
+    mine: Share,
+    widths: list[int],
+    rules: Rules,
+    timeout: float,
+) -> None:
+    """Body of a launched rank: join the group, iterate, and report through the pipe."""
+    tell(pipe, Report("here", 0))
+    torch.set_num_threads(1)
+    done = 0
+
+    def listener(t: int, tracker: Tracker) -> None:
+        nonlocal done
+        done = t
+        tell(pipe, Report("state", t, (tracker.parameters, tracker.operator)))
+
+    try:
+        with ranks_together():
+            dist.init_process_group(
+                backend,
+                init_method=meeting,
+                rank=number,
+                world_size=len(widths),
+                timeout=timedelta(seconds=timeout),
+            )
+        collectives = Collectives(widths, number, device_of(backend, number))
+        kept, history = Iterations(mine, collectives, rules).run(listener)
+        content = (kept.parameters, kept.operator, history, collectives.traffic)
+        tell(pipe, Report("done", len(history), content))
+        dist.destroy_process_group()
+    except RanksLost as error:
+        tell(pipe, Report("failed", done, Complaint(str(error))))
+    except Exception as error:  # every failure is told to the supervisor, which names the worker
+        tell(pipe, Report("failed", done, Complaint(f"failed with {error!r}", number)))
+
+
+def device_of(backend: str, number: int) -> torch.device:
+    """Where a rank's messages are: a GPU for NCCL, one rank each; else memory."""
+    if backend != "nccl":
+        return torch.device("cpu")
+    return torch.device("cuda", number % torch.cuda.device_count())
+
+
+def _sum(entries: FloatArray) -> float:
+    """Σ of squares."""
+    return float(np.vdot(entries, entries))

@@ -1,0 +1,1 @@
+"""Which parameters share an operator: layouts of networks, and the groups made from them."""

@@ -1,0 +1,1 @@
+"""One attempt to jump: fit, predict, search along the prediction, move or put back."""

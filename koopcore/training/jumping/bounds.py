@@ -1,0 +1,65 @@
+"""A bound on each group's prediction: one that outruns the straight line goes on along it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from koopcore.partition.partition import Partition
+
+#: Times the straight line's distance that a group may be predicted to go. Of 1, 1.5, 2 and 3, on
+#: MNIST with quasi-nodes of 49 and 196 (seeds 0-9): 1 bends a third of all groups and costs 3 % of
+#: the gain, the others differ by less than 2 %; single wild groups lie beyond 5.
+LIMIT = 1.5
+
+
+class GroupBounds:
+    """Keep single groups' operators from spoiling a prediction of many.
+
+    A group of few parameters that hardly moves (a dead unit), or whose window is mostly noise, may
+    have an operator whose rollout grows beyond all measure; one such group in hundreds makes the
+    whole network useless. With ``x_1``, ``x_n`` the ends of the window and ``x_{n+T}`` predicted,
+    a group with
+
+        |x_{n+T} - x_n|  >  limit |T (x_n - x_1) / (n - 1)|        (Euclidean norm over the group)
+
+    or with a non-finite element goes to ``x_n + T (x_n - x_1) / (n - 1)`` instead.
+
+    Args:
+        partition: over the rows' elements; those in no group stay as predicted.
+        device: of the rows. limit: at least 1.
+
+    Cost: about eight passes over one row per prediction. Not for one network-wide group, whose
+    prediction a loss judges as a whole, nor for groups that oscillate about a fixed point, whose
+    straight line goes nowhere.
+    """
+
+    def __init__(
+        self, partition: Partition, device: torch.device | str = "cpu", limit: float = LIMIT
+    ) -> None:
+        if not limit >= 1:
+            raise ValueError(f"limit is {limit!r}; give a number >= 1")
+        self.limit = limit
+        self._groups = partition.n_groups
+        owner = np.full(partition.size, self._groups)  # one more group, of what is in none
+        for group in range(self._groups):
+            owner[partition.indices(group)] = group
+        self._owner = torch.from_numpy(owner).to(device)
+
+    def __call__(self, predicted: Tensor, newest: Tensor, oldest: Tensor, windows: float) -> Tensor:
+        """Return ``predicted`` with wild groups bent to the straight line; each ``(P,)``.
+
+        windows: ``T / (n - 1)``, the horizon over the time from ``oldest`` to ``newest``.
+        """
+        line = (newest - oldest) * windows
+        gone = self._squares(predicted - newest)
+        wild = ~(gone <= self.limit**2 * self._squares(line))  # NaN is wild
+        wild[-1] = False
+        if not bool(wild.any()):
+            return predicted
+        return torch.where(wild[self._owner], newest + line, predicted)
+
+    def _squares(self, row: Tensor) -> Tensor:
+        """Sum of squares of each group, ``(n_groups + 1,)``; overflow is wild, as it should be."""
+        return row.new_zeros(self._groups + 1).scatter_add_(0, self._owner, row.square())

@@ -1,0 +1,156 @@
+"""Evaluate a loss without leaving a trace: no gradients, same random numbers, same buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from koopcore.training.jumping.random_state import RandomState
+from koopcore.training.recording.live_buffers import reestimate
+
+
+class GuardedLoss:
+    """Call ``loss()`` any number of times under identical conditions, then undo its side effects.
+
+    Used as a context around one line search. Each call runs without gradients (a loss that
+    differentiates inside, as in physics-informed training, switches them on itself) and starts
+    from the same random state of torch (CPU and the module's CUDA device), NumPy, ``random`` and
+    the given generators, so that all candidates see the same batch and dropout masks. After each
+    call the module's buffers and training flags are put back bit-exactly.
+
+    Args:
+        loss: takes nothing, returns one number: a float or a tensor of one element.
+        module: whose parameters the loss may read and must not change.
+        generators: further torch generators that the loss draws from.
+
+    Raises (on a call): TypeError if the result is no real scalar; ValueError if the loss changed
+    a parameter or accumulated into ``.grad``. A non-finite value is returned, not raised.
+
+    Cost: one evaluation of the loss and a copy of the buffers and random states per search. It
+    cannot undo what lives elsewhere: a loss that takes ``next(loader)`` sees another batch each
+    time; hold the batch in the closure instead.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[], Any],
+        module: nn.Module,
+        generators: Iterable[torch.Generator] = (),
+    ) -> None:
+        self.loss = loss
+        self.module = module
+        self._random = RandomState(generators)
+
+    def __enter__(self) -> GuardedLoss:
+        self._parameters = list(self.module.named_parameters())
+        self._buffers = _Buffers(self.module)
+        self._training = [(m, m.training) for m in self.module.modules()]
+        self._random.save({p.device for _, p in self._parameters})
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+        del self._parameters, self._buffers, self._training
+
+    def __call__(self) -> float:
+        """Return the loss at the module's present parameters and the buffers found on entry."""
+        versions = [p._version for _, p in self._parameters]
+        gradients = [_gradient_mark(p) for _, p in self._parameters]
+        try:
+            with torch.no_grad():
+                value = scalar(self.loss())
+        except RuntimeError as error:
+            if "does not require grad" in str(error):
+                raise ValueError(
+                    "the loss differentiates, but gradients are off while candidates are "
+                    "evaluated; leave backward() out, or open torch.enable_grad() inside the "
+                    "loss where it needs derivatives (physics-informed losses)"
+                ) from error
+            raise
+        finally:
+            self._random.notice()
+            self._restore()
+        for (name, p), version, mark in zip(self._parameters, versions, gradients, strict=True):
+            if p._version != version:
+                raise ValueError(
+                    f"the loss changed the parameter {name!r}; a loss must only read the model: "
+                    "leave optimizer steps out of it"
+                )
+            if _gradient_mark(p) != mark:
+                raise ValueError(
+                    f"the loss changed {name}.grad; leave backward() and zero_grad() out of it, "
+                    "and use torch.autograd.grad for derivatives inside a loss"
+                )
+        return value
+
+    def reestimate_buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Fill the batch-norm statistics from one run of the loss; see :func:`reestimate`."""
+        try:
+            with torch.no_grad():
+                return reestimate(self.module, self.loss)
+        finally:
+            self._random.restore()
+
+    def _restore(self) -> None:
+        self._random.restore()
+        self._buffers.restore()
+        for module, training in self._training:
+            if module.training is not training:  # setting a module's attribute costs 3 us
+                module.training = training
+
+
+def scalar(value: Any) -> float:
+    """Return a loss as a float; TypeError unless it is one real number, attached or not."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex():
+            raise TypeError(
+                f"the loss returned a {value.dtype} tensor of shape {tuple(value.shape)}; "
+                "return one real number (reduce with .mean())"
+            )
+        return float(value.detach())
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(
+            f"the loss returned {type(value).__name__}; return a float or a tensor of one element"
+        )
+    return float(value)
+
+
+def _gradient_mark(parameter: Tensor) -> tuple[int, int]:
+    grad = parameter.grad
+    return (0, 0) if grad is None else (id(grad), grad._version)
+
+
+class _Buffers:
+    """Values of all buffers of a module, put back after every evaluation.
+
+    By value, whatever their version counters say: batch norm moves its statistics without
+    counting.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._owners: list[tuple[nn.Module, str]] = []
+        self._tensors: list[Tensor] = []
+        for owner in module.modules():
+            for name, buffer in owner._buffers.items():
+                if buffer is not None:
+                    self._owners.append((owner, name))
+                    self._tensors.append(buffer)
+        self._values = [buffer.clone() for buffer in self._tensors]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for (owner, name), buffer in zip(self._owners, self._tensors, strict=True):
+            if owner._buffers.get(name) is not buffer:
+                owner._buffers[name] = buffer
+        if self._tensors:
+            torch._foreach_copy_(self._tensors, self._values)

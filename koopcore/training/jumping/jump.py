@@ -1,0 +1,234 @@
+"""One attempt to jump: fit, predict, search, then move or put everything back bit by bit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from koopcore.operators import fit
+from koopcore.training.averaging import ExponentialAverage
+from koopcore.training.jumping import candidates as places
+from koopcore.training.jumping.guarded_loss import GuardedLoss
+from koopcore.training.jumping.line_search import Found, Ladder, line_search
+from koopcore.training.jumping.moments import carry_over
+from koopcore.training.policy import AdaptivePolicy, FixedSchedule
+from koopcore.training.recording.recording import Recording
+from koopcore.training.settings import Settings
+
+#: Attempts that compare all parameters bitwise around the loss; later ones trust its versions.
+_SUSPICIOUS = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attempt came to; fields as in :class:`JumpRecord`, ``postponed`` before any loss."""
+
+    accepted: bool
+    kind: str = "none"
+    horizon: float = 0.0
+    loss_before: float | None = None
+    loss_after: float | None = None
+    hindcast: float = math.nan
+    evaluations: int = 0
+    reason: str = ""
+    postponed: bool = False
+
+
+class Jump:
+    """Attempts of one attachment: same loss, same optimizer, same options.
+
+    A rejected attempt, or one that an exception ends, leaves parameters, masters, buffers,
+    optimizer state and random state bit-identical; an accepted one has lowered the evaluated loss.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        optimizer: torch.optim.Optimizer,
+        moments: str,
+        guarded: GuardedLoss | None,
+    ) -> None:
+        self.settings = settings
+        self.optimizer = optimizer
+        self.moments = moments
+        self.guarded = guarded
+        self._attempts = 0
+
+    def attempt(
+        self,
+        recording: Recording,
+        policy: AdaptivePolicy | FixedSchedule,
+        average: ExponentialAverage | None = None,
+    ) -> Outcome:
+        """Fit the recorded window and jump if that lowers the loss (or hindcast allows it).
+
+        average: of the weights; a jump must then beat the loss there as well.
+        """
+        recording.balance()
+        rows, order = recording.ring.snapshots()
+        if not math.isfinite(float(rows[order[-1]].sum())):
+            return Outcome(False, reason="the parameters are not finite", postponed=True)
+        options = self.settings
+        operators = fit(
+            rows,
+            recording.partition,
+            model=options.model,
+            rank=options.rank,
+            ridge=options.ridge,
+            backend=options.backend,
+            order=order,
+        )
+        hindcast = median_hindcast(operators, recording.n_groups)
+        growth = 0.0 if policy.ready else window_growth(operators, recording)
+        if not policy.judge(hindcast, growth):
+            reason = f"not predictable yet: hindcast error {hindcast:.2g}, growth {growth:.3g}"
+            return Outcome(False, hindcast=hindcast, reason=reason, postponed=True)
+        if self.guarded is None:
+            return self._blind(recording, operators, policy.blind_horizon(hindcast), hindcast)
+        bound = recording.bound() if recording.n_groups > 1 else None
+        ladders = self._ladders(operators, rows, order, policy.horizons(), policy.rungs, bound)
+        return self._search(recording, operators, ladders, hindcast, average)
+
+    def _ladders(
+        self,
+        operators: Any,
+        rows: Tensor,
+        order: list[int],
+        horizons: list[int],
+        rungs: int,
+        bound: places.Bound | None,
+    ) -> list[Ladder]:
+        ladders: list[Ladder] = []
+        after = False  # what follows the Koopman trajectory is a last resort
+        for kind in self.settings.candidates:
+            if kind == "koopman":
+                ladders.append(Ladder(places.koopman(operators, horizons, rungs, bound), rungs))
+            elif kind == "mean":
+                ladders.append(Ladder([places.mean(rows, order)], 1, fallback=after))
+            else:
+                made = places.regression if kind == "regression" else places.line
+                straight = made(rows, order, horizons)
+                ladders.append(Ladder(straight, 1 if after else rungs, fallback=after))
+            after = after or kind == "koopman"
+        return ladders
+
+    def _blind(
+        self, recording: Recording, operators: Any, horizon: int, hindcast: float
+    ) -> Outcome:
+        if horizon == 0:
+            reason = f"hindcast error {hindcast:.2g} is too large for a jump without a loss"
+            return Outcome(False, hindcast=hindcast, reason=reason)
+        vector = operators.predict(horizon)
+        if recording.n_groups > 1:
+            vector = recording.bound()(vector, horizon)
+        if not bool(vector.isfinite().all()):
+            return Outcome(False, hindcast=hindcast, reason="the prediction is not finite")
+        recording.observed.write(recording.weights(vector))
+        recording.buffers.write(recording.buffer_values(vector))
+        self._carry(recording, operators, "koopman", horizon)
+        return Outcome(True, "koopman", horizon, hindcast=hindcast, reason="allowed by hindcast")
+
+    def _search(
+        self,
+        recording: Recording,
+        operators: Any,
+        ladders: list[Ladder],
+        hindcast: float,
+        average: ExponentialAverage | None,
+    ) -> Outcome:
+        guarded, observed, buffers = self.guarded, recording.observed, recording.buffers
+        assert guarded is not None
+
+        def move(vector: Tensor) -> list[tuple[Tensor, Tensor]]:
+            observed.write(recording.weights(vector))
+            if buffers.mode == "reestimate":
+                return guarded.reestimate_buffers()
+            values = recording.buffer_values(vector)
+            buffers.write(values)
+            return list(zip(buffers.tensors, values, strict=True))
+
+        def evaluate(vector: Tensor) -> float:
+            move(vector)
+            return guarded()
+
+        copies = observed.copy()
+        found: Found | None = None
+        moved: list[tuple[Tensor, Tensor]] = []
+        try:
+            with guarded:
+                base = guarded()
+                if self._attempts < _SUSPICIOUS and not observed.unchanged(copies):
+                    raise ValueError(
+                        "the loss changed parameters behind autograd's back (through .data); "
+                        "a loss must only read the model"
+                    )
+                if not math.isfinite(base):
+                    return self._not_finite(base, hindcast)
+                bar = base
+                if average is not None:
+                    with recording.observed.exchanged(average.average):
+                        bar = min(base, finite(guarded()))
+                slack, margin = self.settings.slack, self.settings.margin
+                found = line_search(bar, ladders, evaluate, slack, margin)
+                if found.best is not None:
+                    moved = move(found.best.vector())
+        except BaseException:
+            found = None
+            raise
+        finally:
+            self._attempts += 1
+            if found is None or found.best is None:
+                observed.restore(copies)
+        count = 1 + (average is not None) + len(found.losses)
+        best = found.best
+        if best is None:
+            reason = "no candidate lowered the loss"
+            return Outcome(False, "none", 0.0, base, base, hindcast, count, reason)
+        buffers.put(moved)  # leaving the guard has put the old ones back
+        self._carry(recording, operators, best.kind, best.horizon)
+        reason = f"best of {len(found.losses)} candidates"
+        return Outcome(True, best.kind, best.horizon, base, found.loss, hindcast, count, reason)
+
+    def _not_finite(self, base: float, hindcast: float) -> Outcome:
+        if self._attempts == 0:
+            raise ValueError(
+                f"the loss is {base} at finite parameters the first time it is evaluated; it must "
+                "return a finite number (a mean over a batch that is not empty)"
+            )
+        return Outcome(False, "none", 0.0, base, base, hindcast, 1, f"the present loss is {base}")
+
+    def _carry(self, recording: Recording, operators: Any, kind: str, horizon: float) -> None:
+        slowdown = 1.0
+        if self.moments == "rescale" and kind == "koopman":
+            slowdown = speed_ratio(operators, recording, int(horizon))
+        carry_over(self.moments, self.optimizer, recording.observed.sources, slowdown)
+
+
+def finite(loss: float) -> float:
+    """Return ``loss``, or infinity for one that is not finite and must not win."""
+    return loss if math.isfinite(loss) else math.inf
+
+
+def median_hindcast(operators: Any, n_groups: int) -> float:
+    """Return the median hindcast error of the first ``n_groups`` groups (the weights')."""
+    errors = np.asarray(operators.hindcast_error, dtype=np.float64)[:n_groups]
+    known = np.sort(errors[~np.isnan(errors)])  # windows of few snapshots have no hindcast
+    return float(known[known.size // 2]) if known.size else math.inf
+
+
+def window_growth(operators: Any, recording: Recording) -> float:
+    """Return ``max |lambda|^(n-1)`` over the weights' operators: growth within one window."""
+    radius = np.nanmax(np.abs(np.asarray(operators.eigenvalues()[: recording.n_groups])))
+    return float(np.float64(radius) ** (recording.ring.count - 1))
+
+
+def speed_ratio(operators: Any, recording: Recording, horizon: int) -> float:
+    """Return the weights' movement in the last predicted snapshot over that in the first."""
+    ends = operators.predict([1, 2, horizon, horizon + 1])[:, : recording.width]
+    first, last = (ends[1] - ends[0]).norm(), (ends[3] - ends[2]).norm()
+    return float(last / first) if float(first) > 0 else 1.0

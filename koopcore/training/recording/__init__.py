@@ -1,0 +1,1 @@
+"""What is written down of a training run: tensors as rows of a ring of snapshots."""

@@ -1,0 +1,194 @@
+"""The recorded state: weights, normalized updates and live buffers as one row of the ring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from koopcore.partition.layout import Layout
+from koopcore.partition.partition import Partition
+from koopcore.training.jumping.bounds import GroupBounds
+from koopcore.training.recording.difference_ring import DifferenceRing
+from koopcore.training.recording.live_buffers import LiveBuffers
+from koopcore.training.recording.normalized_update import normalized_update
+from koopcore.training.recording.observed import Observed
+from koopcore.training.recording.placement import place
+from koopcore.training.recording.ring import SnapshotRing
+
+PartitionLike: TypeAlias = str | Partition | Callable[[Layout], Partition]
+
+STORAGES = ("auto", "float32", "bfloat16")
+OBSERVABLES = ("weights", "weights+update")
+
+
+class Recording:
+    """A ring whose rows are ``[weights | scaled updates | live buffers]``, and their partition.
+
+    An update belongs to the group of its weight; every buffer tensor is a group of its own, behind
+    the others. Updates are multiplied by a power of two (exact) that brings them to the size of
+    the weights' movement per snapshot, so that both count alike in one Gram matrix (MATH 3.1).
+
+    Args:
+        observed: the weights. partition: over ``observed.layout``.
+        slots: snapshots kept. storage: ``"auto"`` (float64 models in float64, others in float32),
+        ``"float32"``, ``"bfloat16"`` (differences). with_update: record the updates.
+    """
+
+    def __init__(
+        self,
+        observed: Observed,
+        optimizer: torch.optim.Optimizer,
+        buffers: LiveBuffers,
+        partition: Partition,
+        slots: int,
+        storage: str,
+        with_update: bool,
+    ) -> None:
+        self.observed = observed
+        self.optimizer = optimizer
+        self.buffers = buffers
+        self.n_groups = partition.n_groups
+        self.width = observed.layout.size
+        self.with_update = with_update
+        self.scale = 1.0
+        sources = observed.sources
+        copies = 2 if with_update else 1
+        offsets = [start + k * self.width for k in range(copies) for start in observed.offsets]
+        size = copies * self.width
+        tensors = list(sources) * copies
+        if buffers.tensors:
+            starts, length = place(buffers.tensors, None, None)
+            offsets += [size + start for start in starts]
+            size += length
+            tensors += buffers.tensors
+        self.partition = extended(partition, with_update, offsets, tensors, size, buffers.tensors)
+        kind: type[DifferenceRing | SnapshotRing]
+        kind = DifferenceRing if storage == "bfloat16" else SnapshotRing
+        dtype = torch.float32 if storage == "float32" else None
+        self._bounds: GroupBounds | None = None
+        self.ring = kind(tensors, slots, offsets=offsets, size=size, dtype=dtype)
+
+    def blend(self) -> None:
+        """Take the present state into the snapshot being averaged."""
+        try:
+            self.ring.blend(self._state())
+        except RuntimeError:
+            self.observed.check()  # says which parameter changed, if that is why
+            raise
+
+    def balance(self) -> None:
+        """Rescale the recorded updates to the size of the weights' movement per snapshot."""
+        if not self.with_update or self.ring.count < 2:
+            return
+        rows, order = self.ring.snapshots()
+        moved = rows[order[-1], : self.width] - rows[order[0], : self.width]
+        movement = float(moved.norm()) / (len(order) - 1)
+        update = float(rows[order[-1], self.width : 2 * self.width].norm())
+        if movement > 0 and update > 0 and math.isfinite(movement) and math.isfinite(update):
+            factor = 2.0 ** round(math.log2(movement / update))
+            if factor != 1.0:
+                self.ring.rescale(self.width, 2 * self.width, factor)
+                self.scale *= factor
+
+    def weights(self, row: Tensor) -> list[Tensor]:
+        """Return the weights' part of a row, as views in the parameters' shapes."""
+        return self.ring.unflatten(row, len(self.observed.sources))
+
+    def bound(self) -> Callable[[Tensor, int], Tensor]:
+        """Return what keeps single groups of the window from spoiling a prediction of all."""
+        if self._bounds is None:
+            self._bounds = GroupBounds(self.partition, self.ring.device)
+        bounds = self._bounds
+        rows, order = self.ring.snapshots()
+        newest, oldest, span = rows[order[-1]], rows[order[0]], len(order) - 1
+        return lambda vector, horizon: bounds(vector, newest, oldest, horizon / span)
+
+    def buffer_values(self, row: Tensor) -> list[Tensor]:
+        """Return the predicted buffers of a row, clipped by what the window has seen."""
+        count = len(self.buffers.tensors)
+        if not count:
+            return []
+        rows, order = self.ring.snapshots()
+        start, shapes = self.ring.offsets[-count:], self.ring.shapes[-count:]
+        windows = [
+            rows[:, a : a + s.numel()][order].view(len(order), *s)
+            for a, s in zip(start, shapes, strict=True)
+        ]
+        return self.buffers.clip(self.ring.unflatten(row)[-count:], windows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the ring's state and the scale of the updates."""
+        return {"scale": self.scale, "ring": self.ring.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self.ring.load_state_dict(state["ring"])
+        self.scale = float(state["scale"])
+
+    def _state(self) -> list[Tensor]:
+        sources = self.observed.sources
+        if not self.with_update:
+            return [*sources, *self.buffers.tensors] if self.buffers.tensors else sources
+        updates = normalized_update(self.optimizer, sources)
+        if self.scale != 1.0:
+            torch._foreach_mul_(updates, self.scale)
+        return [*sources, *updates, *self.buffers.tensors]
+
+
+def chosen_partition(choice: PartitionLike, layout: Layout) -> Partition:
+    """Return the partition that a name, a partition or a function makes of ``layout``."""
+    simple = ("network", "layers", "nodes", "weights")
+    if isinstance(choice, str):
+        if choice in simple:
+            made = getattr(Partition, choice)(layout)
+            assert isinstance(made, Partition)
+            return made
+        raise ValueError(
+            f"partition is {choice!r}; accepted are {', '.join(simple)}, a Partition, or a "
+            "function of the layout such as lambda l: Partition.quasi_nodes(l, 64)"
+        )
+    partition = choice if isinstance(choice, Partition) else choice(layout)
+    if not isinstance(partition, Partition):
+        raise TypeError(f"partition gave {type(partition).__name__}; a Partition is needed")
+    if partition.size != layout.size:
+        raise ValueError(
+            f"the partition covers {partition.size} elements, the recorded layout {layout.size} "
+            "(tensors aligned to 32); build it from a function of the layout"
+        )
+    return partition
+
+
+def extended(
+    partition: Partition,
+    with_update: bool,
+    offsets: list[int],
+    tensors: list[Tensor],
+    size: int,
+    buffers: list[Tensor],
+) -> Partition:
+    """Return ``partition`` with each group's updates added to it and a group per buffer."""
+    if size == partition.size:
+        return partition
+    counts = np.diff(partition.group_ptr)
+    start, length, stride = partition.start, partition.length, partition.stride
+    if with_update:
+        # Segments of a group stay together: [its weights, its updates].
+        group = np.repeat(np.arange(counts.size), counts)
+        order = np.argsort(np.concatenate((group, group)), kind="stable")
+        start = np.concatenate((start, start + partition.size))[order]
+        length = np.concatenate((length, length))[order]
+        stride = np.concatenate((stride, stride))[order]
+        counts = 2 * counts
+    if buffers:
+        start = np.concatenate((start, offsets[-len(buffers) :]))
+        length = np.concatenate((length, [b.numel() for b in buffers]))
+        stride = np.concatenate((stride, np.ones(len(buffers))))
+        counts = np.concatenate((counts, np.ones(len(buffers))))
+    pointer = np.concatenate(([0], np.cumsum(counts)))
+    whole = [np.asarray(a, dtype=np.int64) for a in (pointer, start, length, stride)]
+    return Partition(size, whole[0], whole[1], whole[2], whole[3], name=partition.name)

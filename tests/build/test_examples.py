@@ -1,0 +1,32 @@
+"""The examples run, and do what they claim."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytest.importorskip("torch")
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_attach_reaches_a_lower_loss_than_plain_training(capsys):
+    losses = load("attach").main(steps=600)
+    assert losses["koopcore"] < losses["plain"] / 2  # 10 times and more; a factor 2 is no accident
+    assert "jumps accepted" in capsys.readouterr().out
+
+
+def test_the_hand_written_loop_reaches_a_lower_loss_than_plain_training(capsys):
+    example = load("hand_written_loop")
+    assert example.main(steps=600) < example.main(steps=600, jumps=False) / 2
+    assert "0 jumps" in capsys.readouterr().out
