@@ -1,11 +1,10 @@
-// The stages of _cpu over raw pointers: checks, tasks, threads; the kernels do the arithmetic.
-#include "cpu/engine.h"
+// The stages of the companion side over raw pointers: tasks and threads; the kernels do the
+// arithmetic.
+#include "cpu/stages.h"
 
-#include "cpu/plan.h"
-#include "cpu/threads.h"
 #include "algorithms/lanes.h"
+#include "cpu/plan.h"
 
-#include <algorithm>
 #include <numeric>
 #include <vector>
 
@@ -55,12 +54,12 @@ void for_each_batch(const Kernels &kernels, const Window &window, const Groups &
   std::vector<std::int32_t> map(entries);
   kernels.gram_map(n, map.data());
   const std::vector<double> parts = gram_of_parts(kernels, window, groups, plan, entries);
-  const std::size_t own = round_up(kernels.gram_scratch(n));
+  const std::size_t summing = round_up(kernels.gram_scratch(n));
   const std::size_t apart = round_up(std::size_t(entries) * lanes);
   const std::size_t together = round_up(std::size_t(packed_size(n)) * lanes);
   const double work = extra_work + (plan.parts.empty() ? gram_work(double(plan.parameters), n) : 0);
   const auto take = [&](std::int64_t first, int count, double *scratch) {
-    double *memory = scratch + own, *gram = memory + apart;
+    double *memory = scratch + summing, *gram = memory + apart;
     if (count == lanes && kernels.gram_lanes(window, groups, first, map.data(), gram, scratch))
       return;
     const double *of_lane[kMostLanes];
@@ -75,9 +74,10 @@ void for_each_batch(const Kernels &kernels, const Window &window, const Groups &
     }
     kernels.interleave(of_lane, map.data(), entries, gram);
   };
-  for_each_task(std::int64_t(plan.ranges.size()) - 1, work, own + apart + together + extra_scratch,
+  for_each_task(std::int64_t(plan.ranges.size()) - 1, work,
+                summing + apart + together + extra_scratch,
                 [&](std::int64_t task, double *scratch) {
-                  double *gram = scratch + own + apart;
+                  double *gram = scratch + summing + apart;
                   const std::int64_t end = plan.ranges[task + 1];
                   for (std::int64_t first = plan.ranges[task]; first < end; first += lanes) {
                     const int count = int(std::min<std::int64_t>(lanes, end - first));
@@ -90,7 +90,6 @@ void for_each_batch(const Kernels &kernels, const Window &window, const Groups &
 } // namespace
 
 void gram(const Kernels &kernels, const Window &window, const Groups &groups, double *out) {
-  check_groups(groups, window.size);
   const int entries = packed_size(window.n);
   for_each_batch(kernels, window, groups, make_plan(groups, kernels.lanes), 0.0, 0,
                  [&](std::int64_t first, int count, const double *lanes, double *) {
@@ -98,16 +97,14 @@ void gram(const Kernels &kernels, const Window &window, const Groups &groups, do
                  });
 }
 
-void solve(const Kernels &kernels, const double *gram, std::int64_t groups, int n, bool affine,
-           int holdout, const CompanionArrays &out) {
-  const int size = packed_size(n), lanes = kernels.lanes;
+void solve(const Kernels &kernels, const double *gram, std::int64_t groups, const SolveJob &job) {
+  const int size = packed_size(job.n), lanes = kernels.lanes;
   std::vector<std::int32_t> identity(size);
   std::iota(identity.begin(), identity.end(), 0);
-  const SolveJob job{n, affine, holdout, out};
-  const std::int64_t per_task = 8 * lanes;
+  const std::int64_t per_task = kBatchesPerTask * lanes;
   const std::size_t together = round_up(std::size_t(size) * lanes);
-  for_each_task((groups + per_task - 1) / per_task, solve_work(double(groups), n),
-                together + kernels.solve_scratch(n), [&](std::int64_t task, double *scratch) {
+  for_each_task((groups + per_task - 1) / per_task, solve_work(double(groups), job.n),
+                together + kernels.solve_scratch(job.n), [&](std::int64_t task, double *scratch) {
                   const double *of_lane[kMostLanes];
                   const std::int64_t end = std::min(groups, (task + 1) * per_task);
                   for (std::int64_t first = task * per_task; first < end; first += lanes) {
@@ -122,40 +119,35 @@ void solve(const Kernels &kernels, const double *gram, std::int64_t groups, int 
 
 namespace {
 
-double rollout_work(double groups, int columns, const Horizons &at) {
-  const double steps = at.count == 0 ? 0.0 : std::min(double(at.ascending[at.count - 1]), 1024.0);
-  return groups * columns * (0.04 * steps + 4.0 * at.count);
-}
-double combine_work(double parameters, int n, int horizons) {
-  return horizons == 0 ? 0.0 : parameters * n * (0.15 + 0.05 * horizons);
-}
-
 // Rolls out and combines W groups after each other: their weights never leave the cache, nor do the
 // snapshots of groups that have just been fitted.
 class Endpoints {
 public:
   Endpoints(const Kernels &kernels, const Window &window, const Groups &groups,
             const double *coefficients, bool affine, const Horizons &at, const Output &out)
-      : kernels_(kernels), groups_(groups), coefficients_(coefficients), affine_(affine), at_(at),
-        n_(window.n), columns_(window.n - 1 - int(affine)) {
-    combine_.window = window;
-    combine_.groups = groups;
-    combine_.n_horizons = at.count;
-    combine_.out = out;
-    combine_.weight_rows = kernels.lanes;
+      : kernels_(kernels), groups_(groups), coefficients_(coefficients) {
+    const int columns = window.n - 1 - int(affine);
+    rollout_ = {nullptr, kernels.lanes, columns, affine, at, nullptr, nullptr};
+    combine_ = {window, groups, nullptr, kernels.lanes, at.count, out};
+  }
+
+  double nanoseconds(std::int64_t groups, std::int64_t parameters) const {
+    RolloutJob all = rollout_;
+    all.groups = groups;
+    return all.nanoseconds() + combine_.nanoseconds(parameters);
   }
 
   std::size_t scratch() const {
-    if (at_.count == 0)
+    if (none())
       return 0;
     return weights_size() + growth_size() +
-           std::max(kernels_.rollout_scratch(columns_), kernels_.combine_scratch(n_, at_.count));
+           std::max(kernels_.rollout.scratch(rollout_), combine_scratch());
   }
 
   // Groups first … first + count - 1, but for those that `is_large` says are done later.
   template <class IsLarge>
   void write(std::int64_t first, int count, IsLarge &&is_large, double *scratch) const {
-    if (at_.count == 0)
+    if (none())
       return;
     double *rest = scratch + weights_size() + growth_size();
     roll(first, count, scratch, rest);
@@ -173,8 +165,8 @@ public:
   }
 
   // The parts of the large groups, last ones first: they are what the cache still holds.
-  void write_parts(const std::vector<Part> &parts, double parameters) const {
-    if (at_.count == 0 || parts.empty())
+  void write_parts(const std::vector<Part> &parts, std::int64_t parameters) const {
+    if (none() || parts.empty())
       return;
     std::vector<std::int64_t> row(parts.size()); // of each part's group in the weights
     std::vector<std::int64_t> large;
@@ -185,12 +177,12 @@ public:
     }
     const std::size_t each = weights_size() + growth_size();
     std::vector<double> weights(each * large.size());
-    for_each_task(std::int64_t(large.size()), rollout_work(double(large.size()), columns_, at_),
-                  kernels_.rollout_scratch(columns_), [&](std::int64_t i, double *scratch) {
+    for_each_task(std::int64_t(large.size()), nanoseconds(std::int64_t(large.size()), 0),
+                  kernels_.rollout.scratch(rollout_), [&](std::int64_t i, double *scratch) {
                     roll(large[i], 1, &weights[i * each], scratch);
                   });
-    for_each_task(std::int64_t(parts.size()), combine_work(parameters, n_, at_.count),
-                  kernels_.combine_scratch(n_, at_.count), [&](std::int64_t task, double *scratch) {
+    for_each_task(std::int64_t(parts.size()), combine_.nanoseconds(parameters), combine_scratch(),
+                  [&](std::int64_t task, double *scratch) {
                     const std::size_t part = parts.size() - 1 - task;
                     CombineJob job = combine_;
                     job.weights = &weights[row[part] * each];
@@ -200,87 +192,74 @@ public:
   }
 
 private:
+  bool none() const { return combine_.n_horizons == 0; }
   std::size_t weights_size() const {
-    return round_up(std::size_t(at_.count) * kernels_.lanes * n_);
+    return round_up(std::size_t(combine_.n_horizons) * kernels_.lanes * combine_.window.n);
   }
-  std::size_t growth_size() const { return round_up(std::size_t(at_.count) * kernels_.lanes); }
+  std::size_t growth_size() const {
+    return round_up(std::size_t(combine_.n_horizons) * kernels_.lanes);
+  }
+  std::size_t combine_scratch() const {
+    return kernels_.combine_scratch(combine_.window.n, combine_.n_horizons);
+  }
 
   // weights (n_horizons, W, n), in the order of the outputs, and the growth behind them.
   void roll(std::int64_t first, int count, double *weights, double *rest) const {
-    const RolloutJob job{
-        coefficients_ + first * columns_, kernels_.lanes, columns_, affine_, at_, weights,
-        weights + weights_size()};
-    kernels_.rollout_batch(job, 0, count, rest);
+    RolloutJob job = rollout_;
+    job.coefficients = coefficients_ + first * job.columns;
+    job.weights = weights;
+    job.growth = weights + weights_size();
+    kernels_.rollout.run(job, 0, count, rest);
   }
 
   const Kernels &kernels_;
   const Groups &groups_;
   const double *coefficients_; // (groups, columns)
-  bool affine_;
-  const Horizons &at_;
-  int n_, columns_;
-  CombineJob combine_{};
+  RolloutJob rollout_;         // of a batch
+  CombineJob combine_;         // of a batch, or of a part
 };
 
 } // namespace
 
 void gram_solve(const Kernels &kernels, const Window &window, const Groups &groups,
                 const SolveJob &job, const Horizons &horizons, const Output &out) {
-  check_groups(groups, window.size);
   const Endpoints ahead(kernels, window, groups, job.out.coefficients, job.affine, horizons, out);
   const std::size_t solving = round_up(kernels.solve_scratch(job.n));
   const Plan plan = make_plan(groups, kernels.lanes);
-  const double count = double(groups.count), parameters = double(plan.parameters);
-  const double work = solve_work(count, job.n) + rollout_work(count, job.n, horizons) +
-                      combine_work(plan.parts.empty() ? parameters : 0.0, job.n, horizons.count);
+  const double work =
+      solve_work(double(groups.count), job.n) +
+      ahead.nanoseconds(groups.count, plan.parts.empty() ? plan.parameters : std::int64_t(0));
   for_each_batch(
       kernels, window, groups, plan, work, solving + ahead.scratch(),
       [&](std::int64_t first, int lanes, const double *gram, double *rest) {
         kernels.solve_batch(job, gram, first, lanes, rest);
         ahead.write(first, lanes, [&](std::int64_t g) { return plan.is_large(g); }, rest + solving);
       });
-  ahead.write_parts(plan.parts, parameters);
+  ahead.write_parts(plan.parts, plan.parameters);
 }
 
 void companion_endpoint(const Kernels &kernels, const Window &window, const Groups &groups,
                         const double *coefficients, bool affine, const Horizons &horizons,
                         const Output &out) {
-  check_groups(groups, window.size);
   const Endpoints endpoints(kernels, window, groups, coefficients, affine, horizons, out);
   const int lanes = kernels.lanes;
   const Plan plan = make_plan(groups, lanes);
-  const double work = rollout_work(double(groups.count), window.n, horizons) +
-                      combine_work(double(plan.parameters), window.n, horizons.count);
   const auto is_large = [&](std::int64_t group) { return plan.is_large(group); };
-  for_each_task(std::int64_t(plan.ranges.size()) - 1, work, endpoints.scratch(),
+  for_each_task(std::int64_t(plan.ranges.size()) - 1,
+                endpoints.nanoseconds(groups.count, plan.parameters), endpoints.scratch(),
                 [&](std::int64_t task, double *scratch) {
                   const std::int64_t end = plan.ranges[task + 1];
                   for (std::int64_t first = plan.ranges[task]; first < end; first += lanes)
                     endpoints.write(first, int(std::min<std::int64_t>(lanes, end - first)),
                                     is_large, scratch);
                 });
-  endpoints.write_parts(plan.parts, double(plan.parameters));
-}
-
-void rollout(const Kernels &kernels, const RolloutJob &job) {
-  const int lanes = kernels.lanes;
-  const double work = rollout_work(double(job.groups), job.columns, job.horizons);
-  const std::int64_t per_task = 8 * lanes;
-  for_each_task((job.groups + per_task - 1) / per_task, work, kernels.rollout_scratch(job.columns),
-                [&](std::int64_t task, double *scratch) {
-                  const std::int64_t end = std::min(job.groups, (task + 1) * per_task);
-                  for (std::int64_t first = task * per_task; first < end; first += lanes)
-                    kernels.rollout_batch(job, first,
-                                          int(std::min<std::int64_t>(lanes, end - first)), scratch);
-                });
+  endpoints.write_parts(plan.parts, plan.parameters);
 }
 
 void combine(const Kernels &kernels, const CombineJob &job) {
-  check_groups(job.groups, job.window.size);
   const Plan plan = make_plan(job.groups, 1);
   const std::int64_t parts = std::int64_t(plan.parts.size());
-  const double work = combine_work(double(plan.parameters), job.window.n, job.n_horizons);
-  for_each_task(parts + std::int64_t(plan.ranges.size()) - 1, work,
+  for_each_task(parts + std::int64_t(plan.ranges.size()) - 1, job.nanoseconds(plan.parameters),
                 kernels.combine_scratch(job.window.n, job.n_horizons),
                 [&](std::int64_t task, double *scratch) {
                   if (task < parts) {
