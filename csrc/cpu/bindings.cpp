@@ -255,9 +255,6 @@ void bind_features(py::module_ &m) {
         {snapshots.view, groups.view, groups.m, int(start.shape(1)), affine, operators.data(),
          start.data(), readout.data(), sorted.view(), to.view});
   });
-}
-
-void bind_copies(py::module_ &m) {
   m.def("gather", [](const py::array &array, const Index &order, const py::tuple &segments) {
     const SnapshotArgument snapshots(array, order);
     const EqualGroupsArgument groups(segments, snapshots.view.size);
@@ -291,5 +288,4 @@ PYBIND11_MODULE(_cpu, m) {
   bind_companion(m);
   bind_dense(m);
   bind_features(m);
-  bind_copies(m);
 }

@@ -1,4 +1,6 @@
 // Instruction sets of _cpu: which this processor has, and which is used.
+//
+// The counterpart of cuda/device.h.
 #pragma once
 
 #include "cpu/kernels.h"
