@@ -294,10 +294,11 @@ def test_missing_barriers_would_show(kernels):
         "hindcast = np.asarray(native.gram_solve(window, part, False, 3).hindcast)\n"
         "sys.stdout.write((gram.tobytes() + out.tobytes() + hindcast.tobytes()).hex())"
     )
+    places = os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])
     outputs = [
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-            cwd=emulated_cuda.ROOT / "tests", env={**os.environ, "PYTHONPATH": f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}", **extra},
+            cwd=emulated_cuda.ROOT / "tests", env={**os.environ, "PYTHONPATH": places, **extra},
         ).stdout
         for extra in ({}, {"KOOPCORE_EMULATION_BACKWARDS": "1"})
     ]  # fmt: skip
