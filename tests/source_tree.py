@@ -79,7 +79,9 @@ def package_imports(typing: bool = False) -> list[Import]:
     return [
         found
         for path in sorted(PACKAGE.rglob("*.py"))
-        for found in _imports(ast.parse(path.read_text(encoding="utf-8")), module_name(path), False)
+        for found in _imports(
+            ast.parse(path.read_text(encoding="utf-8")), module_name(path), False, typing
+        )
     ]
 
 
