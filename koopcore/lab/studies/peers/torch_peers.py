@@ -1,67 +1,84 @@
-"""What torch users write: all groups in one batched call of pinv, lstsq or Cholesky, in float64."""
+"""What torch users write, in float64: batched `cholesky_ex`, `lstsq` or `pinv`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
+import torch
 
-if TYPE_CHECKING:
-    import torch
+from koopcore.lab.studies.peers.powers import powered, summed
+from koopcore.types import FloatArray
 
-FloatArray = npt.NDArray[np.float64]
+COLUMNS = 1 << 15  # of a large group at a time: differences in float64 that stay in a cache
 
 
-def pinv(groups: npt.NDArray[Any], horizon: int) -> FloatArray:
-    """S = F⁺F' by batched pinv, to the power: F' S^{T-1} F⁺ x_n."""
-    import torch
+def cholesky(groups: npt.NDArray[Any], horizon: int, each: Callable[..., Any] = map) -> FloatArray:
+    """(n_groups, n, m) -> (n_groups, m): batched Gram matrices of differences, `cholesky_ex`.
 
-    x = torch.from_numpy(groups).double().transpose(1, 2)
-    inverse = torch.linalg.pinv(x[:, :, :-1])
-    step = torch.linalg.matrix_power(inverse @ x[:, :, 1:], horizon - 1)
-    end: FloatArray = (x[:, :, 1:] @ (step @ (inverse @ x[:, :, -1:])))[:, :, 0].numpy()
+    The affine model: the recurrence of the differences where there are as many parameters as
+    columns, the operator of m x m elsewhere. each: `map`, or that of a pool, over column blocks.
+    """
+    x = torch.from_numpy(groups)
+    m = x.shape[2]
+    if m < x.shape[1] - 2:
+        return _features(x, horizon)
+    blocks = [x[:, :, k : k + COLUMNS] for k in range(0, m, COLUMNS)]
+    products = sum(each(_products, blocks))
+    factor = torch.linalg.cholesky_ex(products[:, :, :-1])[0]
+    weights = _weights(torch.cholesky_solve(products[:, :, -1:], factor), horizon)
+    end: FloatArray = torch.cat(list(each(lambda b: _moved(b, weights), blocks)), dim=1).numpy()
     return end
 
 
-def lstsq(groups: npt.NDArray[Any], horizon: int) -> FloatArray:
-    """The affine companion coefficients by batched QR (driver gels), to the power."""
-    import torch
-
-    x, f, d = _differences(groups)
-    solution = torch.linalg.lstsq(f.transpose(1, 2), d[:, -1, :, None], driver="gels").solution
-    return _rolled(x, d, solution, horizon)
-
-
-def cholesky(groups: npt.NDArray[Any], horizon: int) -> FloatArray:
-    """The same from batched Gram matrices of differences by `cholesky_ex`, as koopcore does it."""
-    import torch
-
-    x, f, d = _differences(groups)
-    factor = torch.linalg.cholesky_ex(f @ f.transpose(1, 2))[0]
-    solution = torch.cholesky_solve(f @ d[:, -1, :, None], factor)
-    return _rolled(x, d, solution, horizon)
+def lstsq(groups: npt.NDArray[Any], horizon: int, each: Callable[..., Any] = map) -> FloatArray:
+    """The same coefficients by batched QR (driver gels)."""
+    x = torch.from_numpy(groups)
+    d = _differences(x)
+    f, newest = d[:, :-1].transpose(1, 2), d[:, -1, :, None]
+    weights = _weights(torch.linalg.lstsq(f, newest, driver="gels").solution, horizon)
+    end: FloatArray = (x[:, -1] + (weights @ d[:, 1:])[:, 0]).numpy()
+    return end
 
 
-def _differences(groups: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    import torch
+def pinv(groups: npt.NDArray[Any], horizon: int, each: Callable[..., Any] = map) -> FloatArray:
+    """The paper's U = F' F⁺ by batched `pinv`: F' S^{T-1} F⁺ x_n, S = F⁺F' of N x N."""
+    x = torch.from_numpy(groups).double().transpose(1, 2)
+    inverse = torch.linalg.pinv(x[:, :, :-1])
+    coordinates = powered(inverse @ x[:, :, 1:], inverse @ x[:, :, -1:], horizon - 1)
+    end: FloatArray = (x[:, :, 1:] @ coordinates)[:, :, 0].numpy()
+    return end
 
-    x = torch.from_numpy(groups).double()
-    d = x.diff(dim=1)
-    return x, d[:, :-1], d
+
+def _differences(x: torch.Tensor) -> torch.Tensor:
+    """In the snapshots' precision, in which neighbouring snapshots differ exactly, or nearly so."""
+    return x.diff(dim=1).double()
 
 
-def _rolled(x: torch.Tensor, d: torch.Tensor, a: torch.Tensor, horizon: int) -> FloatArray:
-    """x_n + D' Σ_{j<T} Cʲ a, by the power of [[C, 0], [C, 1]], faster than T products."""
-    import torch
+def _products(x: torch.Tensor) -> torch.Tensor:
+    """F times all differences: the Gram matrix, and in the last column the right side."""
+    d = _differences(x)
+    return d[:, :-1] @ d.transpose(1, 2)
 
-    batch, size = a.shape[:2]
-    step = torch.diag_embed(torch.ones(batch, size - 1, dtype=x.dtype), offset=-1)
+
+def _weights(a: torch.Tensor, horizon: int) -> torch.Tensor:
+    """(n_groups, 1, N) Σ_{j<T} Cʲ a, C the companion matrix of a."""
+    step = torch.diag_embed(torch.ones(a.shape[0], a.shape[1] - 1, dtype=a.dtype), offset=-1)
     step[:, :, -1:] = a
-    both = torch.zeros(batch, 2 * size, 2 * size, dtype=x.dtype)
-    both[:, :size, :size] = both[:, size:, :size] = step
-    both[:, size:, size:] = torch.eye(size, dtype=x.dtype)
-    power = torch.linalg.matrix_power(both, horizon - 1)
-    total = (power @ torch.cat([a, a], dim=1))[:, size:]
-    end: FloatArray = (x[:, -1] + (total.transpose(1, 2) @ d[:, 1:])[:, 0]).numpy()
+    return summed(step, a, horizon).transpose(1, 2)
+
+
+def _moved(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return x[:, -1] + (weights @ _differences(x)[:, 1:])[:, 0]
+
+
+def _features(x: torch.Tensor, horizon: int) -> FloatArray:
+    d = _differences(x)
+    f, ahead = d[:, :-1], d[:, 1:]
+    transposed = f.transpose(1, 2)
+    factor = torch.linalg.cholesky_ex(transposed @ f)[0]
+    step = torch.cholesky_solve(transposed @ ahead, factor).transpose(1, 2)
+    start = step @ d[:, -1, :, None]
+    end: FloatArray = (x[:, -1] + summed(step, start, horizon)[:, :, 0]).numpy()
     return end
