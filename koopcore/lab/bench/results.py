@@ -63,7 +63,7 @@ class Results:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The file's contents; ValueError, saying what to give, if ``koopcore bench`` did not write it."""
+    """The contents of a file that ``koopcore bench`` wrote; ValueError for any other."""
     try:
         contents: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         Size(contents["size"])

@@ -118,7 +118,7 @@ def roofs_of(rows: Sequence[Row], race: str, movers: Iterable[str] = tuple(READS
 
 
 def share_of(text: str, row: Row, roofs: Roofs | None) -> Share:
-    """The row's work, which its figures hold, as shares of the roofs; NaN where a time is missing."""
+    """The row's work, which its figures hold, as shares of the roofs; NaN without a time."""
     if roofs is None or row.seconds is None:
         return Share(text, float("nan"), float("nan"))
     flops, size = row.figures["flops"], row.figures["bytes"]

@@ -27,9 +27,10 @@ def run(
 ) -> int:
     """Run the studies whose name matches ``only``; write bench.json, .html, .png (bench-quick.*).
 
-    Results of other studies stay in the JSON file, so that a long run may be done in pieces. against: an earlier JSON file. Returns the exit code: 0, or 1 if a result was wrong or a
-    case became slower than ``tolerance`` times what it was. Raises ValueError or OSError before
-    any work for what cannot be used.
+    Results of other studies stay in the JSON file, so that a long run may be done in pieces.
+    against: an earlier JSON file. Returns the exit code: 0, or 1 if a result was wrong or a case
+    became slower than ``tolerance`` times what it was. Raises ValueError or OSError before any
+    work for what cannot be used.
     """
     if not tolerance > 1:
         raise ValueError(f"tolerance is {tolerance}; give a ratio above 1")

@@ -2,8 +2,8 @@
 
 Where memory is not the limit (n = 32, snapshots that stay in a cache) two threads should gain what
 they gain in a loop of multiply-adds in registers, which shows what the machine can give at this
-moment: two threads of one core share its units. The second race runs a product of torch matrices on all of torch's
-threads right before every call: its threads then still wait for work, actively.
+moment: two threads of one core share its units. The second race runs a product of torch matrices
+on all of torch's threads right before every call: its threads then still wait for work, actively.
 """
 
 from __future__ import annotations

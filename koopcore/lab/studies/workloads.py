@@ -2,8 +2,9 @@
 
 Each parameter is its fixed point plus a few shared decays with amplitudes of its own, as weights
 are late in training: x(t) = c + Σ_j a_j exp(-r_j t), rounded to float32, so that the future is
-known exactly. Correctness is judged by the movement: ‖predicted - true‖ / ‖true - x_n‖, beside that
-of orthogonal least squares in float64 on the same snapshots, which is what an exact method can have.
+known exactly. Correctness is judged by the movement: ‖predicted - true‖ / ‖true - x_n‖, beside
+that of orthogonal least squares in float64 on the same snapshots, which is what an exact method
+can have.
 """
 
 from __future__ import annotations
