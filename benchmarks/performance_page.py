@@ -69,7 +69,7 @@ same studies run under pytest-benchmark: `pytest benchmarks/bench_studies.py -k 
   twice, for Gram matrices and for the combination; what lies between may stay in a cache.
   Conversions from float32, differences and transpositions are work on top, so that 100 % is a
   bound and no target.
-* Peers are written as their experts would: Gram matrices instead of operators of m × m, powers by
+* Peers are written as their experts would: Gram matrices instead of m by m operators, powers by
   doubling, batches in blocks that stay in a cache, on as many threads as koopcore has. They are
   given their groups as one contiguous array, whose making is not timed; koopcore takes the flat
   rows. Slow ones do a part of the groups, and their time is scaled; loops of Python do it on one

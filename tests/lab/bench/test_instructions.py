@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-pytest.importorskip("torch")
-
 import instructions
 
 REPORT = """==7== Callgrind, a call-graph generating cache profiler
@@ -31,9 +29,9 @@ def test_a_report_without_a_total_is_an_error():
 def test_one_job_is_the_difference_and_not_what_starting_costs(monkeypatch):
     starting, each = 10**9, 10**6
     monkeypatch.setattr(instructions, "counted", lambda groups, runs: starting + runs * each)
-    found = instructions.result(100)
-    assert found["instructions"] == each
-    assert found["instructions_per_element"] == each / (100 * 65 * 16)
+    count = instructions.result(100)
+    assert count["instructions"] == each
+    assert count["instructions_per_element"] == each / (100 * 65 * 16)
 
 
 def test_a_wrong_result_is_not_counted(monkeypatch):

@@ -8,9 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-pytest.importorskip("torch")  # koopcore.lab.studies stands on koopcore.lab.problems
-
-from koopcore.lab.bench import measure, race_cache
+from koopcore.lab.bench import measure
 from koopcore.lab.bench.study import (
     Case,
     Claim,
@@ -20,9 +18,11 @@ from koopcore.lab.bench.study import (
     Study,
     Summary,
     Unavailable,
+    forget,
     races_of,
     seconds_of,
     series,
+    shared,
     spread,
 )
 
@@ -42,7 +42,7 @@ def study_of(jobs, races=("race",)):
         x_label="",
         cases=lambda size: [Case(race, name, 1.0) for race in races for name in jobs],
         build=build,
-        summary=lambda rows: Summary({}, [], []),
+        summary=lambda rows: Summary(),
         draw=lambda axes, rows: None,
     )
 
@@ -153,13 +153,13 @@ def test_garbage_collection_is_off_while_timing_and_back_afterwards():
 def test_what_a_race_shares_is_made_once_and_forgotten_after_it():
     made = []
 
-    @race_cache.shared
+    @shared
     def data(key):
         made.append(key)
         return [key]
 
     assert data("x") is data("x")
-    race_cache.forget()
+    forget()
     data("x")
     assert made == ["x", "x"]
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("scipy")
-pytest.importorskip("torch")
 
 from koopcore.lab.bench.powers import fit_power
 

@@ -7,8 +7,6 @@ import threading
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-
 from koopcore.lab.bench import machine, machine_code, probes
 from koopcore.lab.bench.machine_code import FMA_CHAINS, READS
 
@@ -18,11 +16,11 @@ from koopcore.lab.bench.machine_code import FMA_CHAINS, READS
 def test_a_read_is_the_exclusive_or_of_all_words_that_it_counts(shape, threads):
     words = np.random.default_rng(0).integers(0, 2**63, 100_003)
     streams, lines, _ = shape
-    found, size = probes.read(words, shape, threads)
+    word, size = probes.read(words, shape, threads)
     # Each stream of each thread leaves out less than one turn, at the end of its own piece.
     piece = words.nbytes // (threads * streams) // (lines * 64) * (lines * 64)
     assert size == piece * threads * streams
-    assert found == np.bitwise_xor.reduce(words[: size // 8])
+    assert word == np.bitwise_xor.reduce(words[: size // 8])
     assert size > 0.9 * words.nbytes
 
 
@@ -86,11 +84,11 @@ def test_eviction_reads_more_than_the_cache():
 
 
 def test_the_machine_is_described_without_names_or_paths():
-    found = machine.describe()
-    assert found["threads"] >= 1
-    assert found["last_level_cache_bytes"] > 0
-    assert found["memory_bytes"] > 2**28
-    assert not any("/" in str(value) for value in found.values())
+    facts = machine.describe()
+    assert facts["threads"] >= 1
+    assert facts["last_level_cache_bytes"] > 0
+    assert facts["memory_bytes"] > 2**28
+    assert not any("/" in str(value) for value in facts.values())
     total, free = machine.memory()
     assert 0 < free <= total
 

@@ -7,14 +7,12 @@ import math
 
 import pytest
 
-pytest.importorskip("torch")
 pytest.importorskip("rich")
 
-from koopcore.lab.bench.compare import compare
 from koopcore.lab.bench.powers import Power
-from koopcore.lab.bench.results import Results, load, rows_of
-from koopcore.lab.bench.study import Claim, Row, Size, Study, Summary
-from koopcore.lab.bench.tables import duration, figure, troubles
+from koopcore.lab.bench.report import duration, figure, troubles
+from koopcore.lab.bench.results import Results, compare, load, rows_of
+from koopcore.lab.bench.study import Claim, Row, Share, Size, Study, Summary
 
 STUDY = Study(
     name="made-up",
@@ -24,6 +22,7 @@ STUDY = Study(
     build=lambda case: None,
     summary=lambda rows: Summary(
         {"cost": Power(1.0, 0.1, 0.0, 1e-9, 5)},
+        [Share("job", 0.25, 0.5), Share("gone", math.nan, math.nan)],
         [Claim("a / b", math.nan, 1.5, True), Claim("c", 2.0, 1.9, False)],
         ["a note"],
     ),
@@ -44,17 +43,17 @@ ROWS = [
 ]
 
 
-def kept(path, rows, size=Size.full):
+def written(path, rows, size=Size.full):
     results = Results(path, size)
-    results.keep(STUDY, rows)
+    results.add(STUDY, rows)
     return results
 
 
 def test_rows_come_back_as_they_were(tmp_path):
     path = tmp_path / "r.json"
-    kept(path, ROWS)
-    found = rows_of(load(path)["studies"]["made-up"])
-    for was, now in zip(ROWS, found, strict=True):
+    written(path, ROWS)
+    back = rows_of(load(path)["studies"]["made-up"])
+    for was, now in zip(ROWS, back, strict=True):
         for name in ("race", "case", "seconds", "median", "rounds", "missing", "engine", "figures"):
             assert getattr(now, name) == getattr(was, name)
         assert now.wrong == was.wrong
@@ -63,31 +62,32 @@ def test_rows_come_back_as_they_were(tmp_path):
 
 def test_the_file_is_plain_json_without_nan(tmp_path):
     path = tmp_path / "r.json"
-    kept(path, ROWS)
+    written(path, ROWS)
 
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
 
-    found = json.loads(path.read_text(), parse_constant=refuse)
-    study = found["studies"]["made-up"]
+    contents = json.loads(path.read_text(), parse_constant=refuse)
+    study = contents["studies"]["made-up"]
     assert [claim["met"] for claim in study["claims"]] == [False, True]
     assert study["claims"][0]["value"] is None
+    assert [share["roof"] for share in study["shares"]] == [0.5, None]
     assert study["powers"]["cost"]["exponent"] == 1.0
-    assert found["command"] == "koopcore bench"
+    assert contents["command"] == "koopcore bench"
 
 
 def test_a_file_that_is_there_keeps_its_other_studies(tmp_path):
     path = tmp_path / "r.json"
-    kept(path, ROWS)
+    written(path, ROWS)
     again = Results(path, Size.full)
     assert list(again.studies) == ["made-up"]
-    again.keep(STUDY, ROWS[:1])
+    again.add(STUDY, ROWS[:1])
     assert len(rows_of(load(path)["studies"]["made-up"])) == 1
 
 
 def test_a_quick_run_does_not_mix_with_a_full_one(tmp_path):
     path = tmp_path / "r.json"
-    kept(path, ROWS)
+    written(path, ROWS)
     assert Results(path, Size.quick).studies == {}
 
 
@@ -116,7 +116,7 @@ def test_another_file_is_refused_by_name(tmp_path, text):
 def runs(tmp_path, before, now, sizes=(Size.full, Size.full)):
     pair = []
     for name, rows, size in zip("ab", (before, now), sizes, strict=True):
-        kept(tmp_path / f"{name}.json", rows, size)
+        written(tmp_path / f"{name}.json", rows, size)
         pair.append(load(tmp_path / f"{name}.json"))
     return pair
 
@@ -175,7 +175,7 @@ def test_runs_with_nothing_in_common_are_not_compared(tmp_path):
 
 def test_troubles_name_what_is_wrong_and_what_did_not_run(tmp_path):
     path = tmp_path / "r.json"
-    kept(path, ROWS)
+    written(path, ROWS)
     lines = troubles(load(path)["studies"]["made-up"])
     assert len(lines) == 2
     assert "wrong, no time" in lines[0]
