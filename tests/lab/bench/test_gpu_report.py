@@ -53,12 +53,16 @@ def test_the_whole_report_with_every_step_left_out(tmp_path, monkeypatch):
     assert report["compute_capability"] == "90"
 
 
-def test_it_builds_for_the_card_and_demands_the_gpu():
-    found = gpu_report.commands("90")
-    assert "-DCMAKE_CUDA_ARCHITECTURES=90" in found["build"][0]
-    assert "-DKOOPCORE_CUDA=ON" in found["build"][0]
-    assert found["tests"] == [["pytest", "-m", "gpu", "tests"]]
-    assert len(found["sanitizer"]) in {0, len(gpu_report.SANITIZERS)}
+def test_it_builds_for_the_card_and_demands_the_gpu(monkeypatch):
+    commands = gpu_report.commands("90")
+    assert "-DCMAKE_CUDA_ARCHITECTURES=90" in commands["build"][0]
+    assert "-DKOOPCORE_CUDA=ON" in commands["build"][0]
+    assert commands["tests"] == [["pytest", "-m", "gpu", "tests"]]
+    # Without compute-sanitizer there is nothing to run, but the tests it would run are there.
+    monkeypatch.setattr(gpu_report.shutil, "which", lambda name: name)
+    for line in gpu_report.commands("90")["sanitizer"]:
+        assert all((gpu_report.ROOT / word).exists() for word in line if word.startswith("tests/"))
+    assert len(commands["sanitizer"]) in {0, len(gpu_report.SANITIZERS)}
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 
-import pytest
-
 import instructions
+import pytest
 
 REPORT = """==7== Callgrind, a call-graph generating cache profiler
 ==7==
