@@ -1,4 +1,4 @@
-"""The report of a run as one HTML file, plots embedded, and as one picture of all plots."""
+"""A run as tables on the terminal, as one HTML file with its plots, as one picture of all plots."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from io import BytesIO
 from typing import Any
 
 from matplotlib.figure import Figure
+from rich.table import Table
 
-from koopcore.lab.bench.compare import Change
 from koopcore.lab.bench.powers import Power
-from koopcore.lab.bench.results import rows_of
+from koopcore.lab.bench.results import Change, rows_of
 from koopcore.lab.bench.study import Row, Study
-from koopcore.lab.bench.tables import duration, figure, target, troubles
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
@@ -24,6 +23,89 @@ tr { border-bottom: 1px solid #ddd } td.n { text-align: right; font-variant-nume
 .good { color: #176d2b } .bad { color: #b00020 } img { max-width: 100% } li { margin: .1rem 0 }
 """
 COLUMNS = 3  # of plots in the picture
+CHANGE_HEADINGS = ("study", "race", "case", "before", "now", "ratio", "")
+
+
+def study_table(study: Mapping[str, Any]) -> Table:
+    """Exponents, shares of the roof, claims with their targets."""
+    table = Table(show_header=False)
+    table.add_column("figure", overflow="fold")
+    table.add_column("value", justify="right")
+    table.add_column("target", justify="right")
+    for label, power in study["powers"].items():
+        table.add_row(label, str(Power(**power)), "")
+    for share in study["shares"]:
+        table.add_row(share["text"], percent(share["roof"]), "of the roof")
+    for claim in study["claims"]:
+        mark = "[green]met[/]" if claim["met"] else "[red]not met[/]"
+        table.add_row(claim["text"], figure(claim["value"]), f"{target(claim)} {mark}")
+    return table
+
+
+def troubles(study: Mapping[str, Any]) -> list[str]:
+    """Wrong results, whose times are withheld, and cases that cannot run here."""
+    lines = []
+    for row in rows_of(study):
+        if row.missing:
+            lines.append(f"{row.race}: {row.case}: not run: {row.missing}")
+        elif row.wrong:
+            lines.append(
+                f"{row.race}: {row.case}: wrong, no time: error {row.error:.2g}, at most "
+                f"{row.bound:.2g} is accepted"
+            )
+    return lines
+
+
+def change_table(changes: Sequence[Change], tolerance: float, shown: int = 12) -> Table:
+    """Regressions, and the largest changes besides."""
+    table = Table(title=f"against the earlier run (regression: more than {tolerance:g} times)")
+    for heading in CHANGE_HEADINGS:
+        numbers = heading in ("before", "now", "ratio")
+        table.add_column(heading, justify="right" if numbers else "left")
+    bad = [change for change in changes if change.reason]
+    for change in [*bad, *changes[len(bad) : max(shown, len(bad))]]:
+        table.add_row(
+            change.study,
+            change.race,
+            change.case,
+            duration(change.before),
+            duration(change.now),
+            f"{change.ratio:.2f}",
+            f"[red]{change.reason}[/]" if change.reason else "",
+        )
+    return table
+
+
+def target(claim: Mapping[str, Any]) -> str:
+    return f"{'≤' if claim['at_most'] else '≥'} {claim['limit']:g}"
+
+
+def figure(value: float | None) -> str:
+    """Three digits; a dash for what is not known."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+SHARE_HEADINGS = ("share of", "multiply-adds", "bytes", "the roof")
+
+
+def share_cells(share: Mapping[str, Any]) -> tuple[str, ...]:
+    return (share["text"], *(percent(share[name]) for name in ("flops", "bytes", "roof")))
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Three digits in the unit that suits."""
+    if seconds is None:
+        return "-"
+    for unit, factor in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
 
 
 def html(
@@ -41,10 +123,10 @@ def html(
         parts.append(_table(["machine", ""], rows))
     if changes:
         parts.append("<h2>Against the earlier run</h2>")
-        parts.append(_table(_CHANGE_HEADINGS, [_change_cells(change) for change in changes]))
+        parts.append(_table(CHANGE_HEADINGS, [_change_cells(change) for change in changes]))
     by_name = {study.name: study for study in studies}
-    for name, found in contents["studies"].items():
-        parts += _section(name, found, by_name.get(name))
+    for name, outcome in contents["studies"].items():
+        parts += _section(name, outcome, by_name.get(name))
     return "\n".join(parts)
 
 
@@ -60,21 +142,23 @@ def picture(contents: Mapping[str, Any], studies: Sequence[Study]) -> Figure:
     return whole
 
 
-def _section(name: str, found: Mapping[str, Any], study: Study | None) -> list[str]:
-    parts = [f"<h2>{escape(name)}</h2><p>{escape(found['question'])}</p>"]
-    powers = [(label, str(Power(**power))) for label, power in found["powers"].items()]
+def _section(name: str, outcome: Mapping[str, Any], study: Study | None) -> list[str]:
+    parts = [f"<h2>{escape(name)}</h2><p>{escape(outcome['question'])}</p>"]
+    powers = [(label, str(Power(**power))) for label, power in outcome["powers"].items()]
     if powers:
         parts.append(_table(["cost", "fitted"], powers))
-    if found["claims"]:
+    if outcome["shares"]:
+        parts.append(_table(SHARE_HEADINGS, [share_cells(share) for share in outcome["shares"]]))
+    if outcome["claims"]:
         cells = []
-        for claim in found["claims"]:
+        for claim in outcome["claims"]:
             mark = ("met", "good") if claim["met"] else ("not met", "bad")
             cells.append((claim["text"], figure(claim["value"]), target(claim), mark))
         parts.append(_table(["claim", "value", "target", ""], cells))
-    lines = [*found["notes"], *troubles(found)]
+    lines = [*outcome["notes"], *troubles(outcome)]
     if lines:
         parts.append("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>")
-    rows = rows_of(dict(found))
+    rows = rows_of(outcome)
     if study is not None:
         parts.append(f"<img alt='plot of {escape(name)}' src='{_plot(study, rows)}'>")
     parts.append(f"<details><summary>{len(rows)} cases</summary>")
@@ -88,9 +172,6 @@ def _row_cells(row: Row) -> tuple[str, ...]:
     bound = "" if row.missing else f"{row.bound:.2g}"
     times = (duration(row.seconds), duration(row.median), str(row.rounds))
     return (row.race, row.case, *times, error, bound)
-
-
-_CHANGE_HEADINGS = ["study", "race", "case", "before", "now", "ratio", ""]
 
 
 def _change_cells(change: Change) -> tuple[Any, ...]:
