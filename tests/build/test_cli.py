@@ -136,7 +136,7 @@ def test_pictures_in_other_formats(koopcore_command, tmp_path, name, start):
 def test_an_interrupted_write_leaves_the_old_picture_and_nothing_else(tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("matplotlib")
-    from koopcore.lab.demo.command import write_whole
+    from koopcore.files import write_whole
 
     picture = tmp_path / "a.png"
     picture.write_bytes(b"old")

@@ -18,7 +18,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import koopcore
-from koopcore.lab.demo.command import write_whole
+from koopcore.files import write_whole
 
 Tick = Callable[[], object]
 Results = Mapping[str, dict[str, Any]]

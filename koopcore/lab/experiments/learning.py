@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import koopcore
-from koopcore.lab.demo.command import write_whole
+from koopcore.files import write_whole
 from koopcore.learning import (
     AlternatingLearner,
     DistributedLearner,
