@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from koopcore.training.attached import Attached
-from koopcore.training.recording.observed import Masters
+from koopcore.training.recording.parameters import Masters
 from koopcore.training.recording.recording import PartitionLike
 from koopcore.training.settings import Settings
 

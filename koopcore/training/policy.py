@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from koopcore.training.jumping.candidates import geometric
+from koopcore.training.jumping.line_search import geometric
 
 #: Horizons in windows: the first rung (and the share of the last jump below which none is tried),
 #: the rungs up to which the ladder is always tried, and up to which while nothing is accepted.

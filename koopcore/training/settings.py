@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from koopcore.training.jumping.candidates import CANDIDATES
+from koopcore.training.jumping.line_search import CANDIDATES
 from koopcore.training.jumping.moments import MOMENTS
 from koopcore.training.policy import AdaptivePolicy, FixedSchedule
 from koopcore.training.recording.live_buffers import BUFFERS

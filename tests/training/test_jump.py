@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from small_training import identical, loss_of, network, noisy_network  # noqa: E402
 
 import koopcore as kc  # noqa: E402
-from koopcore.training.jumping import candidates as places  # noqa: E402
+from koopcore.training.jumping import line_search as places  # noqa: E402
 from koopcore.training.jumping.guarded_loss import GuardedLoss, scalar  # noqa: E402
 from koopcore.training.jumping.line_search import Candidate, Ladder, line_search  # noqa: E402
 

@@ -10,7 +10,7 @@ from small_training import OPTIMIZERS, loss_of, network, train  # noqa: E402
 
 import koopcore as kc  # noqa: E402
 from koopcore.training.jumping.moments import carry_over, default_moments  # noqa: E402
-from koopcore.training.recording.observed import same_bits  # noqa: E402
+from koopcore.training.recording.parameters import same_bits  # noqa: E402
 
 ORDER = {  # power of the gradient that each entry of the state grows with
     "exp_avg": 1,

@@ -22,7 +22,7 @@ from small_training import (  # noqa: E402
 import koopcore as kc  # noqa: E402
 from koopcore.training.recording.live_buffers import LiveBuffers, reestimate  # noqa: E402
 from koopcore.training.recording.normalized_update import normalized_update  # noqa: E402
-from koopcore.training.recording.observed import Observed, same_bits  # noqa: E402
+from koopcore.training.recording.parameters import Observed, same_bits  # noqa: E402
 from koopcore.training.recording.recording import Recording, chosen_partition  # noqa: E402
 
 SHORT = {"window": 6, "stride": 3}

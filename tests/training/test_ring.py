@@ -6,8 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from koopcore.training.recording.difference_ring import DifferenceRing  # noqa: E402
-from koopcore.training.recording.ring import SnapshotRing  # noqa: E402
+from koopcore.training.recording.ring import DifferenceRing, SnapshotRing  # noqa: E402
 
 RINGS = [SnapshotRing, DifferenceRing]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from koopcore.operators import fit
 from koopcore.training.averaging import ExponentialAverage
-from koopcore.training.jumping import candidates as places
+from koopcore.training.jumping import line_search as places
 from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.line_search import Found, Ladder, line_search
 from koopcore.training.jumping.moments import carry_over

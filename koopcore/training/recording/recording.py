@@ -13,12 +13,10 @@ from torch import Tensor
 from koopcore.partition.layout import Layout
 from koopcore.partition.partition import Partition
 from koopcore.training.jumping.bounds import GroupBounds
-from koopcore.training.recording.difference_ring import DifferenceRing
 from koopcore.training.recording.live_buffers import LiveBuffers
 from koopcore.training.recording.normalized_update import normalized_update
-from koopcore.training.recording.observed import Observed
-from koopcore.training.recording.placement import place
-from koopcore.training.recording.ring import SnapshotRing
+from koopcore.training.recording.parameters import Observed
+from koopcore.training.recording.ring import DifferenceRing, SnapshotRing, place
 
 PartitionLike: TypeAlias = str | Partition | Callable[[Layout], Partition]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from koopcore.partition.layout import Layout
-from koopcore.training.recording.placement import ALIGNMENT
+from koopcore.training.recording.ring import ALIGNMENT
 
 Masters: TypeAlias = Mapping[str, Tensor] | Sequence[Tensor]
 
