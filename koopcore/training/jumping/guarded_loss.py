@@ -42,6 +42,11 @@ class GuardedLoss:
         module: nn.Module,
         generators: Iterable[torch.Generator] = (),
     ) -> None:
+        if not callable(loss):
+            raise TypeError(
+                f"loss is {type(loss).__name__}; give a function without arguments that returns "
+                "the loss at the model's present parameters, or None"
+            )
         self.loss = loss
         self.module = module
         self._random = RandomState(generators)

@@ -35,7 +35,7 @@ class Ladder:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The winner of a search or None, its loss, and (kind, horizon, loss) of all tried."""
 
     best: Candidate | None
@@ -49,7 +49,7 @@ def line_search(
     evaluate: Callable[[Tensor], float],
     slack: float = 0.0,
     margin: float = 0.0,
-) -> Found:
+) -> SearchResult:
     """Evaluate candidates; return the farthest whose loss is nearly the lowest, if below ``base``.
 
     With ``L*`` the lowest loss tried, the winner is the longest horizon with a loss of at most
@@ -85,15 +85,13 @@ def line_search(
             if rung >= ladder.rungs and not best_so_far:
                 break
     if not good:
-        return Found(None, base, tuple(losses))
+        return SearchResult(None, base, tuple(losses))
     lowest = min(loss for _, loss in good)
     limit = lowest + slack * (base - lowest)
     near = [(c, loss) for c, loss in good if loss <= limit]
     best, loss = max(near, key=lambda pair: (pair[0].horizon, -pair[1]))
-    return Found(best, loss, tuple(losses))
+    return SearchResult(best, loss, tuple(losses))
 
-
-CANDIDATES = ("koopman", "mean", "line", "regression")
 
 #: Takes a predicted vector and its horizon in snapshots, returns the vector to try instead.
 Bound: TypeAlias = Callable[[Tensor, int], Tensor]

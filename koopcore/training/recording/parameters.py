@@ -15,7 +15,7 @@ from koopcore.training.recording.ring import ALIGNMENT
 Masters: TypeAlias = Mapping[str, Tensor] | Sequence[Tensor]
 
 
-class Observed:
+class TrainableParameters:
     """Parameters of ``module`` that ``optimizer`` trains, in the order of a :class:`Layout`.
 
     Left out are frozen and non-floating parameters, those that the optimizer does not hold (another
