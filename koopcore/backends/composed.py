@@ -36,7 +36,8 @@ class Composed(Backend):
         holdout: int,
         ahead: Ahead | None = None,
     ) -> Companion:
-        solved = self.solve(self.gram(snapshots, part), len(snapshots.order), affine, holdout)
+        with np.errstate(over="ignore", invalid="ignore"):  # groups that overflow have no rank
+            solved = self.solve(self.gram(snapshots, part), len(snapshots.order), affine, holdout)
         if ahead is not None:
             self.companion_endpoint(snapshots, part, solved.coefficients, affine, *ahead)
         return solved

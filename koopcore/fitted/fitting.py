@@ -129,9 +129,9 @@ class _Fitting:
 
     def fits(self, groups: Groups) -> Sides:
         """Groups of one side: all of m >= n - 1, or all of one m below."""
+        if groups.part.smallest >= self.n - 1:
+            return self.snapshot_side(groups)
         with np.errstate(over="ignore", invalid="ignore"):  # looked for and reported
-            if groups.part.smallest >= self.n - 1:
-                return self.snapshot_side(groups)
             return self.feature_side(groups)
 
     def snapshot_side(self, groups: Groups) -> Sides:
