@@ -22,8 +22,8 @@ from small_training import (  # noqa: E402
 import koopcore as kc  # noqa: E402
 from koopcore.training.recording.live_buffers import LiveBuffers, reestimate  # noqa: E402
 from koopcore.training.recording.normalized_update import normalized_update  # noqa: E402
-from koopcore.training.recording.observed import Observed, same_bits  # noqa: E402
-from koopcore.training.recording.recording import Recording, chosen_partition  # noqa: E402
+from koopcore.training.recording.parameters import TrainableParameters, same_bits  # noqa: E402
+from koopcore.training.recording.recording import Recording, partition_of  # noqa: E402
 
 SHORT = {"window": 6, "stride": 3}
 
@@ -72,13 +72,13 @@ def test_the_update_of_a_parameter_never_stepped_is_zero():
 
 
 def recording_of(model, optimizer, partition="network", with_update=True, slots=4, **options):
-    observed = Observed(model, optimizer)
+    parameters = TrainableParameters(model, optimizer)
     buffers = LiveBuffers(model, "predict")
     loss = loss_of(model)
     train(optimizer, loss, 1)
     buffers.update()
-    part = chosen_partition(partition, observed.layout)
-    return Recording(observed, optimizer, buffers, part, slots, "auto", with_update), loss
+    part = partition_of(parameters.layout, partition)
+    return Recording(parameters, optimizer, buffers, part, slots, "auto", with_update), loss
 
 
 @pytest.mark.parametrize("partition", ["network", "layers", "nodes", "weights"])
@@ -86,7 +86,7 @@ def test_an_update_belongs_to_the_group_of_its_weight(partition):
     model = noisy_network()
     recording, _ = recording_of(model, OPTIMIZERS["adam"](model.parameters()), partition)
     width = recording.width
-    plain = chosen_partition(partition, recording.observed.layout)
+    plain = partition_of(recording.parameters.layout, partition)
     assert recording.n_groups == plain.n_groups
     assert recording.partition.n_groups == plain.n_groups + 2  # running mean and variance
     for group in range(plain.n_groups):
@@ -254,7 +254,7 @@ def test_a_model_in_float64_is_recorded_in_float64():
 
 def test_groups_of_own_choice_cover_the_aligned_layout():
     model = network()
-    observed = Observed(model, OPTIMIZERS["sgd"](model.parameters()))
-    assert observed.layout.size % 32 == 0
-    part = chosen_partition(lambda layout: kc.Partition.groups(layout, ["0.*"]), observed.layout)
+    parameters = TrainableParameters(model, OPTIMIZERS["sgd"](model.parameters()))
+    assert parameters.layout.size % 32 == 0
+    part = partition_of(parameters.layout, lambda layout: kc.Partition.groups(layout, ["0.*"]))
     assert np.array_equal(part.indices(0), [*range(8), *range(32, 40)])

@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch")
 from small_training import OPTIMIZERS, loss_of, network, train  # noqa: E402
 
 import koopcore as kc  # noqa: E402
-from koopcore.training.jumping.moments import carry_over, default_moments  # noqa: E402
-from koopcore.training.recording.observed import same_bits  # noqa: E402
+from koopcore.training.jumping.moments import carry_over  # noqa: E402
+from koopcore.training.recording.parameters import same_bits  # noqa: E402
 
 ORDER = {  # power of the gradient that each entry of the state grows with
     "exp_avg": 1,
@@ -99,13 +99,7 @@ def test_lbfgs_forms_no_curvature_pair_across_a_jump():
     assert not state
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_default_is_documented_and_keeps(name):
-    _, optimizer = stepped(name, 1)
-    assert default_moments(optimizer) == "keep"
-
-
-@pytest.mark.parametrize("rule", ["auto", "keep", "reset", "rescale"])
+@pytest.mark.parametrize("rule", ["keep", "reset", "rescale"])
 @pytest.mark.parametrize("name", ["adam", "momentum", "adadelta"])
 def test_only_accepted_jumps_touch_the_moments(rule, name):
     model = network()

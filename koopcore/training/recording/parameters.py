@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from koopcore.partition.layout import Layout
-from koopcore.training.recording.placement import ALIGNMENT
+from koopcore.training.recording.ring import ALIGNMENT
 
 Masters: TypeAlias = Mapping[str, Tensor] | Sequence[Tensor]
 
 
-class Observed:
+class TrainableParameters:
     """Parameters of ``module`` that ``optimizer`` trains, in the order of a :class:`Layout`.
 
     Left out are frozen and non-floating parameters, those that the optimizer does not hold (another

@@ -1,20 +1,16 @@
-"""The line search, its candidates, and the guard around the loss: best place or nothing at all."""
+"""The line search and its candidates: the best place, or none at all."""
 
 from __future__ import annotations
 
 import math
-import random
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from small_training import identical, loss_of, network, noisy_network  # noqa: E402
-
 import koopcore as kc  # noqa: E402
-from koopcore.training.jumping import candidates as places  # noqa: E402
-from koopcore.training.jumping.guarded_loss import GuardedLoss, scalar  # noqa: E402
+from koopcore.training.jumping import line_search as places  # noqa: E402
 from koopcore.training.jumping.line_search import Candidate, Ladder, line_search  # noqa: E402
 
 
@@ -45,14 +41,14 @@ def search(base, *ladders, **options):
     ],
 )
 def test_the_farthest_candidate_near_the_lowest_loss_wins(losses, slack, horizon):
-    found = search(1.0, ladder(losses), slack=slack)
+    result = search(1.0, ladder(losses), slack=slack)
     if horizon is None:
-        assert found.best is None
-        assert found.loss == 1.0
+        assert result.best is None
+        assert result.loss == 1.0
     else:
-        assert found.best.horizon == horizon
-        assert found.loss == pytest.approx(losses[horizon - 1], rel=1e-7)  # float32 vectors
-    assert len(found.losses) == 4
+        assert result.best.horizon == horizon
+        assert result.loss == pytest.approx(losses[horizon - 1], rel=1e-7)  # float32 vectors
+    assert len(result.losses) == 4
 
 
 @pytest.mark.parametrize("slack", [0.0, 0.3, 0.9])
@@ -60,9 +56,9 @@ def test_the_winner_always_lowers_the_loss(slack):
     generator = np.random.default_rng(0)
     for _ in range(200):
         losses = generator.lognormal(0.0, 1.0, 6).tolist()
-        found = search(1.0, ladder(losses), slack=slack)
-        assert (found.best is None) == (min(losses[:4]) >= 1.0) or found.best.horizon > 4
-        assert found.best is None or found.loss < 1.0
+        result = search(1.0, ladder(losses), slack=slack)
+        assert (result.best is None) == (min(losses[:4]) >= 1.0) or result.best.horizon > 4
+        assert result.best is None or result.loss < 1.0
 
 
 @pytest.mark.parametrize(
@@ -93,8 +89,8 @@ def test_a_margin_asks_for_more_than_any_gain():
 
 def test_a_vector_with_a_non_finite_element_never_wins():
     bad = Candidate("koopman", 1, lambda: torch.tensor([0.0, math.nan]))
-    found = line_search(1.0, [Ladder([bad], 1)], lambda vector: 0.1)
-    assert found.best is None
+    result = line_search(1.0, [Ladder([bad], 1)], lambda vector: 0.1)
+    assert result.best is None
 
 
 @pytest.mark.parametrize(
@@ -125,9 +121,9 @@ def test_koopman_candidates_are_the_operators_predictions(together, monkeypatch)
     true = decaying(60)
     part = kc.Partition.groups(64, [np.arange(64)])
     operators = kc.fit(true[:6], part, model="affine")
-    found = list(places.koopman(operators, [1, 4, 16, 50], 3))
-    assert [c.horizon for c in found] == [1, 4, 16, 50]
-    for candidate in found:
+    result = list(places.koopman(operators, [1, 4, 16, 50], 3))
+    assert [c.horizon for c in result] == [1, 4, 16, 50]
+    for candidate in result:
         # Two modes in five differences: exact up to float64 rounding times a condition of 1e3.
         assert torch.allclose(candidate.vector(), true[5 + candidate.horizon], rtol=0, atol=1e-9)
 
@@ -140,68 +136,6 @@ def test_line_and_mean_follow_the_time_order_of_a_turned_ring():
     assert places.mean(rows, [2, 3, 0]).vector().item() == 20.0
 
 
-def test_a_guarded_loss_sees_the_same_random_numbers_each_time_and_gives_them_back():
-    model = noisy_network()
-    own = torch.Generator().manual_seed(3)
-
-    def loss():
-        draws = (
-            torch.rand(1).item(),
-            torch.rand(1, generator=own).item(),
-            random.random(),
-            np.random.rand(),  # noqa: NPY002 - the global state is what is guarded
-        )
-        return sum(draws) + float(loss_of(model)())
-
-    torch.manual_seed(1)
-    random.seed(1)
-    np.random.seed(1)  # noqa: NPY002 - as above
-    guarded = GuardedLoss(loss, model, [own])
-    states = (torch.get_rng_state(), own.get_state(), random.getstate())
-    with guarded:
-        values = {guarded() for _ in range(3)}
-    assert len(values) == 1
-    assert torch.equal(torch.get_rng_state(), states[0])
-    assert torch.equal(own.get_state(), states[1])
-    assert random.getstate() == states[2]
-    first = np.random.rand()  # noqa: NPY002 - as above
-    np.random.seed(1)  # noqa: NPY002 - as above
-    assert first == np.random.rand()  # noqa: NPY002 - as above
-    with guarded:
-        assert guarded() == guarded()
-
-
-def test_a_guarded_loss_restores_buffers_and_modes():
-    model = noisy_network()
-    before = [b.clone() for b in model.buffers()]
-    replaced = model[1].running_mean
-
-    def loss():
-        model.eval()
-        model[1].running_mean = torch.ones(8)
-        model[1].running_var.mul_(3.0)
-        return loss_of(model)()
-
-    with GuardedLoss(loss, model) as guarded:
-        guarded()
-    assert model.training
-    assert model[3].training
-    assert model[1].running_mean is replaced
-    assert identical(list(model.buffers()), before)
-
-
-@pytest.mark.parametrize(
-    "value", [0.5, 1, np.float32(0.5), np.float64(2.0), torch.tensor(0.5), torch.ones(1, 1)]
-)
-def test_losses_may_be_any_real_scalar(value):
-    assert scalar(value) == float(value)
-
-
-def test_a_loss_attached_to_a_graph_is_detached():
-    model = network()
-    assert isinstance(scalar(loss_of(model)()), float)
-
-
 def test_regression_recovers_a_line_and_begins_where_it_is_now():
     generator = torch.Generator().manual_seed(1)
     start, slope = torch.randn(2, 40, generator=generator, dtype=torch.float64)
@@ -210,9 +144,9 @@ def test_regression_recovers_a_line_and_begins_where_it_is_now():
     for k, row in enumerate(order):
         data[row] = start + k * slope
     data[[3, 4]] = 0.0  # rows that are not of the window do not count
-    found = list(places.regression(data, order, [1, 10]))
-    assert [c.horizon for c in found] == [0, 1, 10]
-    for candidate in found:
+    result = list(places.regression(data, order, [1, 10]))
+    assert [c.horizon for c in result] == [0, 1, 10]
+    for candidate in result:
         expected = start + (4 + candidate.horizon) * slope
         assert torch.allclose(candidate.vector(), expected, rtol=0, atol=1e-12)
 

@@ -6,10 +6,19 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from koopcore.training.recording.difference_ring import DifferenceRing  # noqa: E402
-from koopcore.training.recording.ring import SnapshotRing  # noqa: E402
+import emulated_cuda  # noqa: E402
+
+from koopcore import arrays  # noqa: E402
+from koopcore.backends.native_cuda.tensors import TensorTable  # noqa: E402
+from koopcore.training.recording import ring as module  # noqa: E402
+from koopcore.training.recording.ring import (  # noqa: E402
+    DifferenceRing,
+    KernelCapture,
+    SnapshotRing,
+)
 
 RINGS = [SnapshotRing, DifferenceRing]
+NEEDS_COMPILER = pytest.mark.skipif(emulated_cuda.COMPILER is None, reason="needs g++")
 
 
 def tensors(dtype=torch.float32, seed=0):
@@ -262,3 +271,79 @@ def test_state_of_another_ring_is_refused(kind, change):
     ring = kind([torch.ones(3)], 4)
     with pytest.raises(ValueError, match="attach with the window"):
         ring.load_state_dict({**ring.state_dict(), **change})
+
+
+@pytest.fixture
+def tables(native, kernels, monkeypatch):
+    """The tables made for rings, whose kernels the host emulation runs."""
+    made = []
+
+    def table(tensors, starts):
+        made.append(TensorTable(kernels, tensors, starts))
+        return made[-1]
+
+    monkeypatch.setattr(module, "tensor_table", table)
+    return made
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_kernel_captures_what_torch_copies(tables, dtype):
+    values = tensors(dtype)
+    ring, expected = SnapshotRing(values, 3), SnapshotRing(values, 3)
+    ring._kernel = KernelCapture(ring.tensors, ring.offsets)
+    for step in range(5):
+        drift(values, step)
+        for each in (ring, expected):
+            each.blend()
+        drift(values, 1)
+        for each in (ring, expected):
+            each.blend()  # the mean goes on in torch
+            each.commit()
+    assert len(tables) == 1
+    assert ring.order == expected.order
+    assert torch.equal(ring.data, expected.data)
+
+
+@NEEDS_COMPILER
+def test_a_tensor_that_moved_is_looked_up_again_and_other_tensors_are_torchs(tables):
+    values = tensors()
+    ring = SnapshotRing(values, 3)
+    ring._kernel = KernelCapture(ring.tensors, ring.offsets)
+    ring.capture()
+    values[0].data = torch.full((3, 5), 7.0)
+    ring.capture()
+    assert len(tables) == 2
+    assert torch.equal(ring.unflatten(ring.newest())[0], torch.full((3, 5), 7.0))
+    ring.capture([v.clone() for v in values])
+    assert len(tables) == 2
+    assert torch.equal(ring.data[ring.order[-1]], ring.data[ring.order[-2]])
+
+
+def test_without_native_cuda_or_for_what_its_kernel_does_not_take_torch_copies(monkeypatch):
+    assert module.tensor_table(tensors(), SnapshotRing(tensors(), 2).offsets) is None
+    native_cuda = type("NativeCuda", (), {"name": "native_cuda"})
+    cuda = type("_cuda", (), {"tensor_block": 1})
+    monkeypatch.setattr(module, "backend_for", lambda device: native_cuda)
+    monkeypatch.setattr(module, "import_module", lambda name: cuda)
+    monkeypatch.setattr(arrays, "memory", emulated_cuda.host_memory)
+    float16, turned, two = [torch.ones(3).half()], [torch.ones(3, 4).T], [torch.ones(2)] * 2
+    for values, offsets in ((float16, [0]), (turned, [0]), (two, [32, 0])):
+        assert module.tensor_table(values, offsets) is None
+        ring = SnapshotRing(values, 2, offsets=offsets)
+        ring._kernel = KernelCapture(values, offsets)
+        ring.capture()
+        assert torch.equal(ring.unflatten(ring.newest())[0], values[0].float())
+    assert module.tensor_table([torch.ones(3)], [0]) is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_captures_on_a_gpu(dtype):
+    values = [v.cuda() for v in tensors(dtype)]
+    ring = SnapshotRing(values, 3)
+    for step in range(5):
+        drift(values, step)
+        ring.capture()
+        for view, value in zip(ring.unflatten(ring.newest()), values, strict=True):
+            assert torch.equal(view, value.to(view.dtype))
