@@ -16,8 +16,8 @@ from accuracy_tables import HORIZONS, KINDS, check
 
 import koopcore as kc
 from koopcore import arrays, backends
-from koopcore.backends.native_cuda.backend import launch as native_cuda_launch
-from koopcore.backends.native_cuda.backend import plan as native_cuda_plan
+from koopcore.backends.native_cuda import launch as native_cuda_launch
+from koopcore.backends.native_cuda import plan as native_cuda_plan
 
 pytestmark = [
     pytest.mark.slow,

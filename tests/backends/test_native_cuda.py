@@ -9,46 +9,24 @@ import sys
 import emulated_cuda
 import numpy as np
 import pytest
+from ragged_groups import RAGGED, gram_error, ragged, walks
 from trajectories import generic, smooth
 
 import koopcore as kc
 from koopcore import arrays, backends
-from koopcore.backends import reference
 from koopcore.backends.native_cuda.plan import make_plan
 from koopcore.backends.protocol import Snapshots, packed_size
+from koopcore.backends.reference import Reference
 from koopcore.partition.partition import Partition
+
+reference = Reference()
+
 
 pytestmark = pytest.mark.skipif(
     emulated_cuda.COMPILER is None, reason="needs g++ to compile the kernels for the host"
 )
 
-RAGGED = [1, 2, 7, 16, 31, 65, 129, 300]
 LARGE = [9000, 12001]  # several pieces each
-
-
-def walks(rng, n, size, dtype, spare=2):
-    """Random walks with an offset, in a ring with ``spare`` more slots, turned by some."""
-    steps = rng.normal(size=(n + spare, size))
-    array = (np.cumsum(steps, axis=0) + 3.0 * rng.normal(size=size)).astype(dtype)
-    return Snapshots(array, (np.arange(n) + n - 1) % (n + spare))
-
-
-def ragged(rng, sizes):
-    """Groups of the given sizes: contiguous ones, strided ones and scattered ones in turn."""
-    groups, at = [], 2
-    for i, m in enumerate(sizes):
-        scattered = np.sort(rng.choice(np.arange(at, at + 3 * m), m, replace=False))
-        groups.append((np.arange(at, at + m), np.arange(at, at + 3 * m, 3), scattered)[i % 3])
-        at += 3 * m
-    return Partition.groups(at + 6, groups)
-
-
-def gram_error(got, expected, n):
-    """Largest error of an entry over the norms of its two vectors."""
-    norm = np.sqrt(np.diagonal(reference.unpack(expected, n), axis1=1, axis2=2))
-    rows, columns = np.tril_indices(n)
-    scale = norm[:, rows] * norm[:, columns]
-    return np.max(np.abs(got - expected) / np.where(scale > 0.0, scale, 1.0))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -307,7 +285,7 @@ def test_missing_barriers_would_show(kernels):
         "from koopcore.backends.protocol import Snapshots\n"
         f"cuda = emulated_cuda.load('_cuda_emulated', Path({kernels.__file__!r}))\n"
         "native = emulated_cuda.backend(cuda)\n"
-        "from koopcore.backends import native_cuda_plan\n"
+        "from koopcore.backends.native_cuda import plan as native_cuda_plan\n"
         "native_cuda_plan.ONE_PASS_SIZE = 0\n"
         "arrays.memory = arrays.any_memory = emulated_cuda.host_memory\n"
         "arrays.where = lambda array: 'CUDA device 0'\n"

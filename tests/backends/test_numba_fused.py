@@ -8,14 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from koopcore.backends import reference
-from koopcore.backends.numba import backend as numba_cpu
 from koopcore.backends.numba import spread as spreading
 from koopcore.backends.numba import views
+from koopcore.backends.numba.backend import NumbaCpu
 from koopcore.backends.numba.simd import WIDTH
 from koopcore.backends.protocol import Ahead, FeatureSolved, Projection, Snapshots
+from koopcore.backends.reference import Reference
 from koopcore.fitted.feature import FeatureFit, feature_stops
 from koopcore.partition.partition import Partition
+
+numba_cpu = NumbaCpu()
+
+
+reference = Reference()
+
 
 SOLVED = 1e-6  # condition numbers up to 1e4 here, squared in the moments: 1e8 times 1e-16, and a
 #                hundredfold for the triangular solves and the rollout

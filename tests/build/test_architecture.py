@@ -124,7 +124,7 @@ def test_backends_is_callable_however_its_package_was_imported_first(
     before: str, tmp_path: Path
 ) -> None:
     # koopcore.backends is a package, and the public function of the same name.
-    code = f"import koopcore as kc\n{before}\nassert kc.backends()"
+    code = f"import koopcore as kc\n{before}\nassert kc.available_backends()"
     assert run_python(code, tmp_path) == ""
 
 

@@ -18,8 +18,9 @@ STARTING = 60.0
 
 PRELOADED = (
     "koopcore.learning.workers.asynchronous",
-    "koopcore.learning.workers.ranks",  # not there without torch
-    "koopcore.backends.native_cpu",  # not there in a pure Python install
+    "koopcore.learning.workers.ranks",  # cannot be imported without torch
+    "koopcore._native._cpu",  # nor this in a pure Python install
+    "koopcore.backends.native_cpu",
 )
 """What the fork server imports once, before any worker is forked from it.
 
