@@ -83,7 +83,8 @@ class Iterations:
         """All iterations; ``listener`` is told the best iterate every `report_every` of them."""
         start = time.perf_counter()
         for t in range(self.rules.n_iterations):
-            stopped = self._iterate(t)
+            with np.errstate(over="ignore", invalid="ignore"):  # a sum of all tells divergence
+                stopped = self._iterate(t)
             if stopped is not None:
                 self.history.stopped = stopped
                 break
@@ -162,7 +163,8 @@ class Iterations:
         if last is not None and len(self.history) <= last.number:
             k, w = squares
             self.history.add(last.value, math.sqrt(k), math.sqrt(w), last.step_k, last.step_w)
-            self.tracker.offer(last.number, last.value, k + w, last.parameters, last.rows)
+            slope = math.sqrt(k + w)
+            self.tracker.offer(last.number, last.value, slope, last.parameters, last.rows)
 
 
 def run_rank(
