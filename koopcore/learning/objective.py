@@ -92,7 +92,11 @@ def simultaneous_step(
 
 
 def exact_operator(
-    features: FloatArray, pairs: Pairs, ridge: float = 0.0, rows: slice = slice(None)
+    features: FloatArray,
+    pairs: Pairs,
+    ridge: float = 0.0,
+    rows: slice = slice(None),
+    backend: str | None = None,
 ) -> FloatArray:
     """K (h, h) = argmin F(W, ·) = (Σ ψ(x_{n+1}) ψ(x_n)ᵀ) (Σ ψ(x_n) ψ(x_n)ᵀ)⁺, or some rows of it.
 
@@ -102,7 +106,7 @@ def exact_operator(
     (singular values below about 1e-8 of the largest) are left out and not amplified.
     A row of K depends on its own features ahead only: ``rows`` is what one worker solves. Features
     are squared in units of their own, powers of two, so that none is too large or too small for it.
-    All NaN where a feature is not finite.
+    All NaN where a feature is not finite. backend: of the engine; None: as KOOPCORE_BACKEND says.
     Cost: 4 N h² flops and one h³ factorization. Source: variable projection, Golub & Pereyra 1973.
     """
     unit = power_of_two(features)
@@ -111,7 +115,9 @@ def exact_operator(
     now, ahead = features[pairs.current] / unit, features[pairs.following, rows] / unit[rows]
     gram = now.T @ now
     start = np.zeros((1, len(gram)))
-    whitened = backend_for("cpu").project(gram[None], gram[None], start, None, ridge, False)
+    whitened = backend_for("cpu", backend).project(
+        gram[None], gram[None], start, None, ridge, False
+    )
     whitener: FloatArray = whitened.whitener[0]  # V with V Vᵀ = gram⁺
     with np.errstate(over="ignore"):  # of units that are far apart
         return ((ahead.T @ now) @ whitener) @ whitener.T * (unit[rows, None] / unit)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from koopcore.backends import backend_for
 from koopcore.learning.divergence import DivergenceWarning, check_finite, check_sizes
 from koopcore.learning.estimator import SynchronousLearner, largest
 from koopcore.learning.learned_operator import LearnedOperator, check_readout, fit_readout
@@ -201,6 +202,8 @@ class DistributedLearner(ParallelLearner, SynchronousLearner):
             self.step_w,
             self.track,
             self.ridge,
+            # The caller's choice: processes from a fork server have the environment it started in.
+            backend_for("cpu").name if self.k_step == "exact" else None,
             self.report_every,
         )
 

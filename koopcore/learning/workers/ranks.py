@@ -39,6 +39,7 @@ class Rules(NamedTuple):
     step_w: StepW
     track: Criterion
     ridge: float
+    engine: str | None  # the backend that exact steps use; None where there are none
     report_every: int
 
 
@@ -141,7 +142,10 @@ class Iterations:
         """
         share = self.share
         if self._exact:
-            share.rows = exact_operator(features, share.data, self.rules.ridge, share.place)
+            rules = self.rules
+            share.rows = exact_operator(
+                features, share.data, rules.ridge, share.place, rules.engine
+            )
             error = share.errors(features)
             return error, error, np.zeros_like(share.rows), math.nan
         error = share.errors(features)
