@@ -16,7 +16,7 @@ from koopcore.backends.protocol import Snapshots
 from koopcore.lab.studies.peers.powers import summed
 from koopcore.partition.layout import Layout
 from koopcore.partition.partition import Partition
-from koopcore.torch_ops.endpoint import Endpoint
+from koopcore.torch_ops import Endpoint
 
 REPEATS = 7  # timed replays; the median is reported
 CALLS = 10  # calls between two events, so that the events' own resolution does not matter

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from koopcore import spectrum
-from koopcore.learning.dictionaries.one_layer import Dictionary
+from koopcore.learning.dictionaries.protocol import Dictionary, state_features
 from koopcore.learning.trajectories import pairs
 from koopcore.types import FloatArray
+
+Readout: TypeAlias = Literal["auto", "least-squares", "state-inclusive"]
+
+_CUTOFF = 1e-9  # relative singular value below which features count as dependent
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,8 @@ class LearnedOperator:
 
     def states(self, features: FloatArray) -> FloatArray:
         """States (…, n) read out of features (…, h)."""
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # of a prediction that grew without bound
+        # A prediction that grew without bound overflows here.
+        with np.errstate(over="ignore", invalid="ignore"):
             return (features @ self.readout.T) * self.scale + self.shift
 
     def predict_features(self, x0: npt.ArrayLike, n_steps: int) -> FloatArray:
@@ -117,3 +121,38 @@ def relative(predicted: FloatArray, true: FloatArray) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         error = float(np.linalg.norm(predicted - true) / np.linalg.norm(true))
     return error if np.isfinite(error) else float("inf")
+
+
+def check_readout(readout: str, dictionary: Dictionary) -> Readout:
+    """The read-out, "auto" resolved; ValueError if the dictionary cannot have it."""
+    if readout not in ("auto", "least-squares", "state-inclusive"):
+        raise ValueError(
+            f"readout is {readout!r}; 'auto', 'least-squares' or 'state-inclusive' is needed"
+        )
+    inclusive = state_features(dictionary) is not None
+    if readout == "state-inclusive" and not inclusive:
+        raise ValueError(
+            "readout='state-inclusive' needs the state among the features; wrap the dictionary "
+            f"(of every block) as StateInclusive(...), not {dictionary!r}"
+        )
+    if readout == "least-squares" or not inclusive:
+        return "least-squares"
+    return "state-inclusive"
+
+
+def fit_readout(
+    dictionary: Dictionary, features: FloatArray, states: FloatArray, readout: Readout
+) -> FloatArray:
+    """C (n, h): ones at the states' own features, or least squares of states on features.
+
+    Least squares leaves out directions of the features below 1e-9 of the strongest: nearly
+    collinear features would be read with huge weights of both signs, which a prediction's small
+    errors do not survive.
+    """
+    places = state_features(dictionary) if readout == "state-inclusive" else None
+    if places is not None:
+        selection = np.zeros((dictionary.n_states, dictionary.n_features))
+        selection[np.arange(len(places)), places] = 1.0
+        return selection
+    solution = np.linalg.lstsq(features, states, rcond=_CUTOFF)[0]
+    return np.ascontiguousarray(solution.T)

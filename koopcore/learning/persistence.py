@@ -13,7 +13,8 @@ import numpy as np
 from koopcore.learning.dictionaries.blocks import Blocks
 from koopcore.learning.dictionaries.fixed import Monomials, RadialBasis
 from koopcore.learning.dictionaries.layered import Layered
-from koopcore.learning.dictionaries.one_layer import Dictionary, OneLayer
+from koopcore.learning.dictionaries.one_layer import OneLayer
+from koopcore.learning.dictionaries.protocol import Dictionary
 from koopcore.learning.dictionaries.state_inclusive import StateInclusive
 from koopcore.learning.learned_operator import LearnedOperator
 from koopcore.types import FloatArray

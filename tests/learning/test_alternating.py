@@ -22,9 +22,8 @@ from koopcore.learning import (
     prediction_errors,
     simultaneous_step,
 )
-from koopcore.learning.exact_step import exact_operator
-from koopcore.learning.objective import gradient
-from koopcore.learning.safe_step import joint_lipschitz
+from koopcore.learning.objective import exact_operator, gradient
+from koopcore.learning.step_sizes import joint_lipschitz
 from koopcore.learning.trajectories import pairs
 
 

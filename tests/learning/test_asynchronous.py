@@ -22,7 +22,7 @@ from koopcore.learning import (
 )
 from koopcore.learning.objective import gradient
 from koopcore.learning.trajectories import pairs
-from koopcore.learning.workers.mailbox import FINAL, Mailbox, PeerLost
+from koopcore.learning.workers.messages import FINAL, Mailbox, PeerLost
 
 STATES = trajectory(0.02, 80)
 SCALED = (STATES - STATES.mean(axis=0)) / STATES.std(axis=0)

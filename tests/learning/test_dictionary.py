@@ -162,7 +162,7 @@ def test_a_torch_dictionary_starts_from_its_module_and_leaves_it_alone() -> None
     ("make", "message"),
     [
         (lambda: OneLayer(2, 3, "relu"), r"activation is 'relu'; one of 'tanh', 'logistic'"),
-        (lambda: OneLayer(0, 3), "n_states is 0; at least 1"),
+        (lambda: OneLayer(0, 3), "n_states is 0; a whole number >= 1"),
         (lambda: Layered(2, ()), "widths is empty"),
         (lambda: Layered(2, (3, 0)), r"widths\[1\] is 0"),
         (lambda: Monomials(2, 0), "degree is 0"),

@@ -30,7 +30,7 @@ from koopcore.learning import (
     simultaneous_step,
 )
 from koopcore.learning.trajectories import pairs
-from koopcore.learning.workers.share import divide, share
+from koopcore.learning.workers.share import divide
 
 STATES = trajectory(0.02, 120)
 SCALED = (STATES - STATES.mean(axis=0)) / STATES.std(axis=0)
@@ -98,7 +98,7 @@ def test_a_rank_holds_its_own_states_only() -> None:
     division = divide(UNEQUAL, 3)
     assert division.runs == ((0, 1), (2,), (3,))
     theta, k = np.arange(float(UNEQUAL.n_parameters)), np.eye(UNEQUAL.n_features)
-    mine = share(division, 1, data, theta, k)
+    mine = division.shares(data, theta, k)[1]
     np.testing.assert_array_equal(mine.data.states, SCALED[:, [1, 2, 5]])
     assert mine.rows.shape == (5, UNEQUAL.n_features)
     np.testing.assert_array_equal(mine.parameters, theta[division.parameter_slices()[1]])

@@ -10,9 +10,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from koopcore.files import write_whole
 from koopcore.lab.bench.machine import describe
 from koopcore.lab.bench.study import Row, Size, Study
-from koopcore.lab.demo.command import write_whole
 
 _NULL = {"x": math.nan, "pace": math.nan, "error": math.nan, "bound": math.inf}
 """What null stands for: JSON has neither NaN nor infinity."""

@@ -7,11 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from koopcore.files import write_whole
 from koopcore.lab.bench.measure import run_study
 from koopcore.lab.bench.report import change_table, html, picture, study_table, troubles
 from koopcore.lab.bench.results import TOLERANCE, Change, Results, compare, load, rows_of
 from koopcore.lab.bench.study import Size
-from koopcore.lab.demo.command import write_whole
 from koopcore.lab.studies.catalogue import studies
 
 SECONDS = {Size.full: 0.6, Size.quick: 0.05}  # of timing per case

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from koopcore.learning.dictionaries.one_layer import Dictionary, Pullback
+from koopcore.learning.dictionaries.protocol import Dictionary, Pullback, batched, state_features
 from koopcore.types import FloatArray
 
 
@@ -31,8 +31,8 @@ class Blocks:
         if not self.dictionaries:
             raise ValueError("dictionaries is empty; one per block is needed")
         sizes = [d.n_states for d in self.dictionaries]
-        given = self.states or [range(a, b) for a, b in pairwise(accumulate(sizes, initial=0))]
-        parts = tuple(tuple(int(i) for i in part) for part in given)
+        runs = self.states or [range(a, b) for a, b in pairwise(accumulate(sizes, initial=0))]
+        parts = tuple(tuple(int(i) for i in part) for part in runs)
         object.__setattr__(self, "states", parts)
         check_cover(parts, sizes)
 
@@ -56,9 +56,22 @@ class Blocks:
         """Where each block's parameters stand in θ."""
         return _slices([d.n_parameters for d in self.dictionaries])
 
-    def subset(self, chosen: Sequence[int]) -> Blocks:
-        """The chosen blocks alone, on the states they name, renumbered in that order."""
-        return Blocks(tuple(self.dictionaries[b] for b in chosen))
+    def state_features(self) -> list[int] | None:
+        """Where every state stands in ψ, if every block contains its states."""
+        places = [0] * self.n_states
+        for dictionary, states, block in zip(
+            self.dictionaries, self.states, self.feature_slices(), strict=True
+        ):
+            features = state_features(dictionary)
+            if features is None:
+                return None
+            for state, feature in zip(states, features, strict=True):
+                places[state] = block.start + feature
+        return places
+
+    def subset(self, blocks: Sequence[int]) -> Blocks:
+        """Some blocks alone, on the states they name, renumbered in that order."""
+        return Blocks(tuple(self.dictionaries[b] for b in blocks))
 
     def initial(self, rng: np.random.Generator) -> FloatArray:
         return np.concatenate([d.initial(rng) for d in self.dictionaries])
@@ -68,11 +81,11 @@ class Blocks:
 
     def linearized(self, parameters: FloatArray, states: FloatArray) -> tuple[FloatArray, Pullback]:
         first = self.dictionaries[0]
-        if getattr(first, "batched", False) and all(d == first for d in self.dictionaries):
+        if batched(first) and all(d == first for d in self.dictionaries):
             return self._batched(first, parameters, states)
         runs = [
-            d.linearized(parameters[own], states[:, list(part)])
-            for d, own, part in zip(
+            d.linearized(parameters[place], states[:, list(part)])
+            for d, place, part in zip(
                 self.dictionaries, self.parameter_slices(), self.states, strict=True
             )
         ]

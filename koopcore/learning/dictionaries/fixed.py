@@ -8,7 +8,8 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 
-from koopcore.learning.dictionaries.one_layer import Pullback, at_least_one
+from koopcore.learning.checks import whole
+from koopcore.learning.dictionaries.protocol import Pullback
 from koopcore.types import FloatArray
 
 
@@ -43,7 +44,8 @@ class Monomials(_Fixed):
     constant: bool = False
 
     def __post_init__(self) -> None:
-        at_least_one(n_states=self.n_states, degree=self.degree)
+        whole("n_states", self.n_states)
+        whole("degree", self.degree)
 
     @property
     def n_features(self) -> int:
@@ -57,6 +59,11 @@ class Monomials(_Fixed):
             for total in range(lowest, self.degree + 1)
             for factors in combinations_with_replacement(range(self.n_states), total)
         ]
+
+    def state_features(self) -> list[int]:
+        """The monomials of degree one."""
+        first = int(self.constant)
+        return list(range(first, first + self.n_states))
 
     def features(self, parameters: FloatArray, states: FloatArray) -> FloatArray:
         columns: dict[tuple[int, ...], FloatArray] = {(): np.ones(len(states))}

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from koopcore.learning.checks import whole
 from koopcore.learning.dictionaries.activations import activation
-from koopcore.learning.dictionaries.one_layer import Pullback, at_least_one
+from koopcore.learning.dictionaries.protocol import Pullback
 from koopcore.types import FloatArray
 
 
@@ -37,9 +38,9 @@ class Layered:
         activation(self.activation)
         if not self.widths:
             raise ValueError("widths is empty; at least one layer is needed, such as (15, 15, 15)")
-        at_least_one(
-            n_states=self.n_states, **{f"widths[{i}]": w for i, w in enumerate(self.widths)}
-        )
+        whole("n_states", self.n_states)
+        for layer, width in enumerate(self.widths):
+            whole(f"widths[{layer}]", width)
 
     @property
     def n_features(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from koopcore.learning.dictionaries.one_layer import Pullback
+from koopcore.learning.dictionaries.protocol import Pullback
 from koopcore.types import FloatArray
 
 
