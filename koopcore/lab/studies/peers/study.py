@@ -58,7 +58,7 @@ LOADS = ("W1", "W2", "W3", "network", "small")
 FEWEST = 10  # groups that a peer does
 CHECKED = 40  # of them, at most
 SLACK = 3.0  # times the error of least squares: other models of the same data may err by so much
-BLOCK = 4 << 20  # bytes of a block's differences in float64: what was fastest of 1 to 16 MiB
+BLOCK = 2 << 20  # bytes of differences in float64: what was fastest of 1 to 16 MiB
 
 
 class Peer(NamedTuple):
