@@ -61,16 +61,17 @@ class Hooks:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._pending = True
-        self._gradients = has_gradient(optimizer)
+        closure = any(value is not None for value in (*args[1:], *kwargs.values()))
+        self._gradients = closure or has_gradient(optimizer)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._pending:
             return
         self._pending = False
-        # A closure has made the gradients during the step.
-        if not (self._gradients or has_gradient(optimizer)) or overflowed(optimizer):
+        present = has_gradient(optimizer)  # or cleared already by another hook
+        if not (self._gradients or present) or overflowed(optimizer):
             return
-        if (self._first or resting(optimizer)) and not moves(optimizer):
+        if present and (self._first or resting(optimizer)) and not moves(optimizer):
             return
         self._first = False
         self._stepped()
@@ -86,15 +87,11 @@ class OnLoad:
         self._loaded()
 
     def __deepcopy__(self, memo: object) -> Callable[..., None]:
-        return _nothing()
+        return nullcontext().__exit__
 
-    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         # Of the standard library, so that a pickled model can be read where koopcore is not.
-        return getattr, (nullcontext(), "__exit__")  # type: ignore[return-value]
-
-
-def _nothing() -> Callable[..., None]:
-    return nullcontext().__exit__
+        return getattr, (nullcontext(), "__exit__")
 
 
 def attached(optimizer: torch.optim.Optimizer) -> bool:

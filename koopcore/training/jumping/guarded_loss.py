@@ -207,7 +207,7 @@ def scalar(value: Any) -> float:
                 f"the loss returned a {value.dtype} tensor of shape {tuple(value.shape)}; "
                 "return one real number (reduce with .mean())"
             )
-        return float(value)
+        return float(value.detach())
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise TypeError(
             f"the loss returned {type(value).__name__}; return a float or a tensor of one element"
