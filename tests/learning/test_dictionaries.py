@@ -175,8 +175,75 @@ def test_a_torch_dictionary_starts_from_its_module_and_leaves_it_alone() -> None
         (lambda: Blocks((OneLayer(1, 2),) * 2, ((0,), (2,))), r"missing \[1\]"),
         (lambda: Blocks((OneLayer(2, 2),), ((0,),)), "block 0 has states .* takes 2"),
         (lambda: TorchDictionary(torch.nn.Flatten(0), 3), r"\(2, n_features\) is needed"),
+        (lambda: OneLayer(2, 3, scale=-1.0), "scale is -1.0"),
+        (lambda: Layered(2, (3,), bias=np.nan), "bias is nan"),
+        (lambda: Monomials(1000, 9), "make more than 1000000 monomials; lower the degree"),
+        (lambda: Monomials(10**9, 10**9), "make more than 1000000 monomials"),
     ],
 )
 def test_a_dictionary_that_cannot_be_says_why(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+class Complex(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.complex(x, x)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OneLayer(2.0, 3), "n_states is 2.0; a whole number"),
+        (lambda: OneLayer(2, 3, ["tanh"]), "activation is"),
+        (lambda: Layered(2, (3, True)), r"widths\[1\] is True"),
+        (lambda: Monomials(2, 2.5), "degree is 2.5"),
+        (lambda: Monomials(2, 2, "yes"), "constant is 'yes'; True or False"),
+        (lambda: StateInclusive(torch.nn.Linear(2, 3)), "inner is a Linear, without n_states"),
+        (lambda: Blocks((OneLayer(1, 2), 3)), r"dictionaries\[1\] is a int, without n_states"),
+        (lambda: Blocks((OneLayer(1, 2),) * 2, ((0.0,), (1,))), "a state is 0.0"),
+        (lambda: TorchDictionary(Complex(), 3), "the module makes complex numbers"),
+        (
+            lambda: TorchDictionary(torch.nn.Linear(2, 3, dtype=torch.complex128), 2),
+            "the module has complex parameters",
+        ),
+    ],
+)
+def test_settings_of_another_type_are_named(make: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+class Negating(torch.nn.Module):
+    """Its outputs, and the gradients of its weight, come with a pending negation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([[1.0, -2.0, 0.5], [0.25, 1.0, 3.0]]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = x @ self.weight.T
+        return torch.complex(torch.zeros_like(inner), -inner).conj().imag
+
+
+def test_modules_with_a_pending_negation_are_the_modules_they_stand_for() -> None:
+    plain = torch.nn.Linear(3, 2, bias=False)
+    plain.weight.data = Negating().weight.data
+    negating, linear = TorchDictionary(Negating(), 3), TorchDictionary(plain, 3)
+    states = np.random.default_rng(0).standard_normal((5, 3))
+    theta = negating.initial(np.random.default_rng())
+    np.testing.assert_array_equal(theta, linear.initial(np.random.default_rng()))
+    features, pullback = negating.linearized(theta, states)
+    expected, expected_pullback = linear.linearized(theta, states)
+    np.testing.assert_array_equal(features, expected)
+    np.testing.assert_array_equal(negating.features(theta, states), expected)
+    np.testing.assert_allclose(pullback(features), expected_pullback(features), rtol=1e-14)
+
+
+def test_a_module_without_parameters_is_a_fixed_dictionary() -> None:
+    dictionary = TorchDictionary(torch.nn.Tanh(), 2)
+    states = np.random.default_rng(0).standard_normal((5, 2))
+    theta = dictionary.initial(np.random.default_rng())
+    features, pullback = dictionary.linearized(theta, states)
+    np.testing.assert_allclose(features, np.tanh(states), rtol=1e-15)
+    assert pullback(features).shape == theta.shape == (0,)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import numpy as np
 import pytest
 from learning_cases import rotation
@@ -9,6 +12,7 @@ from learning_cases import rotation
 from koopcore.lab.problems.van_der_pol import trajectory
 from koopcore.learning import (
     AlternatingLearner,
+    LearnedOperator,
     Monomials,
     OneLayer,
     StateInclusive,
@@ -69,3 +73,31 @@ def test_predictions_refuse_what_they_cannot_start_from() -> None:
             learner.predict(x0, steps)
     with pytest.raises(ValueError, match="'speed' is no parameter"):
         learner.set_params(speed=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"operator": np.eye(2)}, ValueError, r"operator has shape \(2, 2\), .* needs \(3, 3\)"),
+        ({"parameters": np.zeros((3, 2))}, ValueError, r"parameters has shape \(3, 2\)"),
+        ({"readout": np.full((2, 3), np.nan)}, ValueError, "readout is not finite"),
+        ({"operator": np.eye(3, dtype=np.float32)}, TypeError, "operator is no array of float64"),
+        ({"operator": np.eye(3).tolist()}, TypeError, "operator is no array of float64"),
+        ({"scale": np.array([1.0, 0.0])}, ValueError, "scale has numbers that are not > 0"),
+    ],
+)
+def test_an_operator_of_parts_that_do_not_fit_cannot_be_made(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    learned = AlternatingLearner(OneLayer(2, 3), n_iterations=2).fit(rotation()).operator_
+    with pytest.raises(error, match=message):
+        LearnedOperator(**{**vars(learned), **change})
+
+
+def test_a_start_whose_features_are_not_finite_is_refused() -> None:
+    learner = AlternatingLearner(Monomials(2, 2), k_step="exact", n_iterations=1).fit(rotation())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="x0 is so far from the data"):
+            learner.predict([1e200, 1e200], 2)
+        assert learner.score(rotation() * 1e200) == -np.inf

@@ -47,3 +47,15 @@ def test_of_closed_peers_a_mailbox_names_the_one_that_went_first() -> None:
     with pytest.raises(PeerLost, match="worker 2 closed its connection") as caught:
         box.wait("features", 10, 2, 5.0, never)
     assert (caught.value.peer, caught.value.stamp) == (2, 9)
+
+
+def test_a_peer_that_went_before_its_end_is_named_although_another_is_late() -> None:
+    box = Mailbox([0, 2])
+    box.put("features", 0, 7, np.zeros((1, 1)))  # too old, but only because worker 2 went
+    box.put("features", 2, 9, np.zeros((1, 1)))
+    box.close(2)
+    with pytest.raises(PeerLost, match="worker 2 closed its connection"):
+        box.wait("features", 10, 2, 5.0, never)
+    box.put("features", 2, FINAL, np.zeros((1, 1)))  # nothing more was to come from it
+    with pytest.raises(PeerLost, match="no features .* from worker 0"):
+        box.wait("features", 10, 2, 0.1, lambda: None)

@@ -29,15 +29,17 @@ class TorchDictionary:
     def __init__(self, module: torch.nn.Module, n_states: int) -> None:
         self.module = copy.deepcopy(module).double().cpu()
         self.n_states = whole("n_states", n_states)
+        if any(p.is_complex() for p in self.module.parameters()):
+            raise TypeError("the module has complex parameters; use real and imaginary parts")
         with torch.no_grad():
             outputs = self.module(torch.zeros(2, self.n_states, dtype=torch.float64))
+        if outputs.is_complex():
+            raise TypeError("the module makes complex numbers; use real and imaginary parts")
         shape = tuple(outputs.shape)
         if len(shape) != 2 or shape[0] != 2 or not shape[1]:
             raise ValueError(
                 f"the module takes (2, {n_states}) to {shape}; (2, n_features) is needed"
             )
-        if outputs.is_complex() or any(p.is_complex() for p in self.module.parameters()):
-            raise TypeError("the module has complex numbers; use their real and imaginary parts")
         self.n_features = int(shape[1])
         self._shapes = {name: p.shape for name, p in self.module.named_parameters()}
         self.n_parameters = sum(shape.numel() for shape in self._shapes.values())

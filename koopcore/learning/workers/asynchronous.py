@@ -6,6 +6,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from multiprocessing.connection import Connection, Listener
 from typing import NamedTuple
@@ -200,6 +201,10 @@ def run_worker(
         # Others may still be on their way: what they lost is repeated until the pipe is closed.
         while not pipe.poll(0.05):
             transport.repeat()
+    # Nor does a worker that failed close its connections before all were heard: the others would
+    # take it for the one that went first.
+    with suppress(OSError):
+        pipe.poll(None)
     transport.close()
 
 
