@@ -73,12 +73,27 @@ def breakdown_tolerance(n: int) -> float:
 
 
 def rank_tolerance(n: int) -> float:
-    """2 u·max(n, 16): diagonal pivoting stops below this share of the largest diagonal.
+    """2 u·max(n, 16) = ε max(n, 16): what counts as zero, as a share of the largest.
 
-    Twice LAPACK's pstrf rule, and not less for tiny matrices: their entries are sums of many
-    products too. 4 n·u loses directions of long float32 windows that orthogonal methods keep.
+    Of the squares of scaled columns, where diagonal pivoting stops: twice LAPACK's pstrf rule, and
+    not less for tiny matrices, whose entries are sums of many products too. 4 n·u loses directions
+    of long float32 windows that orthogonal methods keep. And of singular values of F itself, as
+    NumPy's matrix_rank has it.
     """
     return 2.0 * max(n, 16) * 2.0**-53
+
+
+SQUARES = 2.0**-800, 2.0**1000
+"""‖F‖² between these: squares keep the last digit that counts, and their sums do not overflow."""
+
+
+def near_cut_off(n: int) -> float:
+    """A column's squared distance from the columns before it, below this share of ‖F‖², is small.
+
+    Such a group is sent to `project`, which looks at singular values: one of them may be below
+    `rank_tolerance`. 256 times that, as a distance is only an upper bound of the smallest of them.
+    """
+    return n * (256.0 * rank_tolerance(n)) ** 2
 
 
 def packed_size(n: int) -> int:

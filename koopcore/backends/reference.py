@@ -21,11 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore.backends.protocol import (
+    SQUARES,
     WEIGHT_LIMIT,
     Companion,
     Projection,
     Snapshots,
     breakdown_tolerance,
+    near_cut_off,
     packed_size,
     rank_tolerance,
     unpack,
@@ -34,6 +36,7 @@ from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
 
 STAGES = ("gram", "feature_gram", "solve", "project", "rollout", "rollout_dense", "combine")
+PIVOT_RANGE = 0.25  # of the largest: diagonals scaled by powers of two are within this
 DIRECT_STEPS = 1024  # beyond this horizon a rollout squares its operator instead of stepping
 
 
@@ -95,6 +98,9 @@ def unreflect(rows: npt.NDArray[Any], last: npt.NDArray[Any]) -> FloatArray:
 def solve(gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
     """The companion coefficients of every group from one Cholesky factorization in time order.
 
+    A group that breaks down has a rank below the number of columns; so has one that is too large or
+    too small for squares, or too near the cut-off for a look at the pivots alone.
+
     The leading blocks of L belong to the shorter windows, and row k of L is already the forward
     substitution of snapshot k: the held-out fit costs one more back substitution, no factorization.
     """
@@ -110,8 +116,14 @@ def solve(gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
     )
     for group in range(groups):
         full = unpack(gram[group], n)
-        scale = power_of_two_scale(np.diag(full)[first:])
+        squares = np.diag(full)[first:]
+        scale = power_of_two_scale(squares)
         factor, rank = cholesky(full[first:, first:] * scale * scale[:, None], columns)
+        total = squares[:-1].sum()
+        distances = (np.diag(factor)[:columns] / scale[:columns]) ** 2
+        small = distances <= near_cut_off(columns) * total
+        if not SQUARES[0] < total < SQUARES[1] or squares[-1] > SQUARES[1] or small.any():
+            rank = min(rank, columns - 1)
         result.rank[group] = rank
         if rank < columns:
             continue
@@ -165,8 +177,8 @@ def project(
 ) -> Projection:
     """K = Vᵀ H V and z = Vᵀ g with V Vᵀ = A⁺, for A = FᵀF, H = FᵀF', g = Fᵀf (or FFᵀ, F'Fᵀ, f).
 
-    ``raw`` says that A is in the basis [x_1, d_1, …] and that ``rank`` counts singular values of
-    [x_1, x_2, …], as in dynamic mode decomposition.
+    ``raw`` says that F stands in the basis [x_1, d_1 …] of its columns x_1, x_2 …. Rank and
+    pseudo-inverse are those of the x_k then, and of F as it is given otherwise: see `whiten`.
     """
     whitened = [whiten(matrix, rank, ridge, raw) for matrix in a]
     width = max((v.shape[1] for v, _ in whitened), default=0)
@@ -187,52 +199,69 @@ def project(
 def whiten(a: FloatArray, keep: int | None, ridge: float, raw: bool) -> tuple[FloatArray, float]:
     """V (N, r) with V Vᵀ = A⁺, or (A + ridge·D)⁻¹ with D = mean diagonal, and cond(F).
 
-    By diagonal pivoting, which finds the rank. A ridge leaves nothing deficient: V = L⁻ᵀ from
+    Without a ridge by diagonal pivoting, which finds the rank, and by the singular values of F from
+    the factor, which are cut off: `truncate`. A ridge leaves nothing deficient: V = L⁻ᵀ from
     A = L Lᵀ in natural order then, unless that breaks down.
     """
     scale = power_of_two_scale(np.diag(a))
     scaled = a * scale * scale[:, None]
     scaled[np.diag_indices_from(scaled)] += ridge * np.trace(scaled) / max(len(a), 1)
     factor, rank = cholesky(scaled, len(scaled)) if ridge > 0.0 else (scaled, -1)
-    if rank == len(scaled):
-        order = np.arange(rank)
-    else:
-        factor, order = pivoted_cholesky(scaled)
+    natural = rank == len(scaled)
+    order = np.arange(rank)
+    if not natural:
+        factor, order = pivoted_cholesky(scaled, scale)
     pivots = np.diag(factor)
     condition = pivots.max() / pivots.min() if pivots.size else np.inf
-    if keep is not None and keep < factor.shape[1]:
-        lower = np.zeros_like(factor)
-        lower[order] = factor
-        return truncate(lower / scale[:, None], keep, raw), condition
-    if rank == len(scaled):
-        v = np.linalg.inv(factor).T
-    else:
-        v = np.zeros_like(factor)
-        unit = factor / pivots  # L = unit·D: the pivoting leaves ``unit`` well conditioned
-        v[order] = np.linalg.solve(unit.T @ unit, unit.T).T / pivots  # L (LᵀL)⁻¹  (Courrieu 2005)
-    return v * scale[:, None], condition
+    if natural and (keep is None or keep >= rank):
+        return np.linalg.inv(factor).T * scale[:, None], condition
+    lower = np.zeros_like(factor)
+    lower[order] = factor
+    return truncate(lower, scale, keep, raw), condition
 
 
-def truncate(lower: FloatArray, rank: int, raw: bool) -> FloatArray:
-    """V (N, rank) from the leading singular values of F, given F = Q Lᵀ with orthonormal Q."""
-    r = lower.T.copy()  # (r, N)
-    if raw:  # [x_1, x_2, …] = [x_1, d_1, …] W⁻¹ with W⁻¹ the upper triangle of ones
-        r = np.cumsum(r, axis=1)
-    _, sigma, right = np.linalg.svd(r, full_matrices=False)
-    v = right[:rank].T / sigma[:rank]
-    return np.cumsum(v[::-1], axis=0)[::-1] if raw else v
+def truncate(lower: FloatArray, scale: FloatArray, keep: int | None, raw: bool) -> FloatArray:
+    """V (N, r) = the leading right singular vectors of F over their values, from F S = Q Lᵀ.
+
+    Q has orthonormal columns. Values up to `rank_tolerance` of the largest are rounding and count
+    as zero. Where ``raw``, singular vectors are those of [x_1, x_2, …], for F in [x_1, d_1, …].
+    """
+    if 0 in lower.shape:
+        return lower
+    columns = lower / scale[:, None]
+    if raw:  # x_k = x_1 + d_1 + … + d_{k-1}
+        columns = np.cumsum(columns, axis=0)
+    right, sigma, left = np.linalg.svd(columns, full_matrices=False)
+    rank = int((sigma > rank_tolerance(len(lower)) * sigma[0]).sum())
+    rank = rank if keep is None else min(rank, keep)
+    v, u = right[:, :rank] / sigma[:rank], left[:rank].T
+    if raw:
+        v = np.cumsum(v[::-1], axis=0)[::-1]
+    # F v = Q u holds to the condition number of F; one correction in the scaled columns, which is
+    # what the Gram matrix was factored in, makes it hold to theirs.
+    v /= scale[:, None]
+    q, t = np.linalg.qr(lower)
+    v += q @ np.linalg.inv(t).T @ (u - lower.T @ v)
+    return v * scale[:, None]
 
 
-def pivoted_cholesky(a: FloatArray) -> tuple[FloatArray, IntArray]:
-    """Diagonally pivoted a[p, p] = L Lᵀ, L (N, rank) lower trapezoidal, stopped at the noise."""
+def pivoted_cholesky(a: FloatArray, scale: FloatArray) -> tuple[FloatArray, IntArray]:
+    """Diagonally pivoted a[p, p] = L Lᵀ, L (N, rank) lower trapezoidal, stopped at the noise.
+
+    ``a`` is scaled to diagonals near 1. Of the pivots within `PIVOT_RANGE` of the largest, any of
+    which finds the rank, the one that is largest without the scale comes first: a small pivot has
+    rounding in the rows below, which must not be those of far larger columns.
+    """
     n = len(a)
     factor, order = np.zeros((n, n)), np.arange(n)
     rest = np.diag(a).copy()
     tolerance = rank_tolerance(n) * (rest.max() if n else 0.0)
     for k in range(n):
-        j = k + int(np.argmax(rest[k:]))
-        if not rest[j] > tolerance:
+        largest = rest[k:].max()
+        if not largest > tolerance:
             return factor[:, :k], order
+        near = rest[k:] > max(PIVOT_RANGE * largest, tolerance)
+        j = k + int(np.argmax(np.where(near, np.sqrt(rest[k:] * near) / scale[order[k:]], 0.0)))
         order[[k, j]], rest[[k, j]], factor[[k, j]] = order[[j, k]], rest[[j, k]], factor[[j, k]]
         factor[k, k] = np.sqrt(rest[k])
         below = a[order[k + 1 :], order[k]] - factor[k + 1 :, :k] @ factor[k, :k]
