@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from koopcore.backends import backends as backends
+    from koopcore.backends import available_backends as available_backends
     from koopcore.operators import KoopmanOperators as KoopmanOperators
     from koopcore.operators import fit as fit
     from koopcore.partition.layout import Layout as Layout
@@ -24,7 +24,7 @@ _HOME = {
     "Layout": "koopcore.partition.layout",
     "Partition": "koopcore.partition.partition",
     "attach": "koopcore.training",
-    "backends": "koopcore",
+    "available_backends": "koopcore.backends",
     "fit": "koopcore.operators",
 }
 
@@ -34,7 +34,7 @@ __all__ = [
     "Partition",
     "__version__",
     "attach",
-    "backends",
+    "available_backends",
     "fit",
 ]
 
@@ -42,9 +42,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'koopcore' has no attribute {name!r}")
-    if name == "backends":
-        # The package of that name, which can be called: any import of it binds the name anyway.
-        return import_module("koopcore.backends")
     try:
         value = getattr(import_module(_HOME[name]), name)
     except ModuleNotFoundError as error:

@@ -20,7 +20,7 @@ def report() -> str:
         *(f"  {line}" for line in _built()),
         "",
         f"runs here: {_threads()}, {_instruction_set()}",
-        *(f"  {line}" for line in _backends(koopcore.backends())),
+        *(f"  {line}" for line in _backends(koopcore.available_backends())),
     ]
     return "\n".join(lines)
 
@@ -64,24 +64,13 @@ def _built() -> list[str]:
 
 
 def _backends(found: list[Any]) -> list[str]:
-    """Per device: the backend of each stage, then every backend and what is the matter with it."""
+    """Per device the backend that runs, then every backend and what is the matter with it."""
     lines = []
     for device in dict.fromkeys(backend.device for backend in found):
-        own = [backend for backend in found if backend.device == device]
-        chosen: dict[str, str] = {}
-        for backend in own:
-            for stage in backend.stages:
-                chosen.setdefault(stage, backend.name)
-        lines.append(f"{device}: " + (_grouped(chosen) or "nothing"))
-        for backend in own:
+        here = [backend for backend in found if backend.device == device]
+        running = next((backend.name for backend in here if backend.available), "nothing")
+        lines.append(f"{device}: {running}")
+        for backend in here:
             state = "available" if backend.available else f"not available: {backend.reason}"
             lines.append(f"  {backend.name:12} {state}")
     return lines
-
-
-def _grouped(chosen: dict[str, str]) -> str:
-    """``gram, solve by native_cpu; combine by numba_cpu`` from stage to backend."""
-    parts = []
-    for name in dict.fromkeys(chosen.values()):
-        parts.append(f"{', '.join(s for s, by in chosen.items() if by == name)} by {name}")
-    return "; ".join(parts)

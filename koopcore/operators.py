@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore import arrays, checks
-from koopcore.backends import chosen
-from koopcore.backends.protocol import Ahead, Snapshots
+from koopcore.backends import backend_for
+from koopcore.backends.protocol import Backend, Snapshots
 from koopcore.fitted import DeferredFit, Fitted
 from koopcore.fitted.fitting import Recipe, fit_groups
 from koopcore.partition.partition import Partition
@@ -49,7 +49,7 @@ def fit(
     rank: keep the leading ``rank`` singular values of F (as in dynamic mode decomposition);
         None: the numerical rank. Groups of fewer parameters use what they have.
     ridge: Tikhonov parameter relative to the mean diagonal of the scaled Gram matrix, >= 0.
-    backend: a name of `koopcore.backends()`; None takes the first that is available.
+    backend: a name of `koopcore.available_backends()`; None takes the first that runs here.
     order: rows of ``snapshots`` in time order, for a ring buffer; None: all rows in turn.
     horizon: what `predict` will be asked first, if it is known. Small groups are then predicted
         while the fit has them in the cache, and the snapshots are read from memory once instead
@@ -69,22 +69,13 @@ def fit(
     seen = arrays.view(snapshots, "snapshots")
     rows = checks.window_order(seen.array.shape, order)
     checks.check_fit(len(rows), seen.array.shape[1], part, model, rank, ridge)
-    on = chosen(seen.device, backend)
+    on = backend_for(seen.device, backend)
+    horizons = None if horizon is None else checks.check_horizons(horizon)[0]
     window = Snapshots(seen.array, rows)
-    recipe = Recipe(model, None if rank is None else int(rank), float(ridge), on)
-    ahead = None
-    if horizon is not None:
-        horizons, _ = checks.check_horizons(horizon)
-        ahead = Ahead(horizons, arrays.empty((len(horizons), part.size), like=seen.array))
-        if part.n_parameters < part.size:
-            ahead.out[:] = seen.array[rows[-1]]
-    fits = fit_groups(window, part, recipe, ahead)
-    operators = KoopmanOperators(window, part, fits, seen.restore, on, ahead)
-    if ahead is not None and sum(len(fit.groups) for fit in fits) < part.n_groups:
-        for group in np.flatnonzero(operators.status != GOOD):
-            columns = part.indices(int(group))
-            ahead.out[:, columns] = seen.array[rows[-1], columns]
-    return operators
+    recipe = Recipe(model, None if rank is None else int(rank), float(ridge))
+    fits, endpoints = fit_groups(window, part, recipe, on, horizons)
+    ahead = None if horizons is None else (horizons, endpoints)
+    return KoopmanOperators(window, part, fits, seen.restore, on, ahead)
 
 
 class KoopmanOperators:
@@ -104,8 +95,8 @@ class KoopmanOperators:
         part: Partition,
         fits: list[Fitted | DeferredFit],
         restore: Callable[[npt.NDArray[Any]], Any],
-        backend: str | None,
-        ahead: Ahead | None = None,
+        backend: Backend,
+        ahead: tuple[list[int], Any] | None = None,
     ) -> None:
         self.partition = part
         self._snapshots = snapshots
@@ -126,8 +117,8 @@ class KoopmanOperators:
         for all horizons together. Not for horizons far beyond the window: see `hindcast_error`.
         """
         horizons, single = checks.check_horizons(horizon)
-        if self._ahead is not None and self._ahead.horizons == horizons:
-            out = self._ahead.out
+        if self._ahead is not None and self._ahead[0] == horizons:
+            out = self._ahead[1]
             self._ahead = None  # the array is the caller's from now on
             return self._restore(out[0] if single else out)
         array = self._snapshots.array

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,8 @@ from types import ModuleType
 
 import numpy as np
 
-from koopcore import _native, arrays
+from koopcore import arrays
+from koopcore.backends.native_cuda.backend import NativeCuda
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.c*"))
@@ -89,22 +89,9 @@ def load(name: str, path: Path) -> ModuleType:
     return module
 
 
-def backend(cuda: ModuleType) -> ModuleType:
-    """A native_cuda of its own whose kernels are those of ``cuda``."""
-    real = sys.modules.get("koopcore._native._cuda")
-    sys.modules["koopcore._native._cuda"] = cuda
-    before = vars(_native).pop("_cuda", None)
-    _native._cuda = cuda
-    try:
-        path = ROOT / "koopcore/backends/native_cuda/backend.py"
-        return load("native_cuda_on_the_host", Path(path))
-    finally:
-        del _native._cuda
-        if before is not None:
-            _native._cuda = before
-        sys.modules.pop("koopcore._native._cuda")
-        if real is not None:
-            sys.modules["koopcore._native._cuda"] = real
+def backend(cuda: ModuleType) -> NativeCuda:
+    """The backend whose kernels are those of ``cuda``."""
+    return NativeCuda(cuda)
 
 
 def host_memory(array=None):

@@ -57,9 +57,9 @@ def _is_type_checking(node: ast.AST) -> bool:
     }
 
 
-def _imports(node: ast.AST, source: str, deferred: bool) -> Iterator[Import]:
+def _imports(node: ast.AST, source: str, deferred: bool, typing: bool) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
-        if _is_type_checking(child):
+        if _is_type_checking(child) and not typing:
             continue
         if isinstance(child, ast.Import):
             yield from (Import(source, alias.name, deferred) for alias in child.names)
@@ -71,15 +71,17 @@ def _imports(node: ast.AST, source: str, deferred: bool) -> Iterator[Import]:
                 target = f"{child.module}.{alias.name}" if is_module else child.module
                 yield Import(source, target, deferred)
         inner = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-        yield from _imports(child, source, deferred or inner)
+        yield from _imports(child, source, deferred or inner, typing)
 
 
-def package_imports() -> list[Import]:
-    """Every import in the package, but for those that only a type checker sees."""
+def package_imports(typing: bool = False) -> list[Import]:
+    """Every import in the package, those that only a type checker sees if ``typing``."""
     return [
         found
         for path in sorted(PACKAGE.rglob("*.py"))
-        for found in _imports(ast.parse(path.read_text(encoding="utf-8")), module_name(path), False)
+        for found in _imports(
+            ast.parse(path.read_text(encoding="utf-8")), module_name(path), False, typing
+        )
     ]
 
 

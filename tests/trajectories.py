@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends import backends, reference
+from koopcore.backends import available_backends
 
-CPU = [info for info in backends() if info.device == "cpu" and info.available]
+#: Names of the CPU backends that run here.
+NAMES = [info.name for info in available_backends() if info.device == "cpu" and info.available]
 
-#: Every backend that can do a whole fit by itself, and None: what a user gets, stage by stage.
-WHOLE = [None, *(info.name for info in CPU if set(reference.STAGES) <= set(info.stages))]
-
-
-def having(stage):
-    """Names of the backends here that have ``stage``; the reference has all of them."""
-    return [info.name for info in CPU if stage in info.stages]
+#: The same, and None: what a user gets.
+WHOLE = [None, *NAMES]
 
 
 def smooth(n, m, seed=0, rates=(0.5, 0.8, 0.95), offset=1.0):

@@ -1,18 +1,34 @@
-"""What passes between the engine and its backends: the snapshots, and what each stage returns."""
+"""What a backend is: its stages, what passes between them, and the tolerances that all share.
+
+A backend does three things to a window of snapshots, for all groups of a partition at once:
+
+    gram     the Gram matrix of every group                 one read of the snapshots
+    solve    rank, coefficients, diagnostics; rollout       no snapshots
+    combine  the prediction of every group                  one more read
+
+Groups of at least as many parameters as columns take ``gram``, ``solve`` (full rank) or ``project``
+(everything else), ``rollout`` or ``rollout_dense``, ``combine``. Groups of fewer parameters take
+``feature_gram``, ``project``, ``rollout_dense`` and a read-out. `Composed` (composed.py) adds the
+fused stages, made of the others, which a backend overrides where it can do better.
+
+All small matrices are float64 NumPy arrays (or stay on a device, `koopcore.arrays.Resident`).
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
 
 WEIGHT_LIMIT = 1e30
-"""A rollout whose weights grow past this is divergent: the group keeps its last snapshot."""
+"""A rollout whose weights grow past this has diverged: the group keeps its last snapshot."""
 
 
 class Snapshots(NamedTuple):
@@ -53,14 +69,203 @@ class Ahead(NamedTuple):
 
 
 class FeatureSolved(NamedTuple):
-    """Fits of groups of equal m < n - 1. With endpoints `Ahead` no operator is kept: m² numbers."""
+    """Fits of groups of equal m < n - 1; without operators where endpoints were written instead."""
 
     rank: IntArray  # (n_groups,)
     condition: FloatArray  # (n_groups,) estimate of cond(F), columns scaled to unit norm
     residual: FloatArray  # (n_groups,) ‖U f - f'‖ of the newest step; not finite: nor is the group
     hindcast: FloatArray  # (n_groups,) error of predicting x_n from x_{n-holdout}, / movement
-    projection: Projection | None
-    readout: FloatArray | None  # (n_groups, m, m) H V
+    projection: Projection | None  # None: m² numbers a group that nobody has asked for
+    readout: FloatArray | None  # (n_groups, m, r) E V
+
+
+class Backend(ABC):
+    """One implementation of the stages, for arrays of one kind of device.
+
+    In every stage ``part`` is a partition of the columns of ``snapshots.array``, and ``out``
+    (n_horizons, size) is written in the columns of the partition's groups only: values are clipped
+    to the finite numbers of its dtype, and no other column is touched. Inputs are never written
+    to. A group that fails numerically says so in its rank, condition or growth; nothing is raised
+    and no NumPy warning is issued. Results do not depend on the number of threads.
+    """
+
+    name: ClassVar[str]
+    device: ClassVar[Literal["cpu", "cuda"]]
+
+    @abstractmethod
+    def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
+        """G = BᵀB of every group, B = [x_1, d_1, …, d_{n-1}] with d_k = x_{k+1} - x_k.
+
+        Returns (n_groups, n(n+1)/2), the lower triangles packed by rows. Unit: the parameters'
+        squared. Cost: one read of the snapshots, P n² multiply-adds.
+        """
+
+    @abstractmethod
+    def feature_gram(
+        self, snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
+    ) -> FloatArray:
+        """C = FFᵀ and E = F'Fᵀ of the first ``stop`` snapshots, for groups of equal size m.
+
+        affine: of the differences; else of the snapshots in the coordinates of `reflect`.
+        Returns (n_stops, n_groups, 2, m, m). Cost: one read, 2 P m n multiply-adds.
+        """
+
+    @abstractmethod
+    def solve(self, gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
+        """Companion coefficients of every group from ``gram`` (n_groups, n(n+1)/2).
+
+        By Cholesky in time order; a group whose pivots break down has coefficients 0, a rank below
+        N and an infinite condition. holdout: snapshots that the hindcast predicts; where the
+        window is too short for one it is NaN. Cost: n³/6 + O(n²) multiply-adds per group.
+        """
+
+    @abstractmethod
+    def project(
+        self,
+        a: FloatArray,
+        h: FloatArray,
+        g: FloatArray,
+        rank: int | None,
+        ridge: float,
+        raw: bool,
+    ) -> Projection:
+        """K = Vᵀ H V and z = Vᵀ g with V Vᵀ = A⁺, or (A + ridge D)⁻¹ with D the mean diagonal.
+
+        a, h (n_groups, N, N), g (n_groups, N): FᵀF, FᵀF', Fᵀf, or FFᵀ, F'Fᵀ, f. rank: at most so
+        many leading singular values of F; None: its numerical rank. ridge: relative to the mean
+        diagonal of the equilibrated A. raw: A is in the basis [x_1, d_1, …], and ``rank`` counts
+        singular values of [x_1, x_2, …]. Cost: O(N³) per group.
+        """
+
+    @abstractmethod
+    def rollout(
+        self, coefficients: FloatArray, affine: bool, horizons: Sequence[int]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Weights w on B with x_{n+T} = B w, and the growth ‖c_T‖/‖c_1‖, of companion fits.
+
+        coefficients (n_groups, N). Returns (n_horizons, n_groups, n) and (n_horizons, n_groups).
+        Where the rollout has diverged all weights are 1 (the last snapshot) and the growth is
+        infinite. Cost: O(T n) per group up to T = 1024, O(n² log T) beyond.
+        """
+
+    @abstractmethod
+    def rollout_dense(
+        self, operator: FloatArray, start: FloatArray, affine: bool, horizons: Sequence[int]
+    ) -> tuple[FloatArray, FloatArray]:
+        """K^{T-1} z, or Σ_{j<T} Kʲ z where affine, and the growth ‖K^{T-1} z‖/‖z‖.
+
+        operator (n_groups, r, r), start (n_groups, r). Returns (n_horizons, n_groups, r) and
+        (n_horizons, n_groups); numbers that overflow are not finite. Cost: O(T r²) per group,
+        O(r³ log T) for long horizons.
+        """
+
+    @abstractmethod
+    def combine(
+        self, snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
+    ) -> None:
+        """x_{n+T} = x_n + B (w - 1) of every group, written into its columns of ``out``.
+
+        weights (n_horizons, n_groups, n). Cost: one read of the snapshots, P n multiply-adds a
+        horizon.
+        """
+
+    @abstractmethod
+    def gram_solve(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        holdout: int,
+        ahead: Ahead | None = None,
+    ) -> Companion:
+        """``solve(gram(snapshots, part), …)``, and with ``ahead`` rollout and combine of its fits.
+
+        What is written ahead for groups of less than full rank says nothing.
+        """
+
+    @abstractmethod
+    def companion_endpoint(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        coefficients: FloatArray,
+        affine: bool,
+        horizons: Sequence[int],
+        out: npt.NDArray[Any],
+    ) -> None:
+        """``combine(snapshots, part, rollout(coefficients, …)[0], out)``."""
+
+    @abstractmethod
+    def feature_fit(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        holdout: int,
+        ahead: Ahead | None = None,
+    ) -> FeatureSolved:
+        """The full-rank fit of groups of equal m < n - 1, its diagnostics and its endpoints ahead.
+
+        With ``ahead`` a backend may leave out the operators.
+        """
+
+    @abstractmethod
+    def feature_solve(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        holdout: int,
+        moments: FloatArray,
+        rank: int | None,
+        ridge: float,
+    ) -> FeatureSolved:
+        """Such a fit, with operators, of any rank and ridge, from moments taken before.
+
+        moments: `feature_gram` at `feature_stops` (composed.py); their rounding noise may be
+        zeroed. Where they are not finite, nor is the residual, and there are no operators.
+        """
+
+    @abstractmethod
+    def feature_endpoint(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        projection: Projection,
+        readout: FloatArray,
+        affine: bool,
+        horizons: Sequence[int],
+        out: npt.NDArray[Any],
+    ) -> None:
+        """rollout_dense, read-out (n_groups, m, r) and scatter of groups of equal m.
+
+        A group whose states pass WEIGHT_LIMIT keeps its last snapshot.
+        """
+
+    @abstractmethod
+    def endpoint(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        horizons: Sequence[int],
+        out: npt.NDArray[Any],
+    ) -> bool:
+        """Fit and prediction of groups with m >= n - 1 without a word from the host.
+
+        Returns False, and has written nothing, where the backend knows no such way.
+        """
+
+    @abstractmethod
+    def gather(self, snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
+        """Snapshots ``rows`` (negative: from the end) of groups of equal m.
+
+        Returns (len(rows), n_groups, m) float64.
+        """
+
+    @abstractmethod
+    def scatter(self, part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
+        """Values (n_horizons, n_groups, m) into the groups' columns of ``out``."""
 
 
 def breakdown_tolerance(n: int) -> float:
@@ -94,6 +299,11 @@ def near_cut_off(n: int) -> float:
     `rank_tolerance`. 256 times that, as a distance is only an upper bound of the smallest of them.
     """
     return n * (256.0 * rank_tolerance(n)) ** 2
+
+
+def diverged(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Where weights or whitened states (…, k) grew past WEIGHT_LIMIT, or are not numbers: (…)."""
+    return ~(np.abs(values).max(axis=-1, initial=0.0) <= WEIGHT_LIMIT)
 
 
 def packed_size(n: int) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from koopcore.backends.composed import Composed
 from koopcore.backends.protocol import (
     SQUARES,
     WEIGHT_LIMIT,
@@ -32,112 +33,12 @@ from koopcore.backends.protocol import (
     rank_tolerance,
     unpack,
 )
+from koopcore.backends.reflection import reflect
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
 
-STAGES = ("gram", "feature_gram", "solve", "project", "rollout", "rollout_dense", "combine")
 PIVOT_RANGE = 0.25  # of the largest: diagonals scaled by powers of two are within this
 DIRECT_STEPS = 1024  # beyond this horizon a rollout squares its operator instead of stepping
-
-
-def gram(snapshots: Snapshots, part: Partition) -> FloatArray:
-    """G = BᵀB of every group: (n_groups, n(n+1)/2), packed lower by rows."""
-    n = len(snapshots.order)
-    out = np.empty((part.n_groups, packed_size(n)))
-    lower = np.tril_indices(n)
-    for group in range(part.n_groups):
-        x = _window(snapshots, part, group)
-        basis = np.concatenate([x[:1], np.diff(x, axis=0)])
-        out[group] = (basis @ basis.T)[lower]
-    return out
-
-
-def feature_gram(
-    snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
-) -> FloatArray:
-    """C = FFᵀ and E = F'Fᵀ of the first ``stop`` snapshots: (n_stops, n_groups, 2, m, m), equal m.
-
-    The linear model is taken in the coordinates z = H x of `reflect`: position and motion stand in
-    different coordinates there, so that C is as well conditioned as the motion itself.
-    """
-    m = int(part.sizes[0])
-    out = np.empty((len(stops), part.n_groups, 2, m, m))
-    for group in range(part.n_groups):
-        x = _window(snapshots, part, group)
-        columns = np.diff(x, axis=0) if affine else reflect(x, x[-1])
-        for i, stop in enumerate(stops):
-            f = columns[: stop - 1 - affine]
-            ahead = columns[1 : stop - affine]
-            out[i, group, 0] = f.T @ f
-            out[i, group, 1] = out[i, group, 0] + (ahead - f).T @ f
-    return out
-
-
-def reflect(rows: npt.NDArray[Any], last: npt.NDArray[Any]) -> FloatArray:
-    """Rows (…, k, m) in coordinates whose first axis is ``last`` (…, m), by a reflection H.
-
-    H = I - 2vvᵀ/vᵀv, v = last + sign(last_1) ‖last‖ e_1, so H last = -sign(last_1) ‖last‖ e_1;
-    taken as H(x - last) + H last, which rounds relative to the motion, not to the position.
-    """
-    last = np.asarray(last, dtype=np.float64)
-    norm = np.copysign(np.linalg.norm(last, axis=-1), last[..., 0])
-    z = unreflect(rows - last[..., None, :], last)
-    z[..., 0] -= norm[..., None]
-    return z
-
-
-def unreflect(rows: npt.NDArray[Any], last: npt.NDArray[Any]) -> FloatArray:
-    """H applied to rows (…, k, m); its own inverse, and the identity where ``last`` is zero."""
-    v = np.array(last, dtype=np.float64)
-    v[..., 0] += np.copysign(np.linalg.norm(v, axis=-1), v[..., 0])
-    square = np.sum(v * v, axis=-1)[..., None]
-    along = np.einsum("...km,...m->...k", rows, v) * (2.0 / np.where(square == 0.0, np.inf, square))
-    return rows - along[..., None] * v[..., None, :]
-
-
-def solve(gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
-    """The companion coefficients of every group from one Cholesky factorization in time order.
-
-    A group that breaks down has a rank below the number of columns; so has one that is too large or
-    too small for squares, or too near the cut-off for a look at the pivots alone.
-
-    The leading blocks of L belong to the shorter windows, and row k of L is already the forward
-    substitution of snapshot k: the held-out fit costs one more back substitution, no factorization.
-    """
-    first = int(affine)
-    columns = n - 1 - first
-    groups = len(gram)
-    result = Companion(
-        np.zeros((groups, columns)),
-        np.zeros(groups, dtype=np.int64),
-        np.zeros(groups),
-        np.full(groups, np.inf),
-        np.full(groups, np.nan),
-    )
-    for group in range(groups):
-        full = unpack(gram[group], n)
-        squares = np.diag(full)[first:]
-        scale = power_of_two_scale(squares)
-        factor, rank = cholesky(full[first:, first:] * scale * scale[:, None], columns)
-        total = squares[:-1].sum()
-        distances = (np.diag(factor)[:columns] / scale[:columns]) ** 2
-        small = distances <= near_cut_off(columns) * total
-        if not SQUARES[0] < total < SQUARES[1] or squares[-1] > SQUARES[1] or small.any():
-            rank = min(rank, columns - 1)
-        result.rank[group] = rank
-        if rank < columns:
-            continue
-        diagonal = np.diag(factor)[:columns]
-        result.condition[group] = diagonal.max() / diagonal.min()
-        result.residual[group] = factor[columns, columns] / scale[columns]
-        result.coefficients[group] = recurrence(factor, scale, columns, affine)
-        if 0 < holdout < columns:
-            kept = columns - holdout
-            a = recurrence(factor, scale, kept, affine)[None]
-            weights = np.zeros(n)
-            weights[: n - holdout] = rollout(a, affine, [holdout])[0][0, 0]
-            result.hindcast[group] = hindcast_error(full, weights, holdout)
-    return result
 
 
 def recurrence(factor: FloatArray, scale: FloatArray, k: int, affine: bool) -> FloatArray:
@@ -170,30 +71,6 @@ def power_of_two_scale(diagonal: FloatArray) -> FloatArray:
     """Scales s with s²·diagonal in [1/2, 2): exact to apply; 1 where the diagonal is zero."""
     _, exponent = np.frexp(diagonal)
     return np.where(diagonal > 0.0, np.ldexp(1.0, -(exponent // 2)), 1.0)
-
-
-def project(
-    a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
-) -> Projection:
-    """K = Vᵀ H V and z = Vᵀ g with V Vᵀ = A⁺, for A = FᵀF, H = FᵀF', g = Fᵀf (or FFᵀ, F'Fᵀ, f).
-
-    ``raw`` says that F stands in the basis [x_1, d_1 …] of its columns x_1, x_2 …. Rank and
-    pseudo-inverse are those of the x_k then, and of F as it is given otherwise: see `whiten`.
-    """
-    whitened = [whiten(matrix, rank, ridge, raw) for matrix in a]
-    width = max((v.shape[1] for v, _ in whitened), default=0)
-    groups, n, _ = a.shape
-    whitener = np.zeros((groups, n, width))
-    for group, (v, _) in enumerate(whitened):
-        whitener[group, :, : v.shape[1]] = v
-    transposed = whitener.transpose(0, 2, 1)
-    return Projection(
-        transposed @ h @ whitener,
-        whitener,
-        (transposed @ g[:, :, None])[:, :, 0],
-        np.array([v.shape[1] for v, _ in whitened], dtype=np.int64),
-        np.array([condition for _, condition in whitened]),
-    )
 
 
 def whiten(a: FloatArray, keep: int | None, ridge: float, raw: bool) -> tuple[FloatArray, float]:
@@ -270,50 +147,6 @@ def pivoted_cholesky(a: FloatArray, scale: FloatArray) -> tuple[FloatArray, IntA
     return factor, order
 
 
-def rollout(
-    coefficients: FloatArray, affine: bool, horizons: Sequence[int]
-) -> tuple[FloatArray, FloatArray]:
-    """Weights w (n_horizons, n_groups, n) on B with x_{n+T} = B w, and the growth of ‖c_T‖.
-
-    With S the companion matrix of a, linear: c_T = S^{T-1} a on [x_2 … x_n]; affine: the steps
-    S^{j-1} a on [d_2 … d_{n-1}], summed over j = 1 … T. A divergent rollout gives w = 1, which is
-    the last snapshot, and an infinite growth.
-    """
-    groups, columns = coefficients.shape
-    n = columns + 1 + int(affine)
-    weights = np.ones((len(horizons), groups, n))
-    growth = np.ones((len(horizons), groups))
-    for group, a in enumerate(coefficients):
-        step = np.eye(columns, k=-1)
-        step[:, -1:] = a[:, None]
-        with np.errstate(over="ignore", invalid="ignore"):
-            for i, (power, total) in enumerate(_powers(step, a, horizons)):
-                if affine:
-                    weights[i, group, 2:] += total
-                else:
-                    weights[i, group] = np.append(power.sum(), np.cumsum(power[::-1])[::-1])
-                growth[i, group] = np.linalg.norm(power) / np.linalg.norm(a)
-                if not np.abs(weights[i, group]).max() <= WEIGHT_LIMIT:
-                    weights[i, group], growth[i, group] = 1.0, np.inf
-    return weights, growth
-
-
-def rollout_dense(
-    operator: FloatArray, start: FloatArray, affine: bool, horizons: Sequence[int]
-) -> tuple[FloatArray, FloatArray]:
-    """K^{T-1} z, or Σ_{j<T} Kʲ z where affine: (n_horizons, n_groups, r), and the growth."""
-    groups, r = start.shape
-    states = np.zeros((len(horizons), groups, r))
-    growth = np.ones((len(horizons), groups))
-    for group in range(groups):
-        with np.errstate(over="ignore", invalid="ignore"):
-            pairs = _powers(operator[group], start[group], horizons)
-            for i, (power, total) in enumerate(pairs):
-                states[i, group] = total if affine else power
-                growth[i, group] = np.linalg.norm(power) / np.linalg.norm(start[group])
-    return states, growth
-
-
 def _powers(
     step: FloatArray, start: FloatArray, horizons: Sequence[int]
 ) -> list[tuple[FloatArray, FloatArray]]:
@@ -342,17 +175,161 @@ def hindcast_error(full: FloatArray, weights: FloatArray, holdout: int) -> float
     return float(np.sqrt(max(square, 0.0) / scale)) if scale > 0.0 else 0.0
 
 
-def combine(
-    snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
-) -> None:
-    """x_{n+T} = x_n + B(w - 1) of every group, into its columns of ``out`` (n_horizons, size)."""
-    limit = np.finfo(out.dtype).max
-    for group in range(part.n_groups):
-        x = _window(snapshots, part, group)
-        basis = np.concatenate([x[:1], np.diff(x, axis=0)])
-        values: FloatArray = x[-1] + (weights[:, group] - 1.0) @ basis
-        out[:, part.indices(group)] = np.clip(values, -limit, limit)
-
-
 def _window(snapshots: Snapshots, part: Partition, group: int) -> FloatArray:
     return snapshots.array[:, part.indices(group)][snapshots.order].astype(np.float64)
+
+
+class Reference(Composed):
+    """The engine's stages in NumPy, one group after the other."""
+
+    name = "reference"
+    device = "cpu"
+
+    def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
+        """G = BᵀB of every group: (n_groups, n(n+1)/2), packed lower by rows."""
+        n = len(snapshots.order)
+        out = np.empty((part.n_groups, packed_size(n)))
+        lower = np.tril_indices(n)
+        for group in range(part.n_groups):
+            x = _window(snapshots, part, group)
+            basis = np.concatenate([x[:1], np.diff(x, axis=0)])
+            out[group] = (basis @ basis.T)[lower]
+        return out
+
+    def feature_gram(
+        self, snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
+    ) -> FloatArray:
+        """C = FFᵀ and E = F'Fᵀ of the first ``stop`` snapshots, (n_stops, n_groups, 2, m, m).
+
+        The linear model is taken in the coordinates z = H x of `reflect`: position and motion stand
+        in different coordinates there, so that C is as well conditioned as the motion itself.
+        """
+        m = int(part.sizes[0])
+        out = np.empty((len(stops), part.n_groups, 2, m, m))
+        for group in range(part.n_groups):
+            x = _window(snapshots, part, group)
+            columns = np.diff(x, axis=0) if affine else reflect(x, x[-1])
+            for i, stop in enumerate(stops):
+                f = columns[: stop - 1 - affine]
+                ahead = columns[1 : stop - affine]
+                out[i, group, 0] = f.T @ f
+                out[i, group, 1] = out[i, group, 0] + (ahead - f).T @ f
+        return out
+
+    def solve(self, gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
+        """The companion coefficients of every group from one Cholesky factorization in time order.
+
+        The leading blocks of L belong to the shorter windows, and row k of L is already the forward
+        substitution of snapshot k: the held-out fit costs one more back substitution only.
+        """
+        first = int(affine)
+        columns = n - 1 - first
+        groups = len(gram)
+        result = Companion(
+            np.zeros((groups, columns)),
+            np.zeros(groups, dtype=np.int64),
+            np.zeros(groups),
+            np.full(groups, np.inf),
+            np.full(groups, np.nan),
+        )
+        for group in range(groups):
+            full = unpack(gram[group], n)
+            squares = np.diag(full)[first:]
+            scale = power_of_two_scale(squares)
+            factor, rank = cholesky(full[first:, first:] * scale * scale[:, None], columns)
+            total = squares[:-1].sum()
+            distances = (np.diag(factor)[:columns] / scale[:columns]) ** 2
+            small = distances <= near_cut_off(columns) * total
+            if not SQUARES[0] < total < SQUARES[1] or squares[-1] > SQUARES[1] or small.any():
+                rank = min(rank, columns - 1)
+            result.rank[group] = rank
+            if rank < columns:
+                continue
+            diagonal = np.diag(factor)[:columns]
+            result.condition[group] = diagonal.max() / diagonal.min()
+            result.residual[group] = factor[columns, columns] / scale[columns]
+            result.coefficients[group] = recurrence(factor, scale, columns, affine)
+            if 0 < holdout < columns:
+                kept = columns - holdout
+                a = recurrence(factor, scale, kept, affine)[None]
+                weights = np.zeros(n)
+                weights[: n - holdout] = self.rollout(a, affine, [holdout])[0][0, 0]
+                result.hindcast[group] = hindcast_error(full, weights, holdout)
+        return result
+
+    def project(
+        self, a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
+    ) -> Projection:
+        """K = Vᵀ H V and z = Vᵀ g with V Vᵀ = A⁺; see `whiten` and `truncate`."""
+        whitened = [whiten(matrix, rank, ridge, raw) for matrix in a]
+        width = max((v.shape[1] for v, _ in whitened), default=0)
+        groups, n, _ = a.shape
+        whitener = np.zeros((groups, n, width))
+        for group, (v, _) in enumerate(whitened):
+            whitener[group, :, : v.shape[1]] = v
+        transposed = whitener.transpose(0, 2, 1)
+        return Projection(
+            transposed @ h @ whitener,
+            whitener,
+            (transposed @ g[:, :, None])[:, :, 0],
+            np.array([v.shape[1] for v, _ in whitened], dtype=np.int64),
+            np.array([condition for _, condition in whitened]),
+        )
+
+    def rollout(
+        self, coefficients: FloatArray, affine: bool, horizons: Sequence[int]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Weights w (n_horizons, n_groups, n) on B with x_{n+T} = B w, and the growth of ‖c_T‖.
+
+        With S the companion matrix of a, linear: c_T = S^{T-1} a on [x_2 … x_n]; affine: the steps
+        S^{j-1} a on [d_2 … d_{n-1}], summed over j = 1 … T. Where it has diverged, w = 1
+        (the last snapshot) and the growth is infinite.
+        """
+        groups, columns = coefficients.shape
+        n = columns + 1 + int(affine)
+        weights = np.ones((len(horizons), groups, n))
+        growth = np.ones((len(horizons), groups))
+        for group, a in enumerate(coefficients):
+            step = np.eye(columns, k=-1)
+            step[:, -1:] = a[:, None]
+            with np.errstate(over="ignore", invalid="ignore"):
+                for i, (power, total) in enumerate(_powers(step, a, horizons)):
+                    if affine:
+                        weights[i, group, 2:] += total
+                    else:
+                        weights[i, group] = np.append(power.sum(), np.cumsum(power[::-1])[::-1])
+                    growth[i, group] = np.linalg.norm(power) / np.linalg.norm(a)
+                    if not np.abs(weights[i, group]).max() <= WEIGHT_LIMIT:
+                        weights[i, group], growth[i, group] = 1.0, np.inf
+        return weights, growth
+
+    def rollout_dense(
+        self, operator: FloatArray, start: FloatArray, affine: bool, horizons: Sequence[int]
+    ) -> tuple[FloatArray, FloatArray]:
+        """K^{T-1} z, or Σ_{j<T} Kʲ z where affine: (n_horizons, n_groups, r), and the growth."""
+        groups, r = start.shape
+        states = np.zeros((len(horizons), groups, r))
+        growth = np.ones((len(horizons), groups))
+        for group in range(groups):
+            with np.errstate(over="ignore", invalid="ignore"):
+                pairs = _powers(operator[group], start[group], horizons)
+                for i, (power, total) in enumerate(pairs):
+                    states[i, group] = total if affine else power
+                    growth[i, group] = np.linalg.norm(power) / np.linalg.norm(start[group])
+        return states, growth
+
+    def combine(
+        self, snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
+    ) -> None:
+        """x_{n+T} = x_n + B(w - 1) of every group, into its columns of ``out``."""
+        limit = np.finfo(out.dtype).max
+        for group in range(part.n_groups):
+            x = _window(snapshots, part, group)
+            basis = np.concatenate([x[:1], np.diff(x, axis=0)])
+            values: FloatArray = x[-1] + (weights[:, group] - 1.0) @ basis
+            out[:, part.indices(group)] = np.clip(values, -limit, limit)
+
+
+def load() -> Reference:
+    """The backend; it runs everywhere."""
+    return Reference()

@@ -6,8 +6,7 @@ Every kind has the members of `GroupFit` (its groups and their diagnostics) and,
 """
 
 from koopcore.fitted.companion import CompanionFit
-from koopcore.fitted.deferred import DeferredFit
-from koopcore.fitted.feature import FeatureFit
+from koopcore.fitted.feature import DeferredFit, FeatureFit
 from koopcore.fitted.projected import ProjectedFit
 from koopcore.fitted.trend import TrendFit
 

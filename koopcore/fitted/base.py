@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -10,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore import arrays
-from koopcore.backends import find
+from koopcore.backends.composed import relative
 from koopcore.backends.protocol import Snapshots
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
@@ -87,43 +86,11 @@ def unit_modes(values: npt.NDArray[Any], vectors: npt.NDArray[Any], r: int) -> n
     return columns / np.where(norms > 0.0, norms, 1.0)
 
 
-def group_values(
-    snapshots: Snapshots, part: Partition, rows: Sequence[int], on: str | None
-) -> FloatArray:
-    """Snapshots ``rows`` of groups of equal m: (len(rows), n_groups, m) in float64."""
-    gather = find("gather", backend=on)
-    if gather is not None:
-        gathered: FloatArray = gather(snapshots, part, rows)
-        return gathered
-    columns = part.index_matrix(part.numbers)
-    ring = snapshots.array
-    return np.stack([ring[snapshots.order[k]][columns] for k in rows]).astype(np.float64)
-
-
-def put_group_values(
-    part: Partition, values: FloatArray, out: npt.NDArray[Any], on: str | None
-) -> None:
-    """Values (n_horizons, n_groups, m) into the groups' columns of ``out``, kept finite."""
-    scatter = find("scatter", backend=on)
-    if scatter is not None:
-        scatter(part, values, out)
-        return
-    limit = np.finfo(out.dtype).max
-    out[:, part.index_matrix(part.numbers)] = np.clip(values, -limit, limit)
-
-
 def relative_error(full: FloatArray, error: FloatArray, holdout: int) -> FloatArray:
     """‖B e‖ / ‖x_n - x_{n-holdout}‖ (n_groups,) of error weights e (n_groups, n)."""
     movement = np.zeros((1, full.shape[-1]))
     movement[:, -holdout:] = 1.0
     return relative(norms(full, error), norms(full, movement))
-
-
-def relative(error: FloatArray, movement: FloatArray) -> FloatArray:
-    """error / movement; 0 for a group that stood still, where the ratio says nothing."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio: FloatArray = error / movement
-    return np.where(movement > 0.0, ratio, 0.0)
 
 
 def norms(full: FloatArray, weights: FloatArray) -> FloatArray:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from koopcore.backends import find, stage
-from koopcore.backends.protocol import Companion, Snapshots
+from koopcore.backends.protocol import Backend, Companion, Snapshots
 from koopcore.fitted.base import (
     GroupFit,
     fit_matrices,
@@ -42,22 +41,16 @@ class CompanionFit(GroupFit):
         )
 
     def write(
-        self, snapshots: Snapshots, horizons: Sequence[int], out: npt.NDArray[Any], on: str | None
+        self, snapshots: Snapshots, horizons: Sequence[int], out: npt.NDArray[Any], backend: Backend
     ) -> None:
         """Predictions at every horizon into the groups' columns of ``out`` (n_horizons, size)."""
-        fused = find("companion_endpoint", backend=on)
-        if fused is not None:
-            fused(snapshots, self.part, self.coefficients, self.affine, horizons, out)
-            return
-        weights, _ = stage("rollout", backend=on)(self.coefficients, self.affine, horizons)
-        stage("combine", backend=on)(snapshots, self.part, weights, out)
+        backend.companion_endpoint(
+            snapshots, self.part, self.coefficients, self.affine, horizons, out
+        )
 
-    def growth(self, horizons: Sequence[int], on: str | None) -> FloatArray:
+    def growth(self, horizons: Sequence[int], backend: Backend) -> FloatArray:
         """‖c_T‖/‖c_1‖ (n_horizons, n_groups); infinite where the rollout diverged."""
-        growth: FloatArray = stage("rollout", backend=on)(self.coefficients, self.affine, horizons)[
-            1
-        ]
-        return growth
+        return backend.rollout(self.coefficients, self.affine, horizons)[1]
 
     def companions(self) -> FloatArray:
         """The companion matrices S (n_groups, N, N)."""

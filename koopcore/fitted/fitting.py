@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from koopcore.backends import find, stage
-from koopcore.backends.protocol import Ahead, Companion, Snapshots
+from koopcore import arrays
+from koopcore.backends.composed import feature_stops
+from koopcore.backends.protocol import Ahead, Backend, Companion, Snapshots
 from koopcore.checks import raise_non_finite
 from koopcore.fitted import CompanionFit, DeferredFit, FeatureFit, Fitted, ProjectedFit, TrendFit
 from koopcore.fitted.base import holdout_of
-from koopcore.fitted.feature import feature_stops
 from koopcore.fitted.selection import best_of, candidates
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
@@ -24,7 +26,6 @@ class Recipe(NamedTuple):
     model: str
     rank: int | None
     ridge: float
-    on: str | None  # the forced backend
 
     @property
     def affine(self) -> bool:
@@ -49,105 +50,141 @@ class Groups(NamedTuple):
         return Groups(self.part.subset(positions), self.numbers[positions])
 
 
-def fit_groups(
-    snapshots: Snapshots, part: Partition, recipe: Recipe, ahead: Ahead | None = None
-) -> list[Fitted | DeferredFit]:
-    """Fits of all groups. A group whose Gram matrix overflows float64 is in none of them.
+class Sides(NamedTuple):
+    """Fits of some groups, by whether the backend has written their endpoints already."""
 
-    Groups with m >= n - 1 are fitted on the snapshot side, smaller ones on the feature side. With
-    ``ahead`` the endpoints of all fitted groups are written, fused with the fit where a backend
-    can.
+    written: Sequence[Fitted | DeferredFit]
+    unwritten: Sequence[Fitted]
+
+
+def fit_groups(
+    snapshots: Snapshots,
+    part: Partition,
+    recipe: Recipe,
+    backend: Backend,
+    horizons: Sequence[int] | None = None,
+) -> tuple[list[Fitted | DeferredFit], npt.NDArray[Any] | None]:
+    """Fits of all groups, and with ``horizons`` their endpoints (n_horizons, size), else None.
+
+    Groups with m >= n - 1 are fitted on the snapshot side, smaller ones on the feature side. A
+    group whose Gram matrix overflows float64 is in none of the fits. What no fit predicts keeps
+    its last snapshot.
     """
-    fitting = _Fitting(snapshots, part, recipe, ahead)
-    fits = fitting.fits()
-    if ahead is not None:
-        for fit in fits:
-            if not any(fit is done for done in fitting.predicted):
-                assert not isinstance(fit, DeferredFit)
-                fit.write(snapshots, ahead.horizons, ahead.out, recipe.on)
-    return fits
+    ahead = None
+    if horizons is not None:
+        out = arrays.empty((len(horizons), part.size), like=snapshots.array)
+        ahead = Ahead(horizons, out)
+        if part.n_parameters < part.size:
+            out[:] = snapshots.array[snapshots.order[-1]]
+    fitting = _Fitting(snapshots, part, recipe, backend, ahead)
+    fits: list[Fitted | DeferredFit] = []
+    for numbers, groups in part.by_size(fitting.n - 1):
+        sides = fitting.fits(Groups(groups, numbers))
+        fits += [*sides.written, *sides.unwritten]
+        if ahead is not None:
+            for fit in sides.unwritten:
+                fit.write(snapshots, ahead.horizons, ahead.out, backend)
+    if ahead is None:
+        return fits, None
+    _keep_last_snapshot(snapshots, part, fits, ahead.out)
+    return fits, ahead.out
+
+
+def _keep_last_snapshot(
+    snapshots: Snapshots,
+    part: Partition,
+    fits: Sequence[Fitted | DeferredFit],
+    out: npt.NDArray[Any],
+) -> None:
+    """The last snapshot in the columns of groups without a fit."""
+    if sum(len(fit.groups) for fit in fits) == part.n_groups:
+        return
+    last = snapshots.array[snapshots.order[-1]]
+    missing = np.ones(part.n_groups, dtype=np.bool_)
+    for fit in fits:
+        missing[fit.groups] = False
+    for group in np.flatnonzero(missing):
+        columns = part.indices(int(group))
+        out[:, columns] = last[columns]
 
 
 class _Fitting:
     """One call of `fit_groups`: what all its steps share."""
 
     def __init__(
-        self, snapshots: Snapshots, part: Partition, recipe: Recipe, ahead: Ahead | None
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        recipe: Recipe,
+        backend: Backend,
+        ahead: Ahead | None,
     ) -> None:
         self.snapshots = snapshots
         self.part = part
         self.recipe = recipe
+        self.backend = backend
         self.ahead = ahead
-        self.predicted: list[Fitted | DeferredFit] = []  # fits whose endpoints are written already
         self.n = len(snapshots.order)
         self.holdout = holdout_of(self.n)
 
-    def fits(self) -> list[Fitted | DeferredFit]:
-        fits: list[Fitted | DeferredFit] = []
-        for numbers, part in self.part.by_size(self.n - 1):
-            groups = Groups(part, numbers)
-            if part.smallest >= self.n - 1:
-                fits += self.snapshot_side(groups)
-                continue
-            with np.errstate(over="ignore", invalid="ignore"):  # looked for and reported
-                fits += self.feature_side(groups)
-        return fits
+    def fits(self, groups: Groups) -> Sides:
+        """Groups of one side: all of m >= n - 1, or all of one m below."""
+        if groups.part.smallest >= self.n - 1:
+            return self.snapshot_side(groups)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked for and reported
+            return self.feature_side(groups)
 
-    def snapshot_side(self, groups: Groups) -> list[Fitted]:
-        fused = find("gram_solve", backend=self.recipe.on)
-        if fused is not None and self.recipe.full_rank:
-            solved: Companion = fused(
-                self.snapshots, groups.part, self.recipe.affine, self.holdout, self.ahead
+    def snapshot_side(self, groups: Groups) -> Sides:
+        recipe = self.recipe
+        if recipe.full_rank:
+            solved = self.backend.gram_solve(
+                self.snapshots, groups.part, recipe.affine, self.holdout, self.ahead
             )
             if math.isfinite(solved.coefficients.sum()):
-                return self.by_rank(groups, self.recipe, solved, None)
-        gram = stage("gram", backend=self.recipe.on)(self.snapshots, groups.part)
+                full, rest = self.by_rank(groups, recipe, solved)
+                return Sides(full, self.without_full_rank(groups, rest))
+        gram = self.backend.gram(self.snapshots, groups.part)
         groups, gram = self.finite(groups, gram)
         if groups.part.n_groups == 0:
-            return []
-        if self.recipe.model != "auto":
-            return self.from_gram(groups, self.recipe, gram)
+            return Sides([], [])
+        if recipe.model != "auto":
+            return Sides([], self.from_gram(groups, recipe, gram))
         tried = [
-            self.from_gram(groups, self.recipe._replace(model=c.model, ridge=c.ridge), gram)
-            for c in candidates(self.n, self.recipe.rank, self.recipe.ridge)
+            self.from_gram(groups, recipe._replace(model=c.model, ridge=c.ridge), gram)
+            for c in candidates(self.n, recipe.rank, recipe.ridge)
         ]
-        return best_of(tried, groups.numbers)
+        return Sides([], best_of(tried, groups.numbers))
 
     def from_gram(self, groups: Groups, recipe: Recipe, gram: FloatArray) -> list[Fitted]:
         if recipe.model == "trend":
             return [TrendFit.of_gram(*groups, gram, self.n, self.holdout)]
         if not recipe.full_rank:
             return [self.projected(groups, recipe, gram)]
-        solved: Companion = stage("solve", backend=recipe.on)(
-            gram, self.n, recipe.affine, self.holdout
-        )
-        return self.by_rank(groups, recipe, solved, gram)
+        solved = self.backend.solve(gram, self.n, recipe.affine, self.holdout)
+        full, rest = self.by_rank(groups, recipe, solved)
+        if rest is None:
+            return full
+        return [*full, self.projected(groups.at(rest), recipe, gram[rest])]
 
     def by_rank(
-        self, groups: Groups, recipe: Recipe, solved: Companion, gram: FloatArray | None
-    ) -> list[Fitted]:
-        """Companion fits where the rank is full, projected ones elsewhere.
-
-        Without ``gram`` the fit was fused, and has written its endpoints.
-        """
+        self, groups: Groups, recipe: Recipe, solved: Companion
+    ) -> tuple[list[Fitted], IntArray | None]:
+        """Companion fits where the rank is full, and the positions of the other groups, if any."""
         columns = solved.coefficients.shape[1]
         fit = CompanionFit.of(*groups, recipe.affine, solved)
         if int(solved.rank.min()) == columns:
-            if gram is None:
-                self.predicted.append(fit)
-            return [fit]
+            return [fit], None
         full = solved.rank == columns
         fits: list[Fitted] = [fit.select(np.flatnonzero(full))] if full.any() else []
-        if gram is None:
-            self.predicted += fits
-        short = np.flatnonzero(~full)
-        deficient = groups.at(short)
-        if gram is None:
-            own = stage("gram", backend=recipe.on)(self.snapshots, deficient.part)
-            deficient, own = self.finite(deficient, own)
-        else:
-            own = gram[short]
-        return [*fits, self.projected(deficient, recipe, own)] if len(own) else fits
+        return fits, np.flatnonzero(~full)
+
+    def without_full_rank(self, groups: Groups, positions: IntArray | None) -> list[Fitted]:
+        """Projected fits of the groups at ``positions``, whose Gram matrices nobody has."""
+        if positions is None:
+            return []
+        groups = groups.at(positions)
+        groups, gram = self.finite(groups, self.backend.gram(self.snapshots, groups.part))
+        return [self.projected(groups, self.recipe, gram)] if len(gram) else []
 
     def projected(self, groups: Groups, recipe: Recipe, gram: FloatArray) -> ProjectedFit:
         return ProjectedFit.of(
@@ -158,58 +195,52 @@ class _Fitting:
             recipe.rank,
             recipe.ridge,
             self.holdout,
-            recipe.on,
+            self.backend,
         )
 
-    def feature_side(self, groups: Groups) -> list[Fitted | DeferredFit]:
+    def feature_side(self, groups: Groups) -> Sides:
         """Groups of one size m < n - 1."""
         recipe = self.recipe
-        fused = find("feature_fit", backend=recipe.on)
-        if fused is not None and recipe.full_rank and self.snapshots.array.dtype == np.float32:
-            options = recipe.affine, self.holdout
-            solved = fused(self.snapshots, groups.part, *options, self.ahead)
+        if recipe.full_rank:
+            how = recipe.affine, self.holdout
+            solved = self.backend.feature_fit(self.snapshots, groups.part, *how, self.ahead)
             if math.isfinite(solved.residual.sum()):
-                if self.ahead is None:
-                    return [FeatureFit.of_solved(*groups, recipe.affine, solved)]
-                deferred = DeferredFit.of(*groups, recipe.affine, solved, self.holdout)
-                self.predicted.append(deferred)
-                return [deferred]
-
+                if solved.projection is None:
+                    return Sides([DeferredFit.of(*groups, recipe.affine, solved, self.holdout)], [])
+                fit = FeatureFit.of(*groups, recipe.affine, solved)
+                return Sides([fit], []) if self.ahead is not None else Sides([], [fit])
         known = {recipe.affine: self.moments(groups, recipe.affine)}
         if not math.isfinite(known[recipe.affine].sum()):
-            by_group = np.moveaxis(known.pop(recipe.affine), 1, 0).reshape(groups.part.n_groups, -1)
-            groups, _ = self.finite(groups, by_group)
+            by_group = np.moveaxis(known.pop(recipe.affine), 1, 0)
+            groups, _ = self.finite(groups, by_group.reshape(groups.part.n_groups, -1))
             if groups.part.n_groups == 0:
-                return []
+                return Sides([], [])
 
         def fitted(model: str, ridge: float) -> Fitted:
             if model == "trend":
-                return TrendFit.of_values(self.snapshots, *groups, self.holdout, recipe.on)
+                return TrendFit.of_values(self.snapshots, *groups, self.holdout, self.backend)
             affine = model == "affine"
             if affine not in known:
                 known[affine] = self.moments(groups, affine)
-            return FeatureFit.of(
+            solved = self.backend.feature_solve(
                 self.snapshots,
-                *groups,
+                groups.part,
                 affine,
+                self.holdout,
                 known[affine],
                 recipe.rank,
                 ridge,
-                self.holdout,
-                recipe.on,
             )
+            return FeatureFit.of(*groups, affine, solved)
 
         if recipe.model != "auto":
-            return [fitted(recipe.model, recipe.ridge)]
+            return Sides([], [fitted(recipe.model, recipe.ridge)])
         tried = [[fitted(c.model, c.ridge)] for c in candidates(self.n, recipe.rank, recipe.ridge)]
-        return [*best_of(tried, groups.numbers)]
+        return Sides([], best_of(tried, groups.numbers))
 
     def moments(self, groups: Groups, affine: bool) -> FloatArray:
         stops = feature_stops(self.n, affine, self.holdout)
-        result: FloatArray = stage("feature_gram", backend=self.recipe.on)(
-            self.snapshots, groups.part, affine, stops
-        )
-        return result
+        return self.backend.feature_gram(self.snapshots, groups.part, affine, stops)
 
     def finite(self, groups: Groups, moments: FloatArray) -> tuple[Groups, FloatArray]:
         """The groups whose moments are finite; an error where a snapshot itself is not."""

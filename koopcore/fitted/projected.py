@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from koopcore.backends import stage
-from koopcore.backends.protocol import WEIGHT_LIMIT, Projection, Snapshots, unpack
+from koopcore.backends.protocol import Backend, Projection, Snapshots, diverged, unpack
 from koopcore.fitted.base import (
     GroupFit,
     fit_matrices,
@@ -44,19 +43,17 @@ class ProjectedFit(GroupFit):
         rank: int | None,
         ridge: float,
         holdout: int,
-        on: str | None,
+        backend: Backend,
     ) -> ProjectedFit:
         """Fit from packed Gram matrices (n_groups, n(n+1)/2)."""
         full = unpack(gram, n)
-        projection = project_window(full, affine, rank, ridge, on)
+        projection = project_window(full, affine, rank, ridge, backend)
         residual = norms(full, _residual_weights(projection, n, affine))
         hindcast = np.full(part.n_groups, np.nan)
         kept = n - holdout
         if kept - 1 - affine >= 1:
-            shorter = project_window(full[:, :kept, :kept], affine, rank, ridge, on)
-            states = stage("rollout_dense", backend=on)(
-                shorter.operator, shorter.start, affine, [holdout]
-            )[0][0]
+            shorter = project_window(full[:, :kept, :kept], affine, rank, ridge, backend)
+            states = backend.rollout_dense(shorter.operator, shorter.start, affine, [holdout])[0][0]
             error = np.full((part.n_groups, n), -1.0)
             error[:, :kept] += _weights(shorter, states, affine)
             hindcast = relative_error(full, error, holdout)
@@ -72,15 +69,15 @@ class ProjectedFit(GroupFit):
         )
 
     def write(
-        self, snapshots: Snapshots, horizons: Sequence[int], out: npt.NDArray[Any], on: str | None
+        self, snapshots: Snapshots, horizons: Sequence[int], out: npt.NDArray[Any], backend: Backend
     ) -> None:
         """Predictions at every horizon into the groups' columns of ``out`` (n_horizons, size)."""
-        weights, _ = self._rollout(horizons, on)
-        stage("combine", backend=on)(snapshots, self.part, weights, out)
+        weights, _ = self._rollout(horizons, backend)
+        backend.combine(snapshots, self.part, weights, out)
 
-    def growth(self, horizons: Sequence[int], on: str | None) -> FloatArray:
+    def growth(self, horizons: Sequence[int], backend: Backend) -> FloatArray:
         """Growth of the whitened state (n_horizons, n_groups); infinite where it diverged."""
-        return self._rollout(horizons, on)[1]
+        return self._rollout(horizons, backend)[1]
 
     def eigenvalues(self) -> npt.NDArray[np.complex128]:
         """Eigenvalues of K, which are the nonzero eigenvalues of U = F'F⁺: (n_groups, r)."""
@@ -106,19 +103,19 @@ class ProjectedFit(GroupFit):
         steps = np.diff(rows, axis=0)
         return np.vstack([rows[:1], steps[:-1]]), np.vstack([rows[1:2], steps[1:]])
 
-    def _rollout(self, horizons: Sequence[int], on: str | None) -> tuple[FloatArray, FloatArray]:
-        states, growth = stage("rollout_dense", backend=on)(
+    def _rollout(self, horizons: Sequence[int], backend: Backend) -> tuple[FloatArray, FloatArray]:
+        states, growth = backend.rollout_dense(
             self.projection.operator, self.projection.start, self.affine, horizons
         )
         with np.errstate(over="ignore", invalid="ignore"):
             weights = _weights(self.projection, states, self.affine)
-            diverged = ~(np.abs(weights).max(axis=-1) <= WEIGHT_LIMIT)
-        weights[diverged] = 1.0
-        return weights, np.where(diverged, np.inf, growth)
+        lost = diverged(weights)
+        weights[lost] = 1.0
+        return weights, np.where(lost, np.inf, growth)
 
 
 def project_window(
-    full: FloatArray, affine: bool, rank: int | None, ridge: float, on: str | None
+    full: FloatArray, affine: bool, rank: int | None, ridge: float, backend: Backend
 ) -> Projection:
     """`project` of the window whose Gram matrices (n_groups, n, n) are given."""
     n = full.shape[-1]
@@ -129,10 +126,8 @@ def project_window(
         h[:, :, 0] += full[:, :-1, 0]
     if rank is not None:
         rank = min(rank, n - 1 - affine)
-    projection: Projection = stage("project", backend=on)(
-        *(np.ascontiguousarray(matrix) for matrix in (a, h, g)), rank, ridge, not affine
-    )
-    return projection
+    a, h, g = map(np.ascontiguousarray, (a, h, g))
+    return backend.project(a, h, g, rank, ridge, not affine)
 
 
 def _weights(projection: Projection, states: FloatArray, affine: bool) -> FloatArray:

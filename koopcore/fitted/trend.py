@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore import arrays
-from koopcore.backends import stage
-from koopcore.backends.protocol import Snapshots, unpack
-from koopcore.fitted.base import GroupFit, group_values, norms, relative, relative_error
+from koopcore.backends.composed import relative
+from koopcore.backends.protocol import Backend, Snapshots, unpack
+from koopcore.fitted.base import GroupFit, norms, relative_error
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
 
@@ -41,12 +41,12 @@ class TrendFit(GroupFit):
 
     @classmethod
     def of_values(
-        cls, snapshots: Snapshots, part: Partition, groups: IntArray, holdout: int, on: str | None
+        cls, snapshots: Snapshots, part: Partition, groups: IntArray, holdout: int, backend: Backend
     ) -> TrendFit:
         """Fit groups of one size from their first and last snapshots."""
         n = len(snapshots.order)
         kept = n - holdout
-        first, held, before, last = group_values(snapshots, part, [0, kept - 1, -2, -1], on)
+        first, held, before, last = backend.gather(snapshots, part, [0, kept - 1, -2, -1])
         hindcast = np.full(part.n_groups, np.nan)
         if kept >= 2:
             predicted = held + (held - first) * (holdout / (kept - 1))
@@ -64,15 +64,15 @@ class TrendFit(GroupFit):
         return cls(part, groups, True, ones.astype(np.int64), residual, ones, hindcast)
 
     def write(
-        self, snapshots: Snapshots, horizons: Sequence[int], out: npt.NDArray[Any], on: str | None
+        self, snapshots: Snapshots, horizons: Sequence[int], out: npt.NDArray[Any], backend: Backend
     ) -> None:
         """Predictions at every horizon into the groups' columns of ``out`` (n_horizons, size)."""
         n = len(snapshots.order)
         weights = np.ones((len(horizons), self.part.n_groups, n))
         weights[:, :, 1:] += (np.asarray(horizons, dtype=np.float64) / (n - 1))[:, None, None]
-        stage("combine", backend=on)(snapshots, self.part, weights, out)
+        backend.combine(snapshots, self.part, weights, out)
 
-    def growth(self, horizons: Sequence[int], on: str | None) -> FloatArray:
+    def growth(self, horizons: Sequence[int], backend: Backend) -> FloatArray:
         """Steady motion: 1 at every horizon."""
         return np.ones((len(horizons), self.part.n_groups))
 

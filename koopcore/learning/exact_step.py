@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends import stage
+from koopcore.backends import backend_for
 from koopcore.learning.trajectories import Pairs
 from koopcore.types import FloatArray
 
@@ -25,6 +25,6 @@ def exact_operator(
     ahead = features[pairs.following, rows] if rows != slice(None) else features[pairs.following]
     gram = now.T @ now
     start = np.zeros((1, len(gram)))
-    whitened = stage("project")(gram[None], gram[None], start, None, ridge, False)
+    whitened = backend_for("cpu").project(gram[None], gram[None], start, None, ridge, False)
     whitener: FloatArray = whitened.whitener[0]  # V with V Vᵀ = gram⁺
     return ((ahead.T @ now) @ whitener) @ whitener.T

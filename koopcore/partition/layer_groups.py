@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from koopcore.partition.layout import Block, Layout, Unit
+from koopcore.partition.layout import Layout
 from koopcore.partition.segments import Index, Segments, cut, merge, ranges
+from koopcore.partition.units import Block, Unit
 
 
 class NodeTable(NamedTuple):

@@ -18,47 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from koopcore.partition.torch_module import walk
+from koopcore.partition.units import Block, Tensor, Unit
+
 _REPR_LINES = 8  # tensors listed by repr; a transformer has hundreds
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One parameter tensor: flat indices `offset .. offset + size - 1`, row-major over `shape`."""
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Block:
-    """How the nodes of one layer run through one tensor.
-
-    tensor: position in `Layout.tensors`.
-    axis: the axis that counts nodes: 0 (rows: Linear, Conv, Embedding, biases), 1 (columns:
-        ConvTranspose, transposed Linear), or None (the whole tensor belongs to the only node).
-    groups: with axis 1, the convolution groups: node j of group g takes column j of only those
-        rows that belong to g, and the nodes are counted group by group.
-    first: index along axis 0 at which node 0 stands (a slice of a shared bias).
-    """
-
-    tensor: int
-    axis: int | None = 0
-    groups: int = 1
-    first: int = 0
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A layer: `n_nodes` nodes, each the union of its share of every block, weights before biases.
-
-    A block that is frozen, tied or excluded is absent; the nodes keep what is recorded of them.
-    """
-
-    name: str
-    n_nodes: int
-    blocks: tuple[Block, ...]
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,10 +91,6 @@ class Layout:
         will do. Raises TypeError if `model` is no module, ValueError if a lazy parameter has no
         shape yet, an include pattern matches nothing, or nothing remains to record.
         """
-        # torch cannot be asked for what a module is unless the module came from it, so it is
-        # imported by now wherever this can succeed; the walk looks it up and never loads it.
-        from koopcore.partition.torch_module import walk
-
         positive_int(align, "align")
         named, units, left_out = walk(
             model, _patterns("include", include), _patterns("exclude", exclude)

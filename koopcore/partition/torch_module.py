@@ -1,6 +1,7 @@
 """The walk over a torch module: which parameters are recorded, and how each layer's nodes run.
 
-torch is looked up, never imported: whoever holds a module has imported it.
+torch is looked up, never imported: whoever holds a module has imported it, so wherever this can
+succeed it is there.
 
 | module | node |
 |---|---|
@@ -21,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from koopcore.partition.layout import Block, Unit
+from koopcore.partition.units import Block, Unit
 
 Shape = tuple[int, ...]
 Named = list[tuple[str, Shape]]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from koopcore.backends import find
+from koopcore.backends import backend_for
 from koopcore.backends.protocol import Snapshots
 from koopcore.operators import fit
 from koopcore.partition.partition import Partition
@@ -65,14 +65,14 @@ def _number_of(part: Partition) -> int:
 def endpoint(snapshots: Tensor, partition: int, horizons: Sequence[int], affine: bool) -> Tensor:
     """x_{n+T} (n_horizons, n_parameters); ``partition`` is a number that `Endpoint` has given."""
     part = _partitions[partition]
-    queued = find("endpoint", snapshots.device.type) if snapshots.device.type != "cpu" else None
-    if queued is not None and part.smallest >= len(snapshots) - 1 >= 1 + int(affine):
+    if snapshots.device.type != "cpu" and part.smallest >= len(snapshots) - 1 >= 1 + int(affine):
         import numpy as np
 
+        backend = backend_for(snapshots.device.type)
         window = Snapshots(snapshots.detach(), np.arange(len(snapshots)))  # type: ignore[arg-type]
         out = snapshots.detach()[-1].expand(len(horizons), -1).clone()
-        queued(window, part, affine, list(horizons), out)
-        return out
+        if backend.endpoint(window, part, affine, list(horizons), out):  # type: ignore[arg-type]
+            return out
     model = "affine" if affine else "linear"
     predicted: Tensor = fit(snapshots.detach(), part, model).predict(list(horizons))
     return predicted

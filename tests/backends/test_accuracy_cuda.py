@@ -15,9 +15,9 @@ import pytest
 from accuracy_tables import HORIZONS, KINDS, check
 
 import koopcore as kc
-from koopcore import arrays, backends
-from koopcore.backends.native_cuda.backend import launch as native_cuda_launch
-from koopcore.backends.native_cuda.backend import plan as native_cuda_plan
+from koopcore import arrays, operators
+from koopcore.backends.native_cuda import launch as native_cuda_launch
+from koopcore.backends.native_cuda import plan as native_cuda_plan
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,13 +38,10 @@ def predict(monkeypatch):
     def run(snapshots, part, model, module, least):
         monkeypatch.setattr(native_cuda_plan, "ONE_PASS_SIZE", least)
         monkeypatch.setattr(native_cuda_launch, "_divided", WeakKeyDictionary())
-        monkeypatch.setattr(backends, "_load", lambda name: (module, ""))
-        backends._find.cache_clear()
+        monkeypatch.setattr(operators, "backend_for", lambda device, name: module)
         return kc.fit(snapshots, part, model=model, horizon=HORIZONS).predict(HORIZONS)
 
-    yield run
-    monkeypatch.undo()
-    backends._find.cache_clear()
+    return run
 
 
 @pytest.mark.parametrize("model", ["linear", "affine"])

@@ -1,19 +1,22 @@
-"""Which backend runs which stage: order, forcing, reasons, and what every backend must have."""
+"""Which backend runs: order, forcing, reasons, and what every backend must have."""
 
 import inspect
 import subprocess
 import sys
+from abc import ABC
 
 import numpy as np
 import pytest
-from trajectories import CPU, generic, having
+from trajectories import NAMES, generic
 
 import koopcore as kc
-from koopcore import backends
-from koopcore.backends import find, forced, reference, stage
-from koopcore.backends.protocol import Snapshots
+from koopcore.backends import backend_for, reference
+from koopcore.backends.composed import Composed
+from koopcore.backends.protocol import Backend, Snapshots
 
 PART = kc.Partition.groups(30, [range(20), range(20, 24)])
+STAGES = sorted(Backend.__abstractmethods__)
+UNAVAILABLE = [info for info in kc.available_backends() if not info.available]
 
 
 @pytest.fixture(autouse=True)
@@ -22,61 +25,65 @@ def _nothing_forced(monkeypatch):
 
 
 def test_every_backend_is_listed_in_the_order_in_which_it_is_tried():
-    found = backends.backends()
-    assert [(info.device, info.name) for info in found] == [
+    assert [(info.device, info.name) for info in kc.available_backends()] == [
         ("cpu", "native_cpu"),
         ("cpu", "numba_cpu"),
         ("cpu", "reference"),
         ("cuda", "native_cuda"),
         ("cuda", "cupy_cuda"),
     ]
-    assert kc.backends() == found
 
 
 def test_what_is_unavailable_says_why_and_the_rest_does_not():
-    for info in kc.backends():
+    for info in kc.available_backends():
         assert info.available == (info.reason == ""), info
-        assert info.available or info.stages == (), info
+        assert info.available or info.fused == (), info
 
 
-def test_the_reference_always_runs_and_has_every_stage():
-    (info,) = [info for info in CPU if info.name == "reference"]
-    assert info.stages == reference.STAGES
-    for name in reference.STAGES:
-        assert stage(name, backend="reference") is getattr(reference, name)
+def test_the_reference_always_runs_and_fuses_nothing():
+    (info,) = [info for info in kc.available_backends() if info.name == "reference"]
+    assert info.available
+    assert info.fused == ()
 
 
-@pytest.mark.parametrize("info", CPU, ids=[info.name for info in CPU])
-def test_stages_listed_are_stages_there(info):
-    assert info.stages
-    for name in info.stages:
-        assert callable(stage(name, backend=info.name))
+def test_the_stages_that_are_not_composed_are_those_of_the_definition():
+    """A backend that has these has everything."""
+    written = {name for name in vars(reference.Reference) if name in STAGES}
+    composed = {name for name in vars(Composed) if name in STAGES}
+    assert written | composed == set(STAGES)
+    assert not written & composed
 
 
-@pytest.mark.parametrize("name", reference.STAGES)
-def test_backends_mirror_the_signatures_of_the_reference(name):
-    expected = inspect.signature(getattr(reference, name))
-    for backend in having(name):
-        got = inspect.signature(inspect.unwrap(stage(name, backend=backend)))
-        assert list(got.parameters) == list(expected.parameters), backend
+@pytest.mark.parametrize("name", NAMES)
+def test_a_backend_is_one_instance_that_says_what_it_is(name):
+    backend = backend_for("cpu", name)
+    assert isinstance(backend, Backend)
+    assert (backend.name, backend.device) == (name, "cpu")
+    assert backend_for("cpu", name) is backend
 
 
-def test_the_first_backend_with_the_stage_is_taken():
-    for name in reference.STAGES:
-        first = having(name)[0]
-        assert find(name) is find(name, backend=first)
+@pytest.mark.parametrize("stage", STAGES)
+def test_backends_have_the_signatures_of_the_protocol(stage):
+    expected = list(inspect.signature(getattr(Backend, stage)).parameters)
+    for name in NAMES:
+        got = list(inspect.signature(getattr(type(backend_for("cpu", name)), stage)).parameters)
+        assert got == expected, name
 
 
-def test_a_stage_that_nobody_has():
-    assert find("no_such_stage") is None
-    with pytest.raises(RuntimeError, match=r"no backend for cpu has the stage 'no_such_stage'"):
-        stage("no_such_stage")
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_a_contract(stage):
+    assert issubclass(Backend, ABC)
+    assert len(getattr(Backend, stage).__doc__ or "") > 40
+
+
+def test_the_first_that_runs_is_taken():
+    assert backend_for("cpu").name == NAMES[0]
 
 
 @pytest.mark.parametrize(
     ("device", "backend", "error", "message"),
     [
-        ("cpu", "gpu", ValueError, "backend 'gpu' does not run on cpu; .*native_cpu"),
+        ("cpu", "gpu", ValueError, "backend 'gpu' does not run on cpu; native_cpu, .* do"),
         ("cpu", "native_cuda", ValueError, "'native_cuda' does not run on cpu"),
         ("cuda", "reference", ValueError, "'reference' does not run on cuda; .*cupy_cuda"),
         ("mps", None, ValueError, "arrays on 'mps' are not supported; cpu and cuda are"),
@@ -84,15 +91,13 @@ def test_a_stage_that_nobody_has():
 )
 def test_unsuitable_backends_are_refused(device, backend, error, message):
     with pytest.raises(error, match=message):
-        find("gram", device, backend)
+        backend_for(device, backend)
 
 
-@pytest.mark.parametrize(
-    "info", [i for i in kc.backends() if not i.available], ids=lambda i: i.name
-)
+@pytest.mark.parametrize("info", UNAVAILABLE, ids=lambda info: info.name)
 def test_a_forced_backend_that_is_unavailable_gives_its_reason(info):
     with pytest.raises(RuntimeError) as raised:
-        find("gram", info.device, info.name)
+        backend_for(info.device, info.name)
     assert info.name in str(raised.value)
     assert info.reason in str(raised.value)
 
@@ -102,20 +107,34 @@ def test_a_forced_backend_that_is_unavailable_gives_its_reason(info):
 
 def test_the_environment_forces_one(monkeypatch):
     monkeypatch.setenv("KOOPCORE_BACKEND", "reference")
-    assert forced(None) == "reference"
+    assert backend_for("cpu").name == "reference"
     kc.fit(generic(6, 30), PART)
     monkeypatch.setenv("KOOPCORE_BACKEND", "nonsense")
     with pytest.raises(ValueError, match="backend 'nonsense' does not run on cpu"):
         kc.fit(generic(6, 30), PART)
     monkeypatch.setenv("KOOPCORE_BACKEND", "")
-    assert forced(None) is None
+    assert backend_for("cpu").name == NAMES[0]
     kc.fit(generic(6, 30), PART)
 
 
 def test_an_argument_goes_before_the_environment(monkeypatch):
     monkeypatch.setenv("KOOPCORE_BACKEND", "nonsense")
-    assert forced("reference") == "reference"
     kc.fit(generic(6, 30), PART, backend="reference").predict(2)
+
+
+def test_the_environment_holds_for_the_exact_step_of_learning(monkeypatch):
+    learning = pytest.importorskip("koopcore.learning")
+    monkeypatch.setenv("KOOPCORE_BACKEND", "nonsense")
+    learner = learning.AlternatingLearner(learning.Monomials(2, 2), k_step="exact")
+    with pytest.raises(ValueError, match="backend 'nonsense' does not run on cpu"):
+        learner.fit(generic(12, 2))
+
+
+def test_operators_hold_the_backend_they_were_fitted_with(monkeypatch):
+    ops = kc.fit(generic(6, 30), PART, backend="reference")
+    expected = ops.predict(3)
+    monkeypatch.setenv("KOOPCORE_BACKEND", "nonsense")
+    np.testing.assert_array_equal(ops.predict(3), expected)
 
 
 def test_a_forced_fit_calls_no_other_backend(monkeypatch):
@@ -128,45 +147,42 @@ def test_a_forced_fit_calls_no_other_backend(monkeypatch):
 
         return noted
 
-    for name in reference.STAGES:
-        monkeypatch.setattr(reference, name, watched(name, getattr(reference, name)))
-    backends._find.cache_clear()
-    try:
-        kc.fit(generic(9, 30), PART, "affine", backend="reference").predict(2)
-    finally:
-        backends._find.cache_clear()
+    for name in NAMES[:-1]:
+        backend = type(backend_for("cpu", name))
+        for stage in STAGES:
+            monkeypatch.setattr(backend, stage, watched(f"{name}.{stage}", getattr(backend, stage)))
+    for stage in STAGES:
+        run = getattr(reference.Reference, stage)
+        monkeypatch.setattr(reference.Reference, stage, watched(stage, run))
+    kc.fit(generic(9, 30), PART, "affine", backend="reference").predict(2)
     assert {"gram", "solve", "feature_gram", "project"} <= set(called)
     assert {"rollout", "rollout_dense", "combine"} <= set(called)
+    assert set(called) <= set(STAGES)
 
 
 def test_backends_agree_on_a_whole_fit():
     """Both sides at once; κ below 1e3 here, so κ² u of the movement."""
     x = generic(9, 30).astype(np.float32)
     expected = kc.fit(x, PART, "auto", backend="reference")
-    for info in CPU:
-        if not set(reference.STAGES) <= set(info.stages):
-            continue
-        ops = kc.fit(x, PART, "auto", backend=info.name)
+    for name in NAMES:
+        ops = kc.fit(x, PART, "auto", backend=name)
         assert ops.model.tolist() == expected.model.tolist()
         np.testing.assert_allclose(ops.predict(4), expected.predict(4), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(ops.hindcast_error, expected.hindcast_error, rtol=1e-8)
 
 
 def test_listing_backends_runs_no_kernel_and_needs_no_torch():
-    code = "import sys, koopcore; koopcore.backends(); assert 'torch' not in sys.modules"
+    code = "import sys, koopcore; koopcore.available_backends(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-@pytest.mark.parametrize("info", CPU, ids=[info.name for info in CPU])
-def test_an_empty_partition_is_no_special_case(info):
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_partition_is_no_special_case(name):
+    backend = backend_for("cpu", name)
     none = PART.subset([])
     window = Snapshots(generic(5, 30), np.arange(5))
-    if "gram" in info.stages:
-        assert stage("gram", backend=info.name)(window, none).shape == (0, 15)
-    if "solve" in info.stages:
-        solved = stage("solve", backend=info.name)(np.empty((0, 15)), 5, True, 1)
-        assert solved.coefficients.shape == (0, 3)
-    if "combine" in info.stages:
-        out = np.full((2, 30), np.nan)
-        stage("combine", backend=info.name)(window, none, np.empty((2, 0, 5)), out)
-        assert np.isnan(out).all()
+    assert backend.gram(window, none).shape == (0, 15)
+    assert backend.solve(np.empty((0, 15)), 5, True, 1).coefficients.shape == (0, 3)
+    out = np.full((2, 30), np.nan)
+    backend.combine(window, none, np.empty((2, 0, 5)), out)
+    assert np.isnan(out).all()

@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_native_cuda import RAGGED, gram_error, ragged, walks
-from test_native_cuda_one_pass import pieced
+from ragged_groups import RAGGED, gram_error, pieced, ragged, walks
 from trajectories import generic, smooth
 
 import koopcore as kc
 from koopcore import arrays
-from koopcore.backends import find, reference
+from koopcore.backends import backend_for
 from koopcore.backends.protocol import Snapshots
+from koopcore.backends.reference import Reference
 from koopcore.partition.partition import Partition
 from koopcore.torch_ops.endpoint import Endpoint
+
+reference = Reference()
+
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda", 0)
@@ -38,7 +41,7 @@ def test_gram(n, dtype):
     rng = np.random.default_rng(n)
     part = ragged(rng, [*RAGGED, 9000, 30000])
     snapshots = walks(rng, n, part.size, dtype)
-    gram = find("gram", "cuda")
+    gram = backend_for("cuda").gram
     got = gram(on_device(snapshots), part)
     # fp64 sums in another order: m·u at most; sums in pairs of floats are allowed 128 u.
     bound = 1100 * 2.0**-53 if torch.cuda.get_device_capability()[1] == 0 else 1e-6
@@ -67,7 +70,7 @@ def test_fits_and_predictions(model, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n", [4, 16, 24, 32])
 def test_one_pass_and_stages_predict_the_same(n, dtype, affine):
-    native = pytest.importorskip("koopcore.backends.native_cuda.backend", exc_type=ImportError)
+    native = backend_for("cuda", "native_cuda")
     rng = np.random.default_rng(n)
     sizes = [65, 129, 200, 257]
     part = pieced(sizes * 5)
@@ -147,7 +150,7 @@ def test_mixed_places_leave_no_error_behind():
     ring = torch.from_numpy(generic(5, 30)).float().to(CUDA)
     window = Snapshots(ring, np.arange(5))
     with pytest.raises(ValueError, match="out is on the CPU, the snapshots are on CUDA device 0"):
-        find("combine", "cuda")(window, part, np.ones((1, 1, 5)), np.zeros((1, 30), np.float32))
+        backend_for("cuda").combine(window, part, np.ones((1, 1, 5)), np.zeros((1, 30), np.float32))
     assert torch.isfinite(kc.fit(ring, part).predict(1)).all()
 
 

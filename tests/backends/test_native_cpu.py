@@ -8,14 +8,18 @@ import threading
 import numpy as np
 import pytest
 
-from koopcore.backends import reference
-from koopcore.backends.protocol import Snapshots, packed_size
+from koopcore.backends.native_cpu import NativeCpu
+from koopcore.backends.protocol import Snapshots, packed_size, unpack
+from koopcore.backends.reference import Reference
 from koopcore.partition.partition import Partition
 
-native = pytest.importorskip(
-    "koopcore.backends.native_cpu", reason="the C++ module is not built", exc_type=ImportError
+reference = Reference()
+
+
+_cpu = pytest.importorskip(
+    "koopcore._native._cpu", reason="the C++ module is not built", exc_type=ImportError
 )
-_cpu = pytest.importorskip("koopcore._native._cpu", exc_type=ImportError)
+native = NativeCpu(_cpu)
 
 ISAS = _cpu.supported_isas()
 WINDOWS = [2, 3, 4, 5, 8, 9, 16, 17, 24, 33, 64, 130]
@@ -59,7 +63,7 @@ def ragged(rng, sizes, size=None):
 
 def gram_error(got, expected, n):
     """Largest error of an entry over the norms of its two vectors: what rounding is relative to."""
-    full = reference.unpack(expected, n)
+    full = unpack(expected, n)
     norm = np.sqrt(np.diagonal(full, axis1=1, axis2=2))
     rows, columns = np.tril_indices(n)
     scale = norm[:, rows] * norm[:, columns]
@@ -369,15 +373,15 @@ def test_an_unknown_instruction_set_is_refused():
 @pytest.mark.parametrize("isa", ISAS)
 def test_the_environment_chooses_instruction_set_and_threads(isa):
     code = (
-        "from koopcore.backends import native_cpu as n\n"
+        "from koopcore.backends import backend_for\n"
         "from koopcore._native import _cpu\n"
-        "print(_cpu.isa(), _cpu.num_threads(), n.unavailable())"
+        "print(_cpu.isa(), _cpu.num_threads(), backend_for('cpu').name)"
     )
     environment = {**os.environ, "KOOPCORE_ISA": isa, "KOOPCORE_NUM_THREADS": "3"}
     run = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert run.stdout.split() == [isa, "3", "None"]
+    assert run.stdout.split() == [isa, "3", "native_cpu"]
 
 
 @pytest.mark.parametrize("count", ["0", "-2", "two", "1e9"])

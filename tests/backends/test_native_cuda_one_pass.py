@@ -7,16 +7,19 @@ from weakref import WeakKeyDictionary
 import emulated_cuda
 import numpy as np
 import pytest
-from test_native_cuda import walks
+from ragged_groups import pieced, walks
 from trajectories import generic, smooth
 
 import koopcore as kc
-from koopcore.backends import reference
-from koopcore.backends.native_cuda.backend import launch as native_cuda_launch
-from koopcore.backends.native_cuda.backend import plan as native_cuda_plan
+from koopcore.backends.native_cuda import launch as native_cuda_launch
+from koopcore.backends.native_cuda import plan as native_cuda_plan
 from koopcore.backends.native_cuda.plan import shares, tile_columns
 from koopcore.backends.protocol import Ahead, Snapshots
+from koopcore.backends.reference import Reference
 from koopcore.partition.partition import Partition
+
+reference = Reference()
+
 
 pytestmark = pytest.mark.skipif(emulated_cuda.COMPILER is None, reason="needs g++")
 MODELS = pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
@@ -37,16 +40,6 @@ def launches(native, monkeypatch):
 
     monkeypatch.setattr(native, "_cuda", Counting())
     return names
-
-
-def pieced(sizes):
-    """Groups of the given sizes: contiguous, strided, and in two segments, in turn."""
-    groups, at = [], 2
-    for i, m in enumerate(sizes):
-        two = np.r_[at : at + m - 1, at + 3 * m - 2]
-        groups.append((np.arange(at, at + m), np.arange(at, at + 3 * m, 3), two)[i % 3])
-        at += 3 * m
-    return Partition.groups(at + 6, groups)
 
 
 def predicted(part, ring, order, affine, horizons):

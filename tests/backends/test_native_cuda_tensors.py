@@ -11,8 +11,8 @@ import torch
 from trajectories import generic
 
 from koopcore import arrays
-from koopcore.backends.native_cuda.backend import launch as native_cuda_launch
-from koopcore.backends.native_cuda.backend import plan as native_cuda_plan
+from koopcore.backends.native_cuda import launch as native_cuda_launch
+from koopcore.backends.native_cuda import plan as native_cuda_plan
 from koopcore.backends.native_cuda.launch import divided
 from koopcore.backends.native_cuda.tensors import TensorTable
 from koopcore.backends.protocol import Snapshots

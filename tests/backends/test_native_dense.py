@@ -3,14 +3,18 @@
 import numpy as np
 import pytest
 
-from koopcore.backends import reference
+from koopcore.backends.native_cpu import NativeCpu
 from koopcore.backends.protocol import Snapshots
+from koopcore.backends.reference import Reference
 from koopcore.partition.partition import Partition
 
-native = pytest.importorskip(
-    "koopcore.backends.native_cpu", reason="the C++ module is not built", exc_type=ImportError
+reference = Reference()
+
+
+_cpu = pytest.importorskip(
+    "koopcore._native._cpu", reason="the C++ module is not built", exc_type=ImportError
 )
-_cpu = pytest.importorskip("koopcore._native._cpu", exc_type=ImportError)
+native = NativeCpu(_cpu)
 
 GROUPS = 11  # no multiple of any vector width
 

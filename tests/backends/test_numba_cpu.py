@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from koopcore.backends import reference
-from koopcore.backends.numba import backend as numba_cpu
+from koopcore.backends.numba.backend import NumbaCpu
 from koopcore.backends.numba.simd import WIDTH
 from koopcore.backends.protocol import Projection, Snapshots
+from koopcore.backends.reference import Reference
 from koopcore.partition.partition import Partition
+
+numba_cpu = NumbaCpu()
+
+
+reference = Reference()
+
 
 ROUNDING = 1e-13  # sums of thousands of float64 products, relative to the largest of their kind
 SOLVED = 1e-6  # condition numbers up to 1e4 here, squared in the Gram matrix: 1e8 times 1e-16,

@@ -13,13 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from koopcore.backends import reference
-from koopcore.backends.numba import backend as numba_cpu
 from koopcore.backends.numba import spread as spreading
 from koopcore.backends.numba import views
+from koopcore.backends.numba.backend import NumbaCpu
 from koopcore.backends.protocol import Snapshots
+from koopcore.backends.reference import Reference
 from koopcore.backends.threads import thread_count
 from koopcore.partition.partition import Partition
+
+numba_cpu = NumbaCpu()
+
+
+reference = Reference()
 
 
 def window(n: int, size: int, dtype: Any = np.float32) -> Snapshots:
@@ -194,9 +199,9 @@ import sys
 import koopcore
 assert "numba" not in sys.modules, "import koopcore must not import numba"
 import numpy as np
-from koopcore.backends.numba import backend as numba_cpu
+from koopcore.backends import backend_for
 from koopcore.backends.numba.rollout_dense import dense_range
-numba_cpu.rollout_dense(np.ones((1, 1, 1)), np.ones((1, 1)), False, [2])
+backend_for("cpu", "numba_cpu").rollout_dense(np.ones((1, 1, 1)), np.ones((1, 1)), False, [2])
 print(sum(dense_range.stats.cache_hits.values()) if dense_range.stats.cache_path else "uncached")
 """
 

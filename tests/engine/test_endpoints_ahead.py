@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from trajectories import CPU, smooth
+from trajectories import NAMES, smooth
 
 import koopcore as kc
 
-BACKENDS = [info.name for info in CPU]
+BACKENDS = NAMES
 HORIZONS = [7, 100, 3]
 
 PARTITIONS = {

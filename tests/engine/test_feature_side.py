@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from trajectories import WHOLE, by_operator, generic, having, movement, operator_of, spiral
+from trajectories import NAMES, WHOLE, by_operator, generic, movement, operator_of, spiral
 
 import koopcore as kc
-from koopcore.backends import stage
+from koopcore.backends import backend_for
 from koopcore.backends.protocol import Snapshots
-from koopcore.backends.reference import reflect, unreflect
+from koopcore.backends.reflection import reflect, unreflect
 
 U = 2.0**-53
 
@@ -57,7 +57,7 @@ def test_reflection_keeps_the_digits_of_the_motion():
 # -- moments --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", having("feature_gram"))
+@pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("m", [1, 2, 3, 11])
@@ -69,7 +69,7 @@ def test_moments_are_sums_over_the_window(backend, dtype, affine, m):
     order = (np.arange(n) + 7) % n
     ring = np.empty_like(x)
     ring[order] = x
-    got = stage("feature_gram", backend=backend)(Snapshots(ring, order), part, affine, stops)
+    got = backend_for("cpu", backend).feature_gram(Snapshots(ring, order), part, affine, stops)
     assert got.shape == (3, 3, 2, m, m)
     for group in range(3):
         rows = x[:, part.indices(group)].astype(np.longdouble)

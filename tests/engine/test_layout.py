@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from koopcore.partition.layout import Block, Layout, Tensor, Unit
+from koopcore.partition.layout import Layout
+from koopcore.partition.units import Block, Tensor, Unit
 
 PAPER = [(10, 1, True), (10, 10, True), (2, 10, True)]  # the 1:10:10:2 network
 

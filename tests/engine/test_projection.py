@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
-from trajectories import having, operator_of, smooth
+from trajectories import NAMES, operator_of, smooth
 
-from koopcore.backends import reference, stage
+from koopcore.backends import backend_for
+from koopcore.backends.reference import Reference, pivoted_cholesky, power_of_two_scale, whiten
+
+reference = Reference()
+
 
 U = 2.0**-53
 
@@ -38,21 +42,21 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("backend", having("project"))
+@pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize(("f", "rank"), CASES.values(), ids=CASES)
 def test_the_whitener_is_a_root_of_the_pseudo_inverse(backend, f, rank):
     n = f.shape[1]
     a = gram_of(f)
     h = np.random.default_rng(0).normal(size=(n, n))
     g = np.random.default_rng(1).normal(size=n)
-    got = stage("project", backend=backend)(a[None], h[None], g[None], None, 0.0, False)
+    got = backend_for("cpu", backend).project(a[None], h[None], g[None], None, 0.0, False)
     assert got.rank.tolist() == [rank]
     v = got.whitener[0]
     assert v.shape[1] >= rank
     assert (v[:, rank:] == 0.0).all()
     # The pseudo-inverse is taken of columns scaled by powers of two, near unit norm: of least norm
     # in those units. κ² u, with κ of the scaled columns below 1e4.
-    scale = reference.power_of_two_scale(np.diag(a))
+    scale = power_of_two_scale(np.diag(a))
     expected = np.linalg.pinv(f * scale, rcond=1e-10)
     inverse = expected @ expected.T
     np.testing.assert_allclose(
@@ -64,11 +68,11 @@ def test_the_whitener_is_a_root_of_the_pseudo_inverse(backend, f, rank):
     np.testing.assert_allclose(whitened.T @ whitened, np.eye(rank), atol=1e-8)
 
 
-@pytest.mark.parametrize("backend", having("project"))
+@pytest.mark.parametrize("backend", NAMES)
 def test_groups_of_different_rank_stand_side_by_side(backend):
     fs = [full_rank(6, 1), deficient(6, 2, 2), np.zeros((9, 6)), deficient(6, 4, 3)]
     a = np.stack([gram_of(f) for f in fs])
-    run = stage("project", backend=backend)
+    run = backend_for("cpu", backend).project
     together = run(a, a, np.ones((4, 6)), None, 0.0, False)
     assert together.rank.tolist() == [6, 2, 0, 4]
     for group, rank in enumerate([6, 2, 0, 4]):
@@ -80,14 +84,14 @@ def test_groups_of_different_rank_stand_side_by_side(backend):
         assert (together.operator[group, :, rank:] == 0.0).all()
 
 
-@pytest.mark.parametrize("backend", having("project"))
+@pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("ridge", [1e-8, 1e-3, 1.0, 100.0])
 @pytest.mark.parametrize("f", [full_rank(6, 1), badly_scaled(6, 2), deficient(6, 3, 3)])
 def test_a_ridge_is_relative_to_the_mean_scaled_diagonal(backend, ridge, f):
     a = gram_of(f)
     n = len(a)
-    got = stage("project", backend=backend)(a[None], a[None], np.ones((1, n)), None, ridge, False)
-    scale = reference.power_of_two_scale(np.diag(a))
+    got = backend_for("cpu", backend).project(a[None], a[None], np.ones((1, n)), None, ridge, False)
+    scale = power_of_two_scale(np.diag(a))
     scaled = a * scale * scale[:, None]
     inverse = np.linalg.inv(scaled + ridge * np.trace(scaled) / n * np.eye(n))
     v = got.whitener[0]
@@ -98,12 +102,12 @@ def test_a_ridge_is_relative_to_the_mean_scaled_diagonal(backend, ridge, f):
     )
 
 
-@pytest.mark.parametrize("backend", having("project"))
+@pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("rank", [1, 2, 3, 5])
 def test_a_rank_keeps_the_leading_singular_values(backend, rank):
     f = full_rank(6, 4) @ np.diag([30.0, 10.0, 3.0, 1.0, 0.5, 0.25])
     a = gram_of(f)
-    got = stage("project", backend=backend)(a[None], a[None], np.ones((1, 6)), rank, 0.0, False)
+    got = backend_for("cpu", backend).project(a[None], a[None], np.ones((1, 6)), rank, 0.0, False)
     left, sigma, right = np.linalg.svd(f, full_matrices=False)
     expected = right[:rank].T / sigma[:rank] ** 2 @ right[:rank]
     v = got.whitener[0]
@@ -112,7 +116,7 @@ def test_a_rank_keeps_the_leading_singular_values(backend, rank):
     assert left.shape[1] == 6
 
 
-@pytest.mark.parametrize("backend", having("project"))
+@pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_a_rank_counts_singular_values_of_snapshots_not_of_differences(backend, rank):
     """The truncated operator of [x_1, x_2, …] from the Gram matrix of [x_1, d_1, …]."""
@@ -120,28 +124,28 @@ def test_a_rank_counts_singular_values_of_snapshots_not_of_differences(backend, 
     steps = np.diff(x, axis=0)
     f = np.vstack([x[:1], steps[:-1]]).T
     ahead = np.vstack([x[1:2], steps[1:]]).T
-    got = stage("project", backend=backend)(
+    got = backend_for("cpu", backend).project(
         (f.T @ f)[None], (f.T @ ahead)[None], (f.T @ x[-1])[None], rank, 0.0, True
     )
     v = got.whitener[0]
     np.testing.assert_allclose((ahead @ v) @ (f @ v).T, operator_of(x, rank=rank), atol=1e-10)
 
 
-@pytest.mark.parametrize("backend", having("project"))
+@pytest.mark.parametrize("backend", NAMES)
 def test_a_rank_above_the_numerical_one_changes_nothing(backend):
     a = gram_of(deficient(7, 3, 8))[None]
-    run = stage("project", backend=backend)
+    run = backend_for("cpu", backend).project
     limited, free = (run(a, a, np.ones((1, 7)), rank, 0.0, False) for rank in (5, None))
     for name in free._fields:
         np.testing.assert_array_equal(getattr(limited, name), getattr(free, name))
 
 
-@pytest.mark.parametrize("backend", having("project"))
+@pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize(("f", "rank"), CASES.values(), ids=CASES)
 def test_the_condition_number_is_of_the_columns_kept(backend, f, rank):
     a = gram_of(f)
     g = np.ones((1, len(a)))
-    got = stage("project", backend=backend)(a[None], a[None], g, None, 0.0, False)
+    got = backend_for("cpu", backend).project(a[None], a[None], g, None, 0.0, False)
     if rank == 0:
         assert got.condition[0] == np.inf
         return
@@ -156,7 +160,7 @@ def test_the_condition_number_is_of_the_columns_kept(backend, f, rank):
 def test_pivoted_cholesky_reproduces_what_it_keeps():
     for f, rank in CASES.values():
         scaled = gram_of(f)
-        factor, order = reference.pivoted_cholesky(scaled)
+        factor, order = pivoted_cholesky(scaled)
         assert sorted(order.tolist()) == list(range(len(scaled)))
         if rank:
             # rank_tolerance is 4 n u of the largest diagonal: that much may be left over.
@@ -171,6 +175,6 @@ def test_slow_decay_has_the_rank_of_its_motions():
     """Three exponentials and a fixed point span four directions of any window."""
     x = smooth(20, 65)
     f = np.vstack([x[:1], np.diff(x, axis=0)[:-1]]).T
-    whitener, _ = reference.whiten(f.T @ f, None, 0.0, True)
+    whitener, _ = whiten(f.T @ f, None, 0.0, True)
     # The smallest motion's decay beneath the noise may add or hide one.
     assert whitener.shape[1] in (4, 5)

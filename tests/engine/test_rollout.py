@@ -2,14 +2,18 @@
 
 import numpy as np
 import pytest
-from trajectories import basis_of, generic, having
+from trajectories import NAMES, basis_of, generic
 
-from koopcore.backends import reference, stage
+from koopcore.backends import backend_for
 from koopcore.backends.protocol import WEIGHT_LIMIT, Snapshots
+from koopcore.backends.reference import DIRECT_STEPS, Reference
 from koopcore.partition.partition import Partition
 
+reference = Reference()
+
+
 U = 2.0**-53
-DIRECT = reference.DIRECT_STEPS
+DIRECT = DIRECT_STEPS
 HORIZONS = [1, 2, 3, 7, 100, DIRECT - 1, DIRECT, DIRECT + 1, 3000]
 
 #: Roots of the recurrence's characteristic polynomial, distinct and within the unit circle.
@@ -36,14 +40,14 @@ def stepped(columns, a, last):
     return np.array(past[-last:])
 
 
-@pytest.mark.parametrize("backend", having("rollout"))
+@pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("roots", ROOTS.values(), ids=ROOTS)
 def test_rollout_is_the_recurrence_stepped(backend, affine, roots):
     a = recurrence(roots)
     n = len(a) + 1 + affine
     x = generic(n, 12, seed=n)
-    weights, growth = stage("rollout", backend=backend)(a[None], affine, HORIZONS)
+    weights, growth = backend_for("cpu", backend).rollout(a[None], affine, HORIZONS)
     assert weights.shape == (len(HORIZONS), 1, n)
     assert growth.shape == (len(HORIZONS), 1)
     start = np.diff(x, axis=0)[1:] if affine else x[1:]
@@ -58,9 +62,9 @@ def test_rollout_is_the_recurrence_stepped(backend, affine, roots):
     assert np.abs(got - ends).max() <= 10 * max(HORIZONS) * kappa**2 * U * scale
 
 
-@pytest.mark.parametrize("backend", having("rollout"))
+@pytest.mark.parametrize("backend", NAMES)
 def test_growth_compares_with_the_first_step(backend):
-    weights, growth = stage("rollout", backend=backend)(
+    weights, growth = backend_for("cpu", backend).rollout(
         np.array([[0.9], [1.1]]), True, [1, 2, 11, 2001]
     )
     np.testing.assert_allclose(growth[:3], [[1, 1], [0.9, 1.1], [0.9**10, 1.1**10]], rtol=1e-13)
@@ -69,16 +73,16 @@ def test_growth_compares_with_the_first_step(backend):
     assert (weights[3, 1] == 1.0).all()
 
 
-@pytest.mark.parametrize("backend", having("rollout"))
+@pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("late", [200, DIRECT + 1, 10**9, 2**60])
 def test_a_divergent_rollout_is_the_last_snapshot_and_says_so(backend, affine, late):
     a = np.array([[0.5, 0.25], [0.0, 2.0], [0.25, 0.5]])
-    weights, growth = stage("rollout", backend=backend)(a, affine, [late, 3])
+    weights, growth = backend_for("cpu", backend).rollout(a, affine, [late, 3])
     assert np.isfinite(weights).all()
     assert (weights[0, 1] == 1.0).all()
     assert growth[0, 1] == np.inf
-    alone, _ = stage("rollout", backend=backend)(a[1:2], affine, [3])
+    alone, _ = backend_for("cpu", backend).rollout(a[1:2], affine, [3])
     np.testing.assert_array_equal(weights[1, 1], alone[0, 0])  # early horizons are kept
     assert np.abs(weights[1, 1]).max() < WEIGHT_LIMIT
     for stable in (0, 2):  # neighbours go on to their fixed point
@@ -86,11 +90,11 @@ def test_a_divergent_rollout_is_the_last_snapshot_and_says_so(backend, affine, l
         np.testing.assert_allclose(weights[0, stable, 0], 1.0 if affine else 0.0, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", having("rollout"))
+@pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("affine", [False, True])
 def test_horizons_may_come_in_any_order_and_repeat(backend, affine):
     a = np.stack([recurrence(ROOTS["decay"]), recurrence(ROOTS["unit circle"])])
-    run = stage("rollout", backend=backend)
+    run = backend_for("cpu", backend).rollout
     mixed = [DIRECT + 5, 3, 1, 3, 700, DIRECT + 5]
     weights, growth = run(a, affine, mixed)
     for i, t in enumerate(mixed):
@@ -103,7 +107,7 @@ def test_horizons_may_come_in_any_order_and_repeat(backend, affine):
 # -- dense ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", having("rollout_dense"))
+@pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("r", [1, 2, 5])
 def test_a_dense_rollout_is_a_power_or_a_sum_of_powers(backend, r):
     rng = np.random.default_rng(r)
@@ -112,7 +116,7 @@ def test_a_dense_rollout_is_a_power_or_a_sum_of_powers(backend, r):
     operators = basis * values @ basis.transpose(0, 2, 1)
     start = rng.normal(size=(3, r))
     along = (basis.transpose(0, 2, 1) @ start[:, :, None])[:, :, 0]
-    run = stage("rollout_dense", backend=backend)
+    run = backend_for("cpu", backend).rollout_dense
     powers, growth = run(operators, start, False, HORIZONS)
     sums, _ = run(operators, start, True, HORIZONS)
     assert powers.shape == (len(HORIZONS), 3, r)
@@ -127,11 +131,11 @@ def test_a_dense_rollout_is_a_power_or_a_sum_of_powers(backend, r):
         np.testing.assert_allclose(growth[i], ratio, atol=1e-11)
 
 
-@pytest.mark.parametrize("backend", having("rollout_dense"))
+@pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("late", [2000, 10**9, 2**60])
 def test_a_dense_rollout_may_overflow_but_does_not_stop(backend, late):
     operators = np.stack([np.diag([0.5, 0.5]), np.diag([2.0, 0.5])])
-    states, growth = stage("rollout_dense", backend=backend)(
+    states, growth = backend_for("cpu", backend).rollout_dense(
         operators, np.ones((2, 2)), False, [2, late]
     )
     np.testing.assert_allclose(states[0], [[0.5, 0.5], [2.0, 0.5]], rtol=1e-15)
@@ -144,7 +148,7 @@ def test_a_dense_rollout_may_overflow_but_does_not_stop(backend, late):
 # -- combine --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", having("combine"))
+@pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n", [2, 3, 16, 33])
 @pytest.mark.parametrize("horizons", [1, 3])
@@ -156,7 +160,7 @@ def test_combine_adds_weighted_differences_to_the_last_snapshot(backend, dtype, 
     ring[order] = x
     weights = np.random.default_rng(n).normal(size=(horizons, part.n_groups, n))
     out = np.full((horizons, 80), np.nan, dtype=dtype)
-    stage("combine", backend=backend)(Snapshots(ring, order), part, weights, out)
+    backend_for("cpu", backend).combine(Snapshots(ring, order), part, weights, out)
     covered = np.concatenate([part.indices(g) for g in range(part.n_groups)])
     assert np.isnan(np.delete(out, covered, axis=1)).all()
     for group in range(part.n_groups):
@@ -169,28 +173,28 @@ def test_combine_adds_weighted_differences_to_the_last_snapshot(backend, dtype, 
         assert (np.abs(out[:, mine] - ends) <= bound).all()
 
 
-@pytest.mark.parametrize("backend", having("combine"))
+@pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_weights_of_one_give_the_last_snapshot_bit_by_bit(backend, dtype):
     x = generic(7, 33).astype(dtype)
     part = Partition.groups(33, [range(33)])
     out = np.full((2, 33), np.nan, dtype=dtype)
-    stage("combine", backend=backend)(Snapshots(x, np.arange(7)), part, np.ones((2, 1, 7)), out)
+    backend_for("cpu", backend).combine(Snapshots(x, np.arange(7)), part, np.ones((2, 1, 7)), out)
     np.testing.assert_array_equal(out, [x[-1], x[-1]])
 
 
-@pytest.mark.parametrize("backend", having("combine"))
+@pytest.mark.parametrize("backend", NAMES)
 def test_what_float32_cannot_hold_is_its_largest_number(backend):
     x = np.array([[1.0, -1.0, 0.0], [2.0, -2.0, 0.0]], dtype=np.float32)
     part = Partition.groups(3, [range(3)])
     out = np.full((1, 3), np.nan, dtype=np.float32)
     weights = np.array([[[1.0, 1e39]]])
-    stage("combine", backend=backend)(Snapshots(x, np.arange(2)), part, weights, out)
+    backend_for("cpu", backend).combine(Snapshots(x, np.arange(2)), part, weights, out)
     largest = np.finfo(np.float32).max
     np.testing.assert_array_equal(out, [[largest, -largest, 0.0]])
 
 
-@pytest.mark.parametrize("backend", having("combine"))
+@pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize(
     "made",
     [
@@ -204,7 +208,7 @@ def test_combine_writes_into_any_strides(backend, made):
     x = generic(5, 40).astype(np.float32)
     part = Partition.groups(40, [range(0, 40, 2), range(1, 20, 2)])
     weights = np.random.default_rng(0).normal(size=(3, 2, 5))
-    run, window = stage("combine", backend=backend), Snapshots(x, np.arange(5))
+    run, window = backend_for("cpu", backend).combine, Snapshots(x, np.arange(5))
     plain = np.full((3, 40), np.nan, dtype=np.float32)
     run(window, part, weights, plain)
     strided = made(np.full((3, 40), np.nan, dtype=np.float32))

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from koopcore.partition.layout import Block, Layout, Unit
+from koopcore.partition.layout import Layout
+from koopcore.partition.units import Block, Unit
 
 
 def names(layout):

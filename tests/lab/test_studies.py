@@ -123,7 +123,9 @@ def test_a_bound_of_groups_that_all_diverge_accepts_almost_nothing():
 
 
 def test_an_unavailable_backend_is_a_reason(monkeypatch):
-    gone = kc.backends()[0]._replace(name="native_cpu", available=False, reason="no compiler")
+    gone = kc.available_backends()[0]._replace(
+        name="native_cpu", available=False, reason="no compiler"
+    )
     monkeypatch.setattr(kc, "backends", lambda: [gone])
     with pytest.raises(Unavailable, match="no compiler"):
         endpoint_job(decays(8, 100), one_group(100), 3, backend="native_cpu")

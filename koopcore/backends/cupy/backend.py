@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from koopcore.backends.composed import Composed
 from koopcore.backends.cupy.batches import (
     factor_in_time_order,
     pseudo_inverse_root,
@@ -31,155 +32,7 @@ from koopcore.backends.protocol import (
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
 
-STAGES = (
-    "gram",
-    "feature_gram",
-    "solve",
-    "project",
-    "rollout",
-    "rollout_dense",
-    "combine",
-    "gather",
-    "scatter",
-)
 BLOCK = 2**25  # numbers of snapshots that are in float64 at once
-
-
-def unavailable() -> str | None:
-    """Why this backend does not run, or None."""
-    return available()
-
-
-def gram(snapshots: Snapshots, part: Partition) -> FloatArray:
-    """G = BᵀB of every group: (n_groups, n(n+1)/2), packed lower by rows."""
-    n = len(snapshots.order)
-    out = np.empty((part.n_groups, packed_size(n)))
-    rows, columns = np.tril_indices(n)
-    with opened(snapshots.array) as array:
-        for groups, basis in _bases(array, snapshots.order, part):
-            out[groups] = on_host((basis @ basis.transpose(0, 2, 1))[:, rows, columns])
-    return out
-
-
-def feature_gram(
-    snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
-) -> FloatArray:
-    """C = FFᵀ, E = F'Fᵀ of the first ``stop`` snapshots: (n_stops, n_groups, 2, m, m), equal m."""
-    m = int(part.sizes[0])
-    out = np.empty((len(stops), part.n_groups, 2, m, m))
-    with opened(snapshots.array) as array:
-        for groups, basis in _bases(array, snapshots.order, part):
-            columns = basis[:, 1:] if affine else _reflected(basis)
-            for i, stop in enumerate(stops):
-                f = columns[:, : stop - 1 - affine]
-                ahead = columns[:, 1 : stop - affine]
-                c = f.transpose(0, 2, 1) @ f
-                out[i, groups, 0] = on_host(c)
-                out[i, groups, 1] = on_host(c + (ahead - f).transpose(0, 2, 1) @ f)
-    return out
-
-
-def solve(gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
-    """The companion coefficients of every group from one Cholesky factorization in time order."""
-    first = int(affine)
-    columns = n - 1 - first
-    full = xp().asarray(unpack(gram, n))
-    scale, factor, rank = factor_in_time_order(xp(), full[:, first:, first:], columns)
-    whole = rank == columns
-    pivots = xp().diagonal(factor, axis1=1, axis2=2)[:, :columns]
-    condition = xp().where(whole, pivots.max(axis=1) / pivots.min(axis=1), np.inf)
-    residual = xp().where(whole, factor[:, columns, columns] / scale[:, columns], 0.0)
-    a = recurrences(xp(), factor, scale, columns, affine)
-    hindcast = np.full(len(gram), np.nan)
-    if 0 < holdout < columns:
-        shorter = recurrences(xp(), factor, scale, columns - holdout, affine)
-        weights = np.zeros((len(gram), n))
-        weights[:, : n - holdout] = rollout(on_host(shorter), affine, [holdout])[0][0]
-        hindcast = np.where(on_host(whole), _hindcast(unpack(gram, n), weights, holdout), np.nan)
-    coefficients = xp().where(whole[:, None], a, 0.0)
-    return Companion(
-        on_host(coefficients), on_host(rank), on_host(residual), on_host(condition), hindcast
-    )
-
-
-def project(
-    a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
-) -> Projection:
-    """K = Vᵀ H V and z = Vᵀ g with V Vᵀ = A⁺, by symmetric eigen-decompositions."""
-    v, ranks, condition = pseudo_inverse_root(xp(), xp().asarray(a), rank, ridge, raw)
-    width = int(ranks.max()) if len(a) and a.shape[1] else 0
-    v = v[:, :, :width]
-    across = v.transpose(0, 2, 1)
-    operator, start = across @ xp().asarray(h) @ v, (across @ xp().asarray(g)[:, :, None])[:, :, 0]
-    return Projection(*map(on_host, (operator, v, start, ranks, condition)))
-
-
-def rollout(
-    coefficients: FloatArray, affine: bool, horizons: Sequence[int]
-) -> tuple[FloatArray, FloatArray]:
-    """Weights w (n_horizons, n_groups, n) on B with x_{n+T} = B w, and the growth of ‖c_T‖."""
-    a = xp().asarray(coefficients)
-    groups, columns = a.shape
-    step = xp().zeros((groups, columns, columns))
-    step[:] = xp().eye(columns, k=-1)
-    step[:, :, -1] = a
-    weights = np.ones((len(horizons), groups, columns + 1 + int(affine)))
-    growth = np.ones((len(horizons), groups))
-    with np.errstate(over="ignore", invalid="ignore"):
-        for i, (power, total) in enumerate(rolled(xp(), step, a, horizons)):
-            if affine:
-                weights[i, :, 2:] += on_host(total)
-            else:
-                sums = on_host(xp().cumsum(power[:, ::-1], axis=1)[:, ::-1])
-                weights[i, :, 0], weights[i, :, 1:] = sums[:, 0], sums
-            norms = xp().sqrt((power * power).sum(axis=1) / (a * a).sum(axis=1))
-            growth[i] = on_host(norms)
-        wild = ~(np.abs(weights).max(axis=2) <= WEIGHT_LIMIT)
-    weights[wild], growth[wild] = 1.0, np.inf
-    return weights, growth
-
-
-def rollout_dense(
-    operator: FloatArray, start: FloatArray, affine: bool, horizons: Sequence[int]
-) -> tuple[FloatArray, FloatArray]:
-    """K^{T-1} z, or Σ_{j<T} Kʲ z where affine: (n_horizons, n_groups, r), and the growth."""
-    z = xp().asarray(start)
-    pairs = rolled(xp(), xp().asarray(operator), z, horizons)
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        states = np.stack([on_host(total if affine else power) for power, total in pairs])
-        sizes = np.stack([np.linalg.norm(on_host(power), axis=1) for power, _ in pairs])
-        return states, sizes / np.linalg.norm(start, axis=1)
-
-
-def combine(
-    snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
-) -> None:
-    """x_{n+T} = x_n + B(w - 1) of every group, into its columns of ``out`` (n_horizons, size)."""
-    with opened(snapshots.array) as array, opened(out) as target:
-        limit = float(np.finfo(str(target.dtype)).max)
-        for groups, basis in _bases(array, snapshots.order, part):
-            w = xp().asarray(np.ascontiguousarray(weights[:, groups].transpose(1, 0, 2)) - 1.0)
-            values = w @ basis + basis.sum(axis=1)[:, None]
-            flat = xp().clip(values, -limit, limit).transpose(1, 0, 2).reshape(len(weights), -1)
-            columns = group_columns(part, groups).reshape(-1)
-            target[:, columns] = flat.astype(target.dtype)
-
-
-def gather(snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
-    """Snapshots ``rows`` (negative: from the end) by group: (len(rows), n_groups, m), equal m."""
-    columns = group_columns(part, part.numbers)
-    with opened(snapshots.array) as array:
-        picked = [array[int(snapshots.order[k])][columns] for k in rows]
-        return on_host(xp().stack(picked).astype(np.float64))
-
-
-def scatter(part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
-    """Values (n_horizons, n_groups, m) into the groups' columns of ``out`` (n_horizons, size)."""
-    with opened(out) as target:
-        limit = float(np.finfo(str(target.dtype)).max)
-        clipped = np.clip(values, -limit, limit).reshape(len(values), -1)
-        columns = group_columns(part, part.numbers).reshape(-1)
-        target[:, columns] = xp().asarray(clipped).astype(target.dtype)
 
 
 def _bases(array: Any, order: IntArray, part: Partition) -> Iterator[tuple[IntArray, Any]]:
@@ -220,3 +73,138 @@ def _hindcast(full: FloatArray, weights: FloatArray, holdout: int) -> FloatArray
     square = np.maximum(np.einsum("gi,gij,gj->g", error, full, error), 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(moved > 0.0, np.sqrt(square / moved), 0.0)
+
+
+class CupyCuda(Composed):
+    """The engine's stages in CuPy, all groups of one size at a time."""
+
+    name = "cupy_cuda"
+    device = "cuda"
+
+    def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
+        n = len(snapshots.order)
+        out = np.empty((part.n_groups, packed_size(n)))
+        rows, columns = np.tril_indices(n)
+        with opened(snapshots.array) as array:
+            for groups, basis in _bases(array, snapshots.order, part):
+                out[groups] = on_host((basis @ basis.transpose(0, 2, 1))[:, rows, columns])
+        return out
+
+    def feature_gram(
+        self, snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
+    ) -> FloatArray:
+        m = int(part.sizes[0])
+        out = np.empty((len(stops), part.n_groups, 2, m, m))
+        with opened(snapshots.array) as array:
+            for groups, basis in _bases(array, snapshots.order, part):
+                columns = basis[:, 1:] if affine else _reflected(basis)
+                for i, stop in enumerate(stops):
+                    f = columns[:, : stop - 1 - affine]
+                    ahead = columns[:, 1 : stop - affine]
+                    c = f.transpose(0, 2, 1) @ f
+                    out[i, groups, 0] = on_host(c)
+                    out[i, groups, 1] = on_host(c + (ahead - f).transpose(0, 2, 1) @ f)
+        return out
+
+    def solve(self, gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
+        first = int(affine)
+        columns = n - 1 - first
+        full = xp().asarray(unpack(gram, n))
+        scale, factor, rank = factor_in_time_order(xp(), full[:, first:, first:], columns)
+        whole = rank == columns
+        pivots = xp().diagonal(factor, axis1=1, axis2=2)[:, :columns]
+        condition = xp().where(whole, pivots.max(axis=1) / pivots.min(axis=1), np.inf)
+        residual = xp().where(whole, factor[:, columns, columns] / scale[:, columns], 0.0)
+        a = recurrences(xp(), factor, scale, columns, affine)
+        hindcast = np.full(len(gram), np.nan)
+        if 0 < holdout < columns:
+            shorter = recurrences(xp(), factor, scale, columns - holdout, affine)
+            weights = np.zeros((len(gram), n))
+            weights[:, : n - holdout] = self.rollout(on_host(shorter), affine, [holdout])[0][0]
+            hindcast = np.where(
+                on_host(whole), _hindcast(unpack(gram, n), weights, holdout), np.nan
+            )
+        coefficients = xp().where(whole[:, None], a, 0.0)
+        return Companion(
+            on_host(coefficients), on_host(rank), on_host(residual), on_host(condition), hindcast
+        )
+
+    def project(
+        self, a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
+    ) -> Projection:
+        """K = Vᵀ H V and z = Vᵀ g with V Vᵀ = A⁺, by symmetric eigen-decompositions."""
+        v, ranks, condition = pseudo_inverse_root(xp(), xp().asarray(a), rank, ridge, raw)
+        width = int(ranks.max()) if len(a) and a.shape[1] else 0
+        v = v[:, :, :width]
+        across = v.transpose(0, 2, 1)
+        operator, start = (
+            across @ xp().asarray(h) @ v,
+            (across @ xp().asarray(g)[:, :, None])[:, :, 0],
+        )
+        return Projection(*map(on_host, (operator, v, start, ranks, condition)))
+
+    def rollout(
+        self, coefficients: FloatArray, affine: bool, horizons: Sequence[int]
+    ) -> tuple[FloatArray, FloatArray]:
+        a = xp().asarray(coefficients)
+        groups, columns = a.shape
+        step = xp().zeros((groups, columns, columns))
+        step[:] = xp().eye(columns, k=-1)
+        step[:, :, -1] = a
+        weights = np.ones((len(horizons), groups, columns + 1 + int(affine)))
+        growth = np.ones((len(horizons), groups))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for i, (power, total) in enumerate(rolled(xp(), step, a, horizons)):
+                if affine:
+                    weights[i, :, 2:] += on_host(total)
+                else:
+                    sums = on_host(xp().cumsum(power[:, ::-1], axis=1)[:, ::-1])
+                    weights[i, :, 0], weights[i, :, 1:] = sums[:, 0], sums
+                norms = xp().sqrt((power * power).sum(axis=1) / (a * a).sum(axis=1))
+                growth[i] = on_host(norms)
+            lost = ~(np.abs(weights).max(axis=2) <= WEIGHT_LIMIT)
+        weights[lost], growth[lost] = 1.0, np.inf
+        return weights, growth
+
+    def rollout_dense(
+        self, operator: FloatArray, start: FloatArray, affine: bool, horizons: Sequence[int]
+    ) -> tuple[FloatArray, FloatArray]:
+        z = xp().asarray(start)
+        pairs = rolled(xp(), xp().asarray(operator), z, horizons)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            states = np.stack([on_host(total if affine else power) for power, total in pairs])
+            sizes = np.stack([np.linalg.norm(on_host(power), axis=1) for power, _ in pairs])
+            return states, sizes / np.linalg.norm(start, axis=1)
+
+    def combine(
+        self, snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
+    ) -> None:
+        with opened(snapshots.array) as array, opened(out) as target:
+            limit = float(np.finfo(str(target.dtype)).max)
+            for groups, basis in _bases(array, snapshots.order, part):
+                w = xp().asarray(np.ascontiguousarray(weights[:, groups].transpose(1, 0, 2)) - 1.0)
+                values = w @ basis + basis.sum(axis=1)[:, None]
+                flat = xp().clip(values, -limit, limit).transpose(1, 0, 2).reshape(len(weights), -1)
+                columns = group_columns(part, groups).reshape(-1)
+                target[:, columns] = flat.astype(target.dtype)
+
+    def gather(self, snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
+        columns = group_columns(part, part.numbers)
+        with opened(snapshots.array) as array:
+            picked = [array[int(snapshots.order[k])][columns] for k in rows]
+            return on_host(xp().stack(picked).astype(np.float64))
+
+    def scatter(self, part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
+        with opened(out) as target:
+            limit = float(np.finfo(str(target.dtype)).max)
+            clipped = np.clip(values, -limit, limit).reshape(len(values), -1)
+            columns = group_columns(part, part.numbers).reshape(-1)
+            target[:, columns] = xp().asarray(clipped).astype(target.dtype)
+
+
+def load() -> CupyCuda:
+    """The backend; ImportError with the reason where CuPy finds no device."""
+    problem = available()
+    if problem:
+        raise ImportError(problem)
+    return CupyCuda()

@@ -8,13 +8,15 @@ matrices that come back as NumPy arrays. Small matrices may come in as NumPy arr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from koopcore._native import build_record
 from koopcore.arrays import Resident
+from koopcore.backends.composed import Composed
 from koopcore.backends.native_cuda.launch import (
     Launch,
     divided,
@@ -39,245 +41,228 @@ from koopcore.backends.protocol import Ahead, Companion, Projection, Snapshots, 
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray
 
-if TYPE_CHECKING:
-    _cuda: Any
-else:
+
+class NativeCuda(Composed):
+    """The engine's stages as CUDA kernels; ``module`` is koopcore._native._cuda."""
+
+    name = "native_cuda"
+    device = "cuda"
+
+    def __init__(self, module: Any) -> None:
+        self._cuda = module
+
+    def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
+        on = Launch(self._cuda, snapshots, part)
+        out = on.empty(part.n_groups, packed_size(on.n))
+        queue_gram(on, out, side_by_side=False)
+        return on.memory.download(out)
+
+    def feature_gram(
+        self, snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
+    ) -> FloatArray:
+        on = Launch(self._cuda, snapshots, part)
+        m, groups = int(part.sizes[0]), part.n_groups
+        out = on.empty(len(stops), groups, 2, m, m)
+        space = on.space(self._cuda.feature_gram_space(groups, m, on.number))
+        self._cuda.feature_gram(
+            on.window, on.groups, m, affine, list(stops), on.address(out), space, on.target
+        )
+        return on.memory.download(out)
+
+    def solve(self, gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
+        on = Launch.anywhere(self._cuda)
+        batches = -(-len(gram) // self._cuda.batch)
+        side_by_side = np.zeros((batches * self._cuda.batch, gram.shape[1]))
+        side_by_side[: len(gram)] = gram
+        turned = side_by_side.reshape(batches, self._cuda.batch, -1).transpose(0, 2, 1)
+        device = on.upload(np.ascontiguousarray(turned))
+        fields = queue_solve(on, device, len(gram), n, affine, holdout, 1.0)
+        return Companion(*(on.memory.download(field) for field in fields))
+
+    def gram_solve(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        holdout: int,
+        ahead: Ahead | None = None,
+    ) -> Companion:
+        """``solve(gram(snapshots, part), …)`` on the device; fields stay there until looked at.
+
+        With ``ahead`` also rollout and combine; nothing waits in between. In one pass over the
+        snapshots where every group fits the shared memory of a block.
+        """
+        on = Launch(self._cuda, snapshots, part)
+        horizons = [] if ahead is None else list(ahead.horizons)
+        out = NOWHERE if ahead is None else on.output(ahead.out, len(horizons))
+        if divided(self._cuda, snapshots, part, horizons)[1] is None:
+            fields = companion_fields(on, part.n_groups, on.n - 1 - int(affine))
+            queue_one_pass(on, affine, holdout, horizons, fields, 0, out, ())
+        else:
+            gram = gram_side_by_side(on)
+            fields = queue_solve(on, gram, part.n_groups, on.n, affine, holdout, on.noise)
+            if horizons:
+                queue_combine(on, queue_rollout(on, fields[0], affine, horizons)[0], out)
+        return Companion(*(Resident(field, on.memory) for field in fields))  # type: ignore[arg-type]
+
+    def project(
+        self, a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
+    ) -> Projection:
+        """K = Vᵀ H V, z = Vᵀ g, V Vᵀ = A⁺; one group per thread, whatever their ranks."""
+        on = Launch.anywhere(self._cuda)
+        groups, size = g.shape
+        operator, whitener = on.empty(groups, size, size), on.empty(groups, size, size)
+        start, ranks, condition = on.empty(groups, size), on.integers(groups), on.empty(groups)
+        arrays = (*map(on.upload, (a, h, g)), operator, whitener, start, ranks, condition)
+        space = on.space(self._cuda.project_space(groups, size, on.number))
+        if groups and size:
+            addresses = tuple(map(on.address, arrays))
+            self._cuda.project(groups, size, rank or 0, ridge, raw, addresses, space, on.target)
+        made = [
+            on.memory.download(array) for array in (operator, whitener, start, ranks, condition)
+        ]
+        width = int(made[3].max(initial=0)) if size else 0
+        return Projection(
+            made[0][:, :width, :width], made[1][:, :, :width], made[2][:, :width], made[3], made[4]
+        )
+
+    def rollout(
+        self, coefficients: FloatArray, affine: bool, horizons: Sequence[int]
+    ) -> tuple[FloatArray, FloatArray]:
+        on = Launch.anywhere(self._cuda, coefficients)
+        weights, growth = queue_rollout(on, on.upload(coefficients), affine, horizons)
+        return on.returned(coefficients, weights), on.returned(coefficients, growth)
+
+    def rollout_dense(
+        self, operator: FloatArray, start: FloatArray, affine: bool, horizons: Sequence[int]
+    ) -> tuple[FloatArray, FloatArray]:
+        on = Launch.anywhere(self._cuda)
+        groups, size = start.shape
+        states, growth = on.empty(len(horizons), groups, size), on.empty(len(horizons), groups)
+        k, z = on.upload(operator), on.upload(start)
+        given = on.address(k), on.address(z)
+        for some, out in horizon_blocks(on, horizons, states, growth):
+            space = on.space(self._cuda.rollout_dense_space(groups, size, some, on.number))
+            self._cuda.rollout_dense(*given, groups, size, affine, some, *out, space, on.target)
+        return on.memory.download(states), on.memory.download(growth)
+
+    def combine(
+        self, snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
+    ) -> None:
+        on = Launch(self._cuda, snapshots, part)
+        queue_combine(on, on.upload(weights), on.output(out, len(weights)))
+
+    def gather(self, snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
+        order = snapshots.order[np.asarray(rows, dtype=np.int64)]
+        on = Launch(self._cuda, Snapshots(snapshots.array, order), part)
+        m = int(part.sizes[0])
+        out = on.empty(len(rows), part.n_groups, m)
+        self._cuda.gather(on.window, on.groups, m, on.address(out), on.target)
+        return on.memory.download(out)
+
+    def scatter(self, part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
+        on = Launch(self._cuda, Snapshots(out, np.zeros(1, dtype=np.int64)), part)
+        device = on.upload(values)
+        self._cuda.scatter(
+            on.groups,
+            values.shape[2],
+            on.address(device),
+            len(values),
+            on.output(out, len(values)),
+            on.target,
+        )
+
+    def endpoint(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        horizons: Sequence[int],
+        out: npt.NDArray[Any] | None,
+        parameters: Any = None,
+    ) -> bool:
+        """x_{n+T} of every group into ``out`` (n_horizons, size), or straight into ``parameters``.
+
+        Fit, rollout and prediction of groups with m >= n - 1, without one word from the host:
+        groups of deficient rank are projected on the device, those whose rollout diverges or
+        whose snapshots are not finite keep their last snapshot. A CUDA graph can record it.
+        ``parameters``: a `tensors.TensorTable`, for a single horizon. Cost: one read of the
+        snapshots of groups that fit the shared memory of a block, two of the others.
+        """
+        in_one_pass, others = divided(self._cuda, snapshots, part, horizons)
+        if others is not None:
+            self.endpoint_in_stages(snapshots, others, affine, horizons, out, parameters)
+        if in_one_pass is not None:
+            self.endpoint_in_one_pass(snapshots, in_one_pass, affine, horizons, out, parameters)
+        return True
+
+    def fits_one_pass(self, snapshots: Snapshots, part: Partition, horizons: Sequence[int]) -> bool:
+        """Whether `endpoint_in_one_pass` takes all groups, small ones too."""
+        return self._fits_one_pass(Launch(self._cuda, snapshots, part), snapshots, horizons)
+
+    def _fits_one_pass(self, on: Launch, snapshots: Snapshots, horizons: Sequence[int]) -> bool:
+        widest = max((share[2] for share in on.shares()), default=0)
+        return widest <= one_pass_columns(self._cuda, snapshots, horizons)
+
+    def endpoint_in_one_pass(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        horizons: Sequence[int],
+        out: npt.NDArray[Any] | None,
+        parameters: Any = None,
+    ) -> Any:
+        """`endpoint` by one kernel, for groups that fit the shared memory of a block.
+
+        Returns the rank of every group, on the device. Raises ValueError where `fits_one_pass` is
+        false. Cost: one read of the snapshots; those of
+        deficient groups are read once more.
+        """
+        on = Launch(self._cuda, snapshots, part)
+        if not self._fits_one_pass(on, snapshots, horizons):
+            raise ValueError("not all groups fit one pass, or it is not for this device or window")
+        target, table = target_of(on, len(horizons), out, parameters)
+        gram, rank = empty_gram(on), on.integers(part.n_groups)
+        fields = (None, rank, None, None, None)
+        queue_one_pass(on, affine, 0, horizons, fields, on.address(gram), target, table)
+        weights = on.empty(len(horizons), part.n_groups, on.n)
+        queue_deficient(on, gram, rank, affine, horizons, weights, on.empty(*weights.shape[:2]))
+        queue_combine_deficient(on, rank, affine, weights, target, table)
+        return rank
+
+    def endpoint_in_stages(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        horizons: Sequence[int],
+        out: npt.NDArray[Any] | None,
+        parameters: Any = None,
+    ) -> Any:
+        """`endpoint` by one kernel per stage, for groups of any size and windows of any length.
+
+        Returns the rank of every group, on the device. Cost: two reads of the snapshots, the second
+        one from the cache where they fit.
+        """
+        on = Launch(self._cuda, snapshots, part)
+        target, table = target_of(on, len(horizons), out, parameters)
+        gram = gram_side_by_side(on)
+        coefficients, rank, *_ = queue_solve(on, gram, part.n_groups, on.n, affine, 0, on.noise)
+        weights, growth = queue_rollout(on, coefficients, affine, horizons)
+        queue_deficient(on, gram, rank, affine, horizons, weights, growth)
+        queue_combine(on, weights, target, table)
+        return rank
+
+
+def load() -> NativeCuda:
+    """The backend; ImportError with the reason: not built, no driver, or no device."""
     try:
-        from koopcore._native import _cuda
+        module = import_module("koopcore._native._cuda")
     except ImportError as error:
         reason = build_record()["cuda"]["reason"] or f"the module does not load ({error})"
         raise ImportError(reason) from error
-
-STAGES = (
-    "gram",
-    "feature_gram",
-    "solve",
-    "gram_solve",
-    "project",
-    "rollout",
-    "rollout_dense",
-    "combine",
-    "endpoint",
-    "gather",
-    "scatter",
-)
-
-
-def unavailable() -> str | None:
-    """Why this backend does not run, or None: there may be no device, or no driver."""
-    return _cuda.device_problem() or None
-
-
-def gram(snapshots: Snapshots, part: Partition) -> FloatArray:
-    """G = BᵀB of every group: (n_groups, n(n+1)/2), packed lower by rows, on the CPU."""
-    on = Launch(_cuda, snapshots, part)
-    out = on.empty(part.n_groups, packed_size(on.n))
-    queue_gram(on, out, side_by_side=False)
-    return on.memory.download(out)
-
-
-def gram_solve(
-    snapshots: Snapshots, part: Partition, affine: bool, holdout: int, ahead: Ahead | None = None
-) -> Companion:
-    """``solve(gram(snapshots, part), …)`` on the device; the fields stay there until looked at.
-
-    With ``ahead`` also rollout and combine; nothing waits in between. In one pass over the
-    snapshots where every group fits the shared memory of a block.
-    """
-    on = Launch(_cuda, snapshots, part)
-    horizons = [] if ahead is None else list(ahead.horizons)
-    out = NOWHERE if ahead is None else on.output(ahead.out, len(horizons))
-    if divided(_cuda, snapshots, part, horizons)[1] is None:
-        fields = companion_fields(on, part.n_groups, on.n - 1 - int(affine))
-        queue_one_pass(on, affine, holdout, horizons, fields, 0, out, ())
-    else:
-        gram = gram_side_by_side(on)
-        fields = queue_solve(on, gram, part.n_groups, on.n, affine, holdout, on.noise)
-        if horizons:
-            queue_combine(on, queue_rollout(on, fields[0], affine, horizons)[0], out)
-    return Companion(*(Resident(field, on.memory) for field in fields))  # type: ignore[arg-type]
-
-
-def solve(gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
-    """The companion coefficients of every group, one group per thread."""
-    on = Launch.anywhere(_cuda)
-    batches = -(-len(gram) // _cuda.batch)
-    side_by_side = np.zeros((batches * _cuda.batch, gram.shape[1]))
-    side_by_side[: len(gram)] = gram
-    turned = side_by_side.reshape(batches, _cuda.batch, -1).transpose(0, 2, 1)
-    device = on.upload(np.ascontiguousarray(turned))
-    fields = queue_solve(on, device, len(gram), n, affine, holdout, 1.0)
-    return Companion(*(on.memory.download(field) for field in fields))
-
-
-def rollout(
-    coefficients: FloatArray, affine: bool, horizons: Sequence[int]
-) -> tuple[FloatArray, FloatArray]:
-    """Weights w (n_horizons, n_groups, n) on B with x_{n+T} = B w, and the growth of ‖c_T‖."""
-    on = Launch.anywhere(_cuda, coefficients)
-    weights, growth = queue_rollout(on, on.upload(coefficients), affine, horizons)
-    return on.returned(coefficients, weights), on.returned(coefficients, growth)
-
-
-def combine(
-    snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
-) -> None:
-    """x_{n+T} = x_n + B(w - 1) of every group, into its columns of ``out`` (n_horizons, size)."""
-    on = Launch(_cuda, snapshots, part)
-    queue_combine(on, on.upload(weights), on.output(out, len(weights)))
-
-
-def endpoint(
-    snapshots: Snapshots,
-    part: Partition,
-    affine: bool,
-    horizons: Sequence[int],
-    out: npt.NDArray[Any] | None,
-    parameters: Any = None,
-) -> None:
-    """x_{n+T} of every group into ``out`` (n_horizons, size), or straight into ``parameters``.
-
-    Fit, rollout and prediction of groups with m >= n - 1, without one word from the host: groups
-    of deficient rank are projected on the device, those whose rollout diverges or whose snapshots
-    are not finite keep their last snapshot. A CUDA graph can record it. ``parameters``: a
-    `native_cuda_tensors.TensorTable`, for a single horizon. Cost: one read of the snapshots of
-    groups that fit the shared memory of a block, `endpoint_in_stages` for the others.
-    """
-    in_one_pass, others = divided(_cuda, snapshots, part, horizons)
-    if others is not None:
-        endpoint_in_stages(snapshots, others, affine, horizons, out, parameters)
-    if in_one_pass is not None:
-        endpoint_in_one_pass(snapshots, in_one_pass, affine, horizons, out, parameters)
-
-
-def fits_one_pass(snapshots: Snapshots, part: Partition, horizons: Sequence[int]) -> bool:
-    """Whether `endpoint_in_one_pass` takes all groups, small ones too."""
-    return _fits_one_pass(Launch(_cuda, snapshots, part), snapshots, horizons)
-
-
-def _fits_one_pass(on: Launch, snapshots: Snapshots, horizons: Sequence[int]) -> bool:
-    widest = max((share[2] for share in on.shares()), default=0)
-    return widest <= one_pass_columns(_cuda, snapshots, horizons)
-
-
-def endpoint_in_one_pass(
-    snapshots: Snapshots,
-    part: Partition,
-    affine: bool,
-    horizons: Sequence[int],
-    out: npt.NDArray[Any] | None,
-    parameters: Any = None,
-) -> Any:
-    """`endpoint` by one kernel for all stages: for groups that fit the shared memory of a block.
-
-    Returns the rank of every group, on the device. Raises ValueError where `fits_one_pass` is
-    false. Cost: one read of the snapshots; those of
-    deficient groups are read once more.
-    """
-    on = Launch(_cuda, snapshots, part)
-    if not _fits_one_pass(on, snapshots, horizons):
-        raise ValueError("not all groups fit one pass, or it is not for this device or window")
-    target, table = target_of(on, len(horizons), out, parameters)
-    gram, rank = empty_gram(on), on.integers(part.n_groups)
-    fields = (None, rank, None, None, None)
-    queue_one_pass(on, affine, 0, horizons, fields, on.address(gram), target, table)
-    weights = on.empty(len(horizons), part.n_groups, on.n)
-    queue_deficient(on, gram, rank, affine, horizons, weights, on.empty(*weights.shape[:2]))
-    queue_combine_deficient(on, rank, affine, weights, target, table)
-    return rank
-
-
-def endpoint_in_stages(
-    snapshots: Snapshots,
-    part: Partition,
-    affine: bool,
-    horizons: Sequence[int],
-    out: npt.NDArray[Any] | None,
-    parameters: Any = None,
-) -> Any:
-    """`endpoint` by one kernel per stage, for groups of any size and windows of any length.
-
-    Returns the rank of every group, on the device. Cost: two reads of the snapshots, the second
-    one from the cache where they fit.
-    """
-    on = Launch(_cuda, snapshots, part)
-    target, table = target_of(on, len(horizons), out, parameters)
-    gram = gram_side_by_side(on)
-    coefficients, rank, *_ = queue_solve(on, gram, part.n_groups, on.n, affine, 0, on.noise)
-    weights, growth = queue_rollout(on, coefficients, affine, horizons)
-    queue_deficient(on, gram, rank, affine, horizons, weights, growth)
-    queue_combine(on, weights, target, table)
-    return rank
-
-
-def feature_gram(
-    snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
-) -> FloatArray:
-    """C = FFᵀ, E = F'Fᵀ of the first ``stop`` snapshots: (n_stops, n_groups, 2, m, m), equal m."""
-    on = Launch(_cuda, snapshots, part)
-    m, groups = int(part.sizes[0]), part.n_groups
-    out = on.empty(len(stops), groups, 2, m, m)
-    space = on.space(_cuda.feature_gram_space(groups, m, on.number))
-    _cuda.feature_gram(
-        on.window, on.groups, m, affine, list(stops), on.address(out), space, on.target
-    )
-    return on.memory.download(out)
-
-
-def project(
-    a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
-) -> Projection:
-    """K = Vᵀ H V, z = Vᵀ g, V Vᵀ = A⁺; one group per thread, whatever their ranks."""
-    on = Launch.anywhere(_cuda)
-    groups, size = g.shape
-    operator, whitener = on.empty(groups, size, size), on.empty(groups, size, size)
-    start, ranks, condition = on.empty(groups, size), on.integers(groups), on.empty(groups)
-    arrays = (*map(on.upload, (a, h, g)), operator, whitener, start, ranks, condition)
-    space = on.space(_cuda.project_space(groups, size, on.number))
-    if groups and size:
-        addresses = tuple(map(on.address, arrays))
-        _cuda.project(groups, size, rank or 0, ridge, raw, addresses, space, on.target)
-    made = [on.memory.download(array) for array in (operator, whitener, start, ranks, condition)]
-    width = int(made[3].max(initial=0)) if size else 0
-    return Projection(
-        made[0][:, :width, :width], made[1][:, :, :width], made[2][:, :width], made[3], made[4]
-    )
-
-
-def rollout_dense(
-    operator: FloatArray, start: FloatArray, affine: bool, horizons: Sequence[int]
-) -> tuple[FloatArray, FloatArray]:
-    """K^{T-1} z, or Σ_{j<T} Kʲ z where affine: (n_horizons, n_groups, r), and the growth."""
-    on = Launch.anywhere(_cuda)
-    groups, size = start.shape
-    states, growth = on.empty(len(horizons), groups, size), on.empty(len(horizons), groups)
-    k, z = on.upload(operator), on.upload(start)
-    given = on.address(k), on.address(z)
-    for some, out in horizon_blocks(on, horizons, states, growth):
-        space = on.space(_cuda.rollout_dense_space(groups, size, some, on.number))
-        _cuda.rollout_dense(*given, groups, size, affine, some, *out, space, on.target)
-    return on.memory.download(states), on.memory.download(growth)
-
-
-def gather(snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
-    """Snapshots ``rows`` (negative: from the end) by group: (len(rows), n_groups, m), equal m."""
-    order = snapshots.order[np.asarray(rows, dtype=np.int64)]
-    on = Launch(_cuda, Snapshots(snapshots.array, order), part)
-    m = int(part.sizes[0])
-    out = on.empty(len(rows), part.n_groups, m)
-    _cuda.gather(on.window, on.groups, m, on.address(out), on.target)
-    return on.memory.download(out)
-
-
-def scatter(part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
-    """Values (n_horizons, n_groups, m) into the groups' columns of ``out`` (n_horizons, size)."""
-    on = Launch(_cuda, Snapshots(out, np.zeros(1, dtype=np.int64)), part)
-    device = on.upload(values)
-    _cuda.scatter(
-        on.groups,
-        values.shape[2],
-        on.address(device),
-        len(values),
-        on.output(out, len(values)),
-        on.target,
-    )
+    problem = module.device_problem()
+    if problem:
+        raise ImportError(problem)
+    return NativeCuda(module)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from koopcore.backends.composed import Composed
 from koopcore.backends.numba.combine import combine_range
 from koopcore.backends.numba.feature_fit import feature_fit_range
 from koopcore.backends.numba.feature_gram import feature_range
@@ -34,296 +35,7 @@ from koopcore.backends.protocol import (
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
 
-STAGES = (
-    "gram",
-    "feature_gram",
-    "solve",
-    "gram_solve",
-    "project",
-    "rollout",
-    "rollout_dense",
-    "combine",
-    "feature_fit",
-    "gather",
-    "scatter",
-)
 CACHED = 1 << 16  # float64 numbers of Gram matrices kept between two stages: half a megabyte
-
-
-def unavailable() -> str | None:
-    """None: where this module can be imported, it runs."""
-    return None
-
-
-def gram(snapshots: Snapshots, part: Partition) -> FloatArray:
-    """G = BᵀB of every group: (n_groups, n(n+1)/2), packed lower by rows."""
-    n = len(snapshots.order)
-    memory, rows, step = window(snapshots)
-    cut = pieces(part)
-    out = np.empty((len(cut.owner), packed_size(n)))
-
-    def work(low: int, high: int) -> None:
-        gram_range(memory, rows, step, *cut.segments, low, high, out[low:high])
-
-    spread(work, np.cumsum(piece_sizes(cut) * packed_size(n)))
-    if len(cut.owner) == part.n_groups:
-        return out
-    return np.add.reduceat(out, np.searchsorted(cut.owner, np.arange(part.n_groups)))
-
-
-def solve(gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
-    """Companion coefficients of every group, with rank, residual, condition and hindcast."""
-    groups = len(gram)
-    result = _companion(groups, n - 1 - int(affine))
-    packed = np.require(gram, requirements=["C", "W"])  # as gram_solve has it: compiled once
-    tolerance = breakdown_tolerance(n - 1 - int(affine))
-
-    def work(low: int, high: int) -> None:
-        solve_range(packed, n, int(affine), holdout, tolerance, low, high, low, tuple(result))
-
-    spread(work, equal_ends(groups, n**3 / 6 + 8 * n * n), WIDTH)
-    return result
-
-
-def gram_solve(
-    snapshots: Snapshots, part: Partition, affine: bool, holdout: int, ahead: Ahead | None = None
-) -> Companion:
-    """``solve(gram(snapshots, part), …)`` without keeping the Gram matrices.
-
-    With ``ahead`` also ``rollout`` and ``combine``, of the groups of full rank; what is written for
-    others says nothing.
-    """
-    n = len(snapshots.order)
-    cut = pieces(part)
-    if len(cut.owner) > part.n_groups:  # a group shared by threads has to be whole first
-        solved = solve(gram(snapshots, part), n, affine, holdout)
-        if ahead is not None:
-            weights, _ = rollout(solved.coefficients, affine, ahead.horizons)
-            combine(snapshots, part, weights, ahead.out)
-        return solved
-    columns = n - 1 - int(affine)
-    result = _companion(part.n_groups, columns)
-    memory, rows, step = window(snapshots)
-    tolerance = breakdown_tolerance(columns)
-    block = CACHED // packed_size(n)
-    if ahead is not None:
-        block = min(block, CACHED // n * part.n_groups // max(part.n_parameters, 1))
-        written = _target(ahead.out)
-        steps = np.array(ahead.horizons, dtype=np.int64)
-    block = max(block // WIDTH, 1) * WIDTH
-
-    def work(low: int, high: int) -> None:
-        packed = np.empty((min(block, high - low), packed_size(n)))
-        if ahead is not None:
-            weights = np.empty((len(steps), len(packed), n))
-            growth = np.empty((len(steps), len(packed)))
-        for first in range(low, high, block):
-            last = min(first + block, high)
-            gram_range(memory, rows, step, *cut.segments, first, last, packed)
-            solve_range(
-                packed, n, int(affine), holdout, tolerance, 0, last - first, first, tuple(result)
-            )
-            if ahead is not None:
-                own = frozen(result.coefficients[first:last])
-                rollout_range(own, int(affine), steps, 0, last - first, weights, growth)
-                combine_range(
-                    memory,
-                    rows,
-                    step,
-                    *cut.segments,
-                    cut.owner,
-                    first,
-                    last,
-                    frozen(weights),
-                    first,
-                    *written,
-                )
-
-    cost = piece_sizes(cut) * packed_size(n) + (n**3 // 6 + 8 * n * n)
-    spread(work, np.cumsum(cost), WIDTH)
-    return result
-
-
-def feature_gram(
-    snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
-) -> FloatArray:
-    """C = FFᵀ and E = F'Fᵀ of the first ``stop`` snapshots: (n_stops, n_groups, 2, m, m)."""
-    m = int(part.sizes[0])
-    memory, rows, step = window(snapshots)
-    ascending = np.unique(np.array(stops, dtype=np.int64))
-    out = np.empty((len(ascending), part.n_groups, 2, m, m))
-    segments = tuple(map(frozen, part.segments))
-
-    def work(low: int, high: int) -> None:
-        feature_range(memory, rows, step, *segments, m, int(affine), ascending, low, high, out)
-
-    spread(work, equal_ends(part.n_groups, 2 * m * m * len(rows)), WIDTH)
-    if np.array_equal(ascending, stops):
-        return out
-    return out[np.searchsorted(ascending, stops)]
-
-
-def feature_fit(
-    snapshots: Snapshots, part: Partition, affine: bool, holdout: int, ahead: Ahead | None = None
-) -> FeatureSolved:
-    """feature_gram, project and the held-out fit of groups of equal m < n - 1, while in the cache.
-
-    With ``ahead`` their endpoints too, and then no operators are kept.
-    """
-    m, groups = int(part.sizes[0]), part.n_groups
-    kept = groups if ahead is None else 0
-    operator, whitener, readout = (np.empty((kept, m, m)) for _ in range(3))
-    start = np.empty((kept, m))
-    rank = np.empty(groups, dtype=np.int64)
-    condition, residual, hindcast = (np.empty(groups) for _ in range(3))
-    result = rank, condition, residual, hindcast, operator, whitener, start, readout
-    memory, rows, step = window(snapshots)
-    segments = tuple(map(frozen, part.segments))
-    steps, places = _ascending(() if ahead is None else ahead.horizons)
-    target = np.empty((0, 0), memory.dtype) if ahead is None else ahead.out
-    out, out_rows, out_step, limit = _target(target)
-    written = steps, out_rows[places], out, out_step, limit
-    tolerances = breakdown_tolerance(m), rank_tolerance(m)
-
-    def work(low: int, high: int) -> None:
-        feature_fit_range(
-            (memory, rows, step),
-            segments,
-            m,
-            int(affine),
-            holdout,
-            tolerances,
-            written,
-            low,
-            high,
-            result,
-        )
-
-    cost = 2 * m * m * len(rows) + 8 * m**3 + m * m * min(int(steps.max(initial=0)), 8 * m)
-    spread(work, equal_ends(groups, cost), WIDTH)
-    if ahead is not None:
-        return FeatureSolved(rank, condition, residual, hindcast, None, None)
-    projection = Projection(operator, whitener, start, rank, condition)
-    return FeatureSolved(rank, condition, residual, hindcast, projection, readout)
-
-
-def project(
-    a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
-) -> Projection:
-    """K = Vᵀ H V and z = Vᵀ g with V Vᵀ = A⁺ of every group."""
-    groups, n, _ = a.shape
-    cap = n if rank is None else min(rank, n)
-    result = Projection(
-        np.empty((groups, n, n)),
-        np.empty((groups, n, n)),
-        np.empty((groups, n)),
-        np.full(groups, -1 if n else 0),  # -1: not done yet
-        np.full(groups, np.inf),
-    )
-    given = [tuple(flat(array)) for array in (a, h, g)]
-
-    # Only a ridge leaves nothing deficient, so that natural order is safe.
-    shift, breakdown = float(ridge), breakdown_tolerance(n) if ridge > 0.0 else np.inf
-    if cap == n > 0 and ridge > 0.0:
-
-        def work(low: int, high: int) -> None:
-            project_range(*given, n, shift, breakdown, low, high, tuple(result))
-
-        spread(work, equal_ends(groups, 3 * n**3), WIDTH)
-        breakdown = np.inf  # whoever is left has broken down
-    left = np.flatnonzero(result.rank < 0)
-    tolerances = breakdown, rank_tolerance(n)
-
-    def work_any(low: int, high: int) -> None:
-        project_any_range(
-            *given, n, cap, shift, bool(raw), tolerances, left, low, high, tuple(result)
-        )
-
-    spread(work_any, equal_ends(len(left), 30 * n**3))
-    width = int(result.rank.max(initial=0))
-    if width == n:
-        return result
-    return Projection(
-        np.ascontiguousarray(result.operator[:, :width, :width]),
-        np.ascontiguousarray(result.whitener[:, :, :width]),
-        np.ascontiguousarray(result.start[:, :width]),
-        *result[3:],
-    )
-
-
-def rollout(
-    coefficients: FloatArray, affine: bool, horizons: Sequence[int]
-) -> tuple[FloatArray, FloatArray]:
-    """Weights w (n_horizons, n_groups, n) on B with x_{n+T} = B w, and the growth of ‖c_T‖."""
-    groups, columns = coefficients.shape
-    weights = np.empty((len(horizons), groups, columns + 1 + int(affine)))
-    growth = np.empty((len(horizons), groups))
-    steps = np.array(horizons, dtype=np.int64)
-    given = frozen(coefficients)
-
-    def work(low: int, high: int) -> None:
-        rollout_range(given, int(affine), steps, low, high, weights, growth)
-
-    cost = columns * min(max(horizons, default=0), 1024) + len(horizons) * columns**2 / 2
-    spread(work, equal_ends(groups, cost), WIDTH)
-    return weights, growth
-
-
-def rollout_dense(
-    operator: FloatArray, start: FloatArray, affine: bool, horizons: Sequence[int]
-) -> tuple[FloatArray, FloatArray]:
-    """K^{T-1} z, or Σ_{j<T} Kʲ z where affine: (n_horizons, n_groups, r), and the growth."""
-    groups, r = start.shape
-    states = np.empty((len(horizons), groups, r))
-    growth = np.empty((len(horizons), groups))
-    steps, places = _ascending(horizons)
-    matrices, vectors = frozen(operator), frozen(start)
-
-    def work(low: int, high: int) -> None:
-        dense_range(matrices, vectors, int(affine), steps, places, low, high, states, growth)
-
-    spread(work, equal_ends(groups, r * r * min(int(steps.max(initial=0)), 8 * r + 8)), WIDTH)
-    return states, growth
-
-
-def combine(
-    snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
-) -> None:
-    """x_{n+T} = x_n + B(w - 1) of every group, into its columns of ``out`` (n_horizons, size)."""
-    horizons, _, n = weights.shape
-    memory, rows, step = window(snapshots)
-    cut = pieces(part)
-    given, written = frozen(weights), _target(out)
-
-    def work(low: int, high: int) -> None:
-        combine_range(memory, rows, step, *cut.segments, cut.owner, low, high, given, 0, *written)
-
-    spread(work, np.cumsum(piece_sizes(cut) * (n * (horizons + 1))))
-
-
-def gather(snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
-    """Snapshots ``rows`` of the window, negative from its end: (len(rows), n_groups, m)."""
-    memory, places, step = window(snapshots)
-    chosen = places[np.array(rows, dtype=np.int64)]
-    out = np.empty((len(chosen), part.n_groups, int(part.sizes[0])))
-    segments = tuple(map(frozen, part.segments))
-
-    def work(low: int, high: int) -> None:
-        gather_range(memory, chosen, step, *segments, low, high, out)
-
-    spread(work, np.cumsum(part.sizes * len(chosen)))
-    return out
-
-
-def scatter(part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
-    """Write values (n_horizons, n_groups, m) into the groups' columns of ``out``, clipped to it."""
-    given, written = frozen(values), _target(out)
-    segments = tuple(map(frozen, part.segments))
-
-    def work(low: int, high: int) -> None:
-        scatter_range(given, *segments, low, high, *written)
-
-    spread(work, np.cumsum(part.sizes * len(values)))
 
 
 def _ascending(horizons: Sequence[int]) -> tuple[IntArray, IntArray]:
@@ -347,3 +59,288 @@ def _companion(groups: int, columns: int) -> Companion:
         np.empty(groups),
         np.empty(groups),
     )
+
+
+class NumbaCpu(Composed):
+    """The engine's stages compiled by Numba, WIDTH groups at a time, all threads."""
+
+    name = "numba_cpu"
+    device = "cpu"
+
+    def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
+        n = len(snapshots.order)
+        memory, rows, step = window(snapshots)
+        cut = pieces(part)
+        out = np.empty((len(cut.owner), packed_size(n)))
+
+        def work(low: int, high: int) -> None:
+            gram_range(memory, rows, step, *cut.segments, low, high, out[low:high])
+
+        spread(work, np.cumsum(piece_sizes(cut) * packed_size(n)))
+        if len(cut.owner) == part.n_groups:
+            return out
+        return np.add.reduceat(out, np.searchsorted(cut.owner, np.arange(part.n_groups)))
+
+    def solve(self, gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
+        groups = len(gram)
+        result = _companion(groups, n - 1 - int(affine))
+        packed = np.require(gram, requirements=["C", "W"])  # as gram_solve has it: compiled once
+        tolerance = breakdown_tolerance(n - 1 - int(affine))
+
+        def work(low: int, high: int) -> None:
+            solve_range(packed, n, int(affine), holdout, tolerance, low, high, low, tuple(result))
+
+        spread(work, equal_ends(groups, n**3 / 6 + 8 * n * n), WIDTH)
+        return result
+
+    def gram_solve(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        holdout: int,
+        ahead: Ahead | None = None,
+    ) -> Companion:
+        """``solve(gram(snapshots, part), …)`` without keeping the Gram matrices.
+
+        With ``ahead`` rollout and combine follow while they are in the cache.
+        """
+        n = len(snapshots.order)
+        cut = pieces(part)
+        if len(cut.owner) > part.n_groups:  # a group shared by threads has to be whole first
+            solved = self.solve(self.gram(snapshots, part), n, affine, holdout)
+            if ahead is not None:
+                weights, _ = self.rollout(solved.coefficients, affine, ahead.horizons)
+                self.combine(snapshots, part, weights, ahead.out)
+            return solved
+        columns = n - 1 - int(affine)
+        result = _companion(part.n_groups, columns)
+        memory, rows, step = window(snapshots)
+        tolerance = breakdown_tolerance(columns)
+        block = CACHED // packed_size(n)
+        if ahead is not None:
+            block = min(block, CACHED // n * part.n_groups // max(part.n_parameters, 1))
+            written = _target(ahead.out)
+            steps = np.array(ahead.horizons, dtype=np.int64)
+        block = max(block // WIDTH, 1) * WIDTH
+
+        def work(low: int, high: int) -> None:
+            packed = np.empty((min(block, high - low), packed_size(n)))
+            if ahead is not None:
+                weights = np.empty((len(steps), len(packed), n))
+                growth = np.empty((len(steps), len(packed)))
+            for first in range(low, high, block):
+                last = min(first + block, high)
+                gram_range(memory, rows, step, *cut.segments, first, last, packed)
+                solve_range(
+                    packed,
+                    n,
+                    int(affine),
+                    holdout,
+                    tolerance,
+                    0,
+                    last - first,
+                    first,
+                    tuple(result),
+                )
+                if ahead is not None:
+                    own = frozen(result.coefficients[first:last])
+                    rollout_range(own, int(affine), steps, 0, last - first, weights, growth)
+                    combine_range(
+                        memory,
+                        rows,
+                        step,
+                        *cut.segments,
+                        cut.owner,
+                        first,
+                        last,
+                        frozen(weights),
+                        first,
+                        *written,
+                    )
+
+        cost = piece_sizes(cut) * packed_size(n) + (n**3 // 6 + 8 * n * n)
+        spread(work, np.cumsum(cost), WIDTH)
+        return result
+
+    def feature_gram(
+        self, snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
+    ) -> FloatArray:
+        m = int(part.sizes[0])
+        memory, rows, step = window(snapshots)
+        ascending = np.unique(np.array(stops, dtype=np.int64))
+        out = np.empty((len(ascending), part.n_groups, 2, m, m))
+        segments = tuple(map(frozen, part.segments))
+
+        def work(low: int, high: int) -> None:
+            feature_range(memory, rows, step, *segments, m, int(affine), ascending, low, high, out)
+
+        spread(work, equal_ends(part.n_groups, 2 * m * m * len(rows)), WIDTH)
+        if np.array_equal(ascending, stops):
+            return out
+        return out[np.searchsorted(ascending, stops)]
+
+    def feature_fit(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        holdout: int,
+        ahead: Ahead | None = None,
+    ) -> FeatureSolved:
+        """WIDTH groups at a time, their matrices in the cache; no operators where ``ahead``.
+
+        Float64 snapshots get the second pass of `Composed`.
+        """
+        if snapshots.array.dtype != np.float32:
+            return super().feature_fit(snapshots, part, affine, holdout, ahead)
+        m, groups = int(part.sizes[0]), part.n_groups
+        kept = groups if ahead is None else 0
+        operator, whitener, readout = (np.empty((kept, m, m)) for _ in range(3))
+        start = np.empty((kept, m))
+        rank = np.empty(groups, dtype=np.int64)
+        condition, residual, hindcast = (np.empty(groups) for _ in range(3))
+        result = rank, condition, residual, hindcast, operator, whitener, start, readout
+        memory, rows, step = window(snapshots)
+        segments = tuple(map(frozen, part.segments))
+        steps, places = _ascending(() if ahead is None else ahead.horizons)
+        target = np.empty((0, 0), memory.dtype) if ahead is None else ahead.out
+        out, out_rows, out_step, limit = _target(target)
+        written = steps, out_rows[places], out, out_step, limit
+        tolerances = breakdown_tolerance(m), rank_tolerance(m)
+
+        def work(low: int, high: int) -> None:
+            feature_fit_range(
+                (memory, rows, step),
+                segments,
+                m,
+                int(affine),
+                holdout,
+                tolerances,
+                written,
+                low,
+                high,
+                result,
+            )
+
+        cost = 2 * m * m * len(rows) + 8 * m**3 + m * m * min(int(steps.max(initial=0)), 8 * m)
+        spread(work, equal_ends(groups, cost), WIDTH)
+        if ahead is not None:
+            return FeatureSolved(rank, condition, residual, hindcast, None, None)
+        projection = Projection(operator, whitener, start, rank, condition)
+        return FeatureSolved(rank, condition, residual, hindcast, projection, readout)
+
+    def project(
+        self, a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
+    ) -> Projection:
+        """K = Vᵀ H V and z = Vᵀ g with V Vᵀ = A⁺ of every group."""
+        groups, n, _ = a.shape
+        cap = n if rank is None else min(rank, n)
+        result = Projection(
+            np.empty((groups, n, n)),
+            np.empty((groups, n, n)),
+            np.empty((groups, n)),
+            np.full(groups, -1 if n else 0),  # -1: not done yet
+            np.full(groups, np.inf),
+        )
+        given = [tuple(flat(array)) for array in (a, h, g)]
+
+        # Only a ridge leaves nothing deficient, so that natural order is safe.
+        shift, breakdown = float(ridge), breakdown_tolerance(n) if ridge > 0.0 else np.inf
+        if cap == n > 0 and ridge > 0.0:
+
+            def work(low: int, high: int) -> None:
+                project_range(*given, n, shift, breakdown, low, high, tuple(result))
+
+            spread(work, equal_ends(groups, 3 * n**3), WIDTH)
+            breakdown = np.inf  # whoever is left has broken down
+        left = np.flatnonzero(result.rank < 0)
+        tolerances = breakdown, rank_tolerance(n)
+
+        def work_any(low: int, high: int) -> None:
+            project_any_range(
+                *given, n, cap, shift, bool(raw), tolerances, left, low, high, tuple(result)
+            )
+
+        spread(work_any, equal_ends(len(left), 30 * n**3))
+        width = int(result.rank.max(initial=0))
+        if width == n:
+            return result
+        return Projection(
+            np.ascontiguousarray(result.operator[:, :width, :width]),
+            np.ascontiguousarray(result.whitener[:, :, :width]),
+            np.ascontiguousarray(result.start[:, :width]),
+            *result[3:],
+        )
+
+    def rollout(
+        self, coefficients: FloatArray, affine: bool, horizons: Sequence[int]
+    ) -> tuple[FloatArray, FloatArray]:
+        groups, columns = coefficients.shape
+        weights = np.empty((len(horizons), groups, columns + 1 + int(affine)))
+        growth = np.empty((len(horizons), groups))
+        steps = np.array(horizons, dtype=np.int64)
+        given = frozen(coefficients)
+
+        def work(low: int, high: int) -> None:
+            rollout_range(given, int(affine), steps, low, high, weights, growth)
+
+        cost = columns * min(max(horizons, default=0), 1024) + len(horizons) * columns**2 / 2
+        spread(work, equal_ends(groups, cost), WIDTH)
+        return weights, growth
+
+    def rollout_dense(
+        self, operator: FloatArray, start: FloatArray, affine: bool, horizons: Sequence[int]
+    ) -> tuple[FloatArray, FloatArray]:
+        groups, r = start.shape
+        states = np.empty((len(horizons), groups, r))
+        growth = np.empty((len(horizons), groups))
+        steps, places = _ascending(horizons)
+        matrices, vectors = frozen(operator), frozen(start)
+
+        def work(low: int, high: int) -> None:
+            dense_range(matrices, vectors, int(affine), steps, places, low, high, states, growth)
+
+        spread(work, equal_ends(groups, r * r * min(int(steps.max(initial=0)), 8 * r + 8)), WIDTH)
+        return states, growth
+
+    def combine(
+        self, snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
+    ) -> None:
+        horizons, _, n = weights.shape
+        memory, rows, step = window(snapshots)
+        cut = pieces(part)
+        given, written = frozen(weights), _target(out)
+
+        def work(low: int, high: int) -> None:
+            combine_range(
+                memory, rows, step, *cut.segments, cut.owner, low, high, given, 0, *written
+            )
+
+        spread(work, np.cumsum(piece_sizes(cut) * (n * (horizons + 1))))
+
+    def gather(self, snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
+        memory, places, step = window(snapshots)
+        chosen = places[np.array(rows, dtype=np.int64)]
+        out = np.empty((len(chosen), part.n_groups, int(part.sizes[0])))
+        segments = tuple(map(frozen, part.segments))
+
+        def work(low: int, high: int) -> None:
+            gather_range(memory, chosen, step, *segments, low, high, out)
+
+        spread(work, np.cumsum(part.sizes * len(chosen)))
+        return out
+
+    def scatter(self, part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
+        given, written = frozen(values), _target(out)
+        segments = tuple(map(frozen, part.segments))
+
+        def work(low: int, high: int) -> None:
+            scatter_range(given, *segments, low, high, *written)
+
+        spread(work, np.cumsum(part.sizes * len(values)))
+
+
+def load() -> NumbaCpu:
+    """The backend; where Numba can be imported, it runs."""
+    return NumbaCpu()

@@ -31,7 +31,7 @@ def endpoint_job(
     threads: of koopcore; None: as the user has it. figures: bytes of the snapshots, parameters.
     Raises Unavailable where the backend does not run here.
     """
-    for info in kc.backends():
+    for info in kc.available_backends():
         if info.name == backend and not info.available:
             raise Unavailable(f"{backend}: {info.reason}")
 

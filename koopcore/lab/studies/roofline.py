@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from koopcore.backends import stage
+from koopcore.backends import backend_for
 from koopcore.backends.protocol import Snapshots, packed_size
 from koopcore.lab.bench import plots, probes
 from koopcore.lab.bench.machine_code import FMA_CHAINS
@@ -56,9 +56,9 @@ class Stages:
         self.data = decays(load.n, self.part.size)
         self.window = Snapshots(self.data.rows, np.arange(load.n))
         self.n, self.groups = load.n, self.part.n_groups
-        self.gram = stage("gram")(self.window, self.part)
-        self.solved = stage("solve")(self.gram, load.n, True, self.holdout)
-        self.weights = stage("rollout")(self.solved.coefficients, True, [HORIZON])[0]
+        self.gram = backend_for("cpu").gram(self.window, self.part)
+        self.solved = backend_for("cpu").solve(self.gram, load.n, True, self.holdout)
+        self.weights = backend_for("cpu").rollout(self.solved.coefficients, True, [HORIZON])[0]
         self.out = np.empty((1, self.part.size), np.float32)
 
     @property
@@ -67,7 +67,7 @@ class Stages:
 
     def call(self, name: str, backend: str | None = None, groups: int | None = None) -> Any:
         """Run a stage on all groups, or the first ``groups``."""
-        run, first = stage(name, backend=backend), slice(groups)
+        run, first = getattr(backend_for("cpu", backend), name), slice(groups)
         part = self.part if groups is None else self.part.subset(np.arange(groups))
         if name == "gram":
             return run(self.window, part)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 import koopcore as kc
-from koopcore.backends import stage
+from koopcore.backends import backend_for
 from koopcore.backends.protocol import Snapshots
 from koopcore.lab.bench import plots, probes
 from koopcore.lab.bench.race_cache import shared
@@ -104,7 +104,7 @@ def build(case: Case) -> Job:
 
     def combine() -> npt.NDArray[np.float32]:
         out = _written(part.size)
-        stage("combine")(_window(data), part, weights, out)
+        backend_for("cpu").combine(_window(data), part, weights, out)
         return out
 
     return Job(
@@ -120,9 +120,11 @@ def _window(data: decays.Decays) -> Snapshots:
 
 
 def _weights(data: decays.Decays, part: kc.Partition, steps: range) -> npt.NDArray[Any]:
-    gram = stage("gram")(_window(data), part)
-    solved = stage("solve")(gram, len(data.rows), True, 4)
-    weights: npt.NDArray[Any] = stage("rollout")(solved.coefficients, True, list(steps))[0]
+    gram = backend_for("cpu").gram(_window(data), part)
+    solved = backend_for("cpu").solve(gram, len(data.rows), True, 4)
+    weights: npt.NDArray[Any] = backend_for("cpu").rollout(solved.coefficients, True, list(steps))[
+        0
+    ]
     return weights
 
 

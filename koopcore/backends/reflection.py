@@ -1,0 +1,37 @@
+"""Coordinates whose first axis is the last snapshot: position and motion apart, by a reflection.
+
+    H = I - 2vvᵀ/vᵀv,  v = last + sign(last_1) ‖last‖ e_1,  H last = -sign(last_1) ‖last‖ e_1
+
+The linear model of small groups stands in them: its moments are then as well conditioned as the
+motion itself, however far from the origin it takes place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from koopcore.types import FloatArray
+
+
+def reflect(rows: npt.NDArray[Any], last: npt.NDArray[Any]) -> FloatArray:
+    """Rows (…, k, m) in the coordinates of ``last`` (…, m).
+
+    Taken as H(x - last) + H last, which rounds relative to the motion, not to the position.
+    """
+    last = np.asarray(last, dtype=np.float64)
+    norm = np.copysign(np.linalg.norm(last, axis=-1), last[..., 0])
+    z = unreflect(rows - last[..., None, :], last)
+    z[..., 0] -= norm[..., None]
+    return z
+
+
+def unreflect(rows: npt.NDArray[Any], last: npt.NDArray[Any]) -> FloatArray:
+    """H applied to rows (…, k, m); its own inverse, and the identity where ``last`` is zero."""
+    v = np.array(last, dtype=np.float64)
+    v[..., 0] += np.copysign(np.linalg.norm(v, axis=-1), v[..., 0])
+    square = np.sum(v * v, axis=-1)[..., None]
+    along = np.einsum("...km,...m->...k", rows, v) * (2.0 / np.where(square == 0.0, np.inf, square))
+    return rows - along[..., None] * v[..., None, :]
