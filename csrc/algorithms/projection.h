@@ -109,9 +109,17 @@ KOOPCORE_HD typename L::Real whiten_pivoted(const typename L::Real *a, const Pro
   for (int i = 0; i < matrix; ++i)
     missing[i] = u[i] - missing[i];
   multiply<L, Left::plain>(inverse, missing, size, size, size, u);
-  for (int i = 0; i < size; ++i)
-    for (int k = 0; k < size; ++k)
-      v[i * size + k] = (v[i * size + k] + u[i * size + k]) * scale[i];
+  Real longest = zero;
+  for (int k = 0; k < size; ++k) {
+    Real length = zero;
+    for (int i = 0; i < size; ++i) {
+      const Real entry = v[i * size + k] + u[i * size + k];
+      length += entry * entry;
+      v[i * size + k] = entry * scale[i];
+    }
+    longest = L::max(longest, length);
+  }
+  condition = L::max(condition, L::sqrt(longest));
   return rank;
 }
 

@@ -27,11 +27,11 @@ KOOPCORE_HD void pick_symmetric(const typename L::Real *a, int size, const typen
 }
 
 // L (N × N, row i = parameter i, column k = pivot k) with a = L Lᵀ up to the noise; columns past
-// the rank are zero. The lower triangle of `a`, scaled to a diagonal near 1, is overwritten. Of the
-// pivots within kPivotRange of the largest, any of which finds the rank, the one that is largest
-// times its weight, the square of its scale, comes first: a small pivot has rounding in the rows
-// below, which must not be those of far larger columns. Returns the rank; largest and smallest are
-// the extreme diagonal entries of L. work: 2 N.
+// the rank are zero. The lower triangle of `a`, scaled to a diagonal near 1, is overwritten. A small
+// pivot has rounding in the rows below, which must not be those of far larger columns: of the pivots
+// within kPivotRange of the largest, any of which finds the rank, the one that is largest times its
+// weight, a squared scale, comes first, and rows in which nothing is left take no more part. Returns
+// the rank; largest and smallest are the extreme diagonal entries of L. work: 2 N.
 template <class L>
 KOOPCORE_HD typename L::Real
 pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight,
@@ -70,8 +70,7 @@ pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight,
     const Real inverse = 1.0 / root;
     pick_symmetric<L>(a, size, pick, column);
     for (int i = 0; i < size; ++i) {
-      // An earlier pivot has nothing left; what rounding leaves there is not used.
-      const typename L::Mask open = L::both(alive, rest[i] > done);
+      const typename L::Mask open = L::both(alive, rest[i] > tolerance);
       const typename L::Mask here = L::both(pick > i - 0.5, pick < i + 0.5);
       column[i] = L::select(open, L::select(here, root, column[i] * inverse), zero);
       factor[i * size + k] = column[i];

@@ -131,10 +131,11 @@ class Backend(ABC):
     ) -> Projection:
         """K = Vᵀ H V and z = Vᵀ g with V Vᵀ = A⁺, or (A + ridge D)⁻¹ with D the mean diagonal.
 
-        a, h (n_groups, N, N), g (n_groups, N): FᵀF, FᵀF', Fᵀf, or FFᵀ, F'Fᵀ, f. rank: at most so
-        many leading singular values of F; None: its numerical rank. ridge: relative to the mean
-        diagonal of the equilibrated A. raw: A is in the basis [x_1, d_1, …], and ``rank`` counts
-        singular values of [x_1, x_2, …]. Cost: O(N³) per group.
+        a, h (n_groups, N, N), g (n_groups, N): FᵀF, FᵀF', Fᵀf, or FFᵀ, F'Fᵀ, f. raw: F stands in
+        the basis [x_1, d_1, …] of columns x_1, x_2, …; A⁺ is the pseudo-inverse of the x_k then.
+        The rank is what diagonal pivoting of the equilibrated A finds above `rank_tolerance`, less
+        the singular values of the columns within `rank_tolerance` of their largest, and ``rank`` at
+        most. ridge: relative to the mean diagonal of the equilibrated A. Cost: O(N³) per group.
         """
 
     @abstractmethod
@@ -222,8 +223,8 @@ class Backend(ABC):
     ) -> FeatureSolved:
         """Such a fit, with operators, of any rank and ridge, from moments taken before.
 
-        moments: `feature_gram` at `feature_stops` (composed.py); their rounding noise may be
-        zeroed. Where they are not finite, nor is the residual, and there are no operators.
+        moments: `feature_gram` at `feature_stops` (composed.py). Where they are not finite, nor is
+        the residual, and there are no operators.
         """
 
     @abstractmethod

@@ -89,22 +89,23 @@ def whiten(a: FloatArray, keep: int | None, ridge: float, raw: bool) -> tuple[Fl
     if not natural:
         factor, order = pivoted_cholesky(scaled, scale)
     pivots = np.diag(factor)
-    condition = pivots.max() / pivots.min() if pivots.size else np.inf
+    if not pivots.size:
+        return factor, np.inf
+    condition = pivots.max() / pivots.min()
     if natural and (keep is None or keep >= rank):
         return np.linalg.inv(factor).T * scale[:, None], condition
     lower = np.zeros_like(factor)
     lower[order] = factor
-    return truncate(lower, scale, keep, raw), condition
+    v = truncate(lower, scale, keep, raw)
+    return v * scale[:, None], max(condition, np.linalg.norm(v, axis=0).max())
 
 
 def truncate(lower: FloatArray, scale: FloatArray, keep: int | None, raw: bool) -> FloatArray:
-    """V (N, r) = the leading right singular vectors of F over their values, from F S = Q Lᵀ.
+    """S⁻¹V (N, r), V the leading right singular vectors of F over their values, from F S = Q Lᵀ.
 
     Q has orthonormal columns. Values up to `rank_tolerance` of the largest are rounding and count
     as zero. Where ``raw``, singular vectors are those of [x_1, x_2, …], for F in [x_1, d_1, …].
     """
-    if 0 in lower.shape:
-        return lower
     columns = lower / scale[:, None]
     if raw:  # x_k = x_1 + d_1 + … + d_{k-1}
         columns = np.cumsum(columns, axis=0)
@@ -118,16 +119,16 @@ def truncate(lower: FloatArray, scale: FloatArray, keep: int | None, raw: bool) 
     # what the Gram matrix was factored in, makes it hold to theirs.
     v /= scale[:, None]
     q, t = np.linalg.qr(lower)
-    v += q @ np.linalg.inv(t).T @ (u - lower.T @ v)
-    return v * scale[:, None]
+    return v + q @ np.linalg.inv(t).T @ (u - lower.T @ v)
 
 
 def pivoted_cholesky(a: FloatArray, scale: FloatArray) -> tuple[FloatArray, IntArray]:
     """Diagonally pivoted a[p, p] = L Lᵀ, L (N, rank) lower trapezoidal, stopped at the noise.
 
-    ``a`` is scaled to diagonals near 1. Of the pivots within `PIVOT_RANGE` of the largest, any of
-    which finds the rank, the one that is largest without the scale comes first: a small pivot has
-    rounding in the rows below, which must not be those of far larger columns.
+    ``a`` is scaled to diagonals near 1. A small pivot has rounding in the rows below, which must
+    not be those of far larger columns: of the pivots within `PIVOT_RANGE` of the largest, any of
+    which finds the rank, the one that is largest without the scale comes first, and rows in which
+    nothing is left take no more part.
     """
     n = len(a)
     factor, order = np.zeros((n, n)), np.arange(n)
@@ -142,7 +143,7 @@ def pivoted_cholesky(a: FloatArray, scale: FloatArray) -> tuple[FloatArray, IntA
         order[[k, j]], rest[[k, j]], factor[[k, j]] = order[[j, k]], rest[[j, k]], factor[[j, k]]
         factor[k, k] = np.sqrt(rest[k])
         below = a[order[k + 1 :], order[k]] - factor[k + 1 :, :k] @ factor[k, :k]
-        factor[k + 1 :, k] = below / factor[k, k]
+        factor[k + 1 :, k] = np.where(rest[k + 1 :] > tolerance, below / factor[k, k], 0.0)
         rest[k + 1 :] -= factor[k + 1 :, k] ** 2
     return factor, order
 

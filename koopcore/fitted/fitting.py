@@ -188,9 +188,9 @@ class _Fitting:
 
     def projected(self, groups: Groups, recipe: Recipe, gram: FloatArray) -> ProjectedFit:
         return ProjectedFit.of(
+            self.snapshots,
             *groups,
             gram,
-            self.n,
             recipe.affine,
             recipe.rank,
             recipe.ridge,

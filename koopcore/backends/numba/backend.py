@@ -190,7 +190,7 @@ class NumbaCpu(Composed):
     ) -> FeatureSolved:
         """WIDTH groups at a time, their matrices in the cache; no operators where ``ahead``.
 
-        Float64 snapshots get the second pass of `Composed`.
+        Float64 snapshots take the way of `Composed`.
         """
         if snapshots.array.dtype != np.float32:
             return super().feature_fit(snapshots, part, affine, holdout, ahead)
@@ -225,10 +225,11 @@ class NumbaCpu(Composed):
 
         cost = 2 * m * m * len(rows) + 8 * m**3 + m * m * min(int(steps.max(initial=0)), 8 * m)
         spread(work, equal_ends(groups, cost), WIDTH)
-        if ahead is not None:
-            return FeatureSolved(rank, condition, residual, hindcast, None, None)
-        projection = Projection(operator, whitener, start, rank, condition)
-        return FeatureSolved(rank, condition, residual, hindcast, projection, readout)
+        projection = None if ahead else Projection(operator, whitener, start, rank, condition)
+        solved = FeatureSolved(
+            rank, condition, residual, hindcast, projection, None if ahead else readout
+        )
+        return self._with_second_pass(snapshots, part, affine, holdout, ahead, solved)
 
     def project(
         self, a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
