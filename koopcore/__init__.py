@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from koopcore import torch_ops as torch_ops
     from koopcore.backends import available_backends as available_backends
     from koopcore.operators import KoopmanOperators as KoopmanOperators
     from koopcore.operators import fit as fit
@@ -26,6 +27,7 @@ _HOME = {
     "attach": "koopcore.training",
     "available_backends": "koopcore.backends",
     "fit": "koopcore.operators",
+    "torch_ops": "koopcore.torch_ops",
 }
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "attach",
     "available_backends",
     "fit",
+    "torch_ops",
 ]
 
 
@@ -43,7 +46,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'koopcore' has no attribute {name!r}")
     try:
-        value = getattr(import_module(_HOME[name]), name)
+        module = import_module(_HOME[name])
+        value = module if _HOME[name] == f"koopcore.{name}" else getattr(module, name)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

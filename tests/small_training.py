@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from koopcore.training.recording.observed import same_bits
+from koopcore.training.recording.parameters import same_bits
 
 #: Name -> optimizer over parameters, at a rate at which the regression below descends smoothly.
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

@@ -3,9 +3,9 @@
 // Included only by files that are compiled per instruction set.
 #pragma once
 
+#include "algorithms/moments.h"
 #include "cpu/problem.h"
 #include "cpu/simd.h"
-#include "algorithms/moments.h"
 
 namespace koopcore::cpu::KOOPCORE_ISA {
 

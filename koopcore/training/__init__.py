@@ -1,23 +1,24 @@
 """Koopman prediction inside torch training loops: record, fit, predict, accept or roll back."""
 
 from koopcore.training.attach import attach
-from koopcore.training.attached import Attached
+from koopcore.training.attached import Attached, JumpRecord, Statistics
 from koopcore.training.averaging import ExponentialAverage, WindowAverage
 from koopcore.training.jumping.guarded_loss import GuardedLoss
-from koopcore.training.jumping.line_search import Candidate, Found, Ladder, line_search
-from koopcore.training.recording.difference_ring import DifferenceRing
-from koopcore.training.recording.ring import SnapshotRing
-from koopcore.training.statistics import JumpRecord, Statistics
+from koopcore.training.jumping.line_search import Candidate, Ladder, SearchResult, line_search
+from koopcore.training.recording.ring import DifferenceRing, SnapshotRing
+from koopcore.training.settings import Options, Settings
 
 __all__ = [
     "Attached",
     "Candidate",
     "DifferenceRing",
     "ExponentialAverage",
-    "Found",
     "GuardedLoss",
     "JumpRecord",
     "Ladder",
+    "Options",
+    "SearchResult",
+    "Settings",
     "SnapshotRing",
     "Statistics",
     "WindowAverage",

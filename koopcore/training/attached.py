@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -14,13 +15,12 @@ from torch.nn.parameter import is_lazy
 from koopcore.training.averaging import ExponentialAverage
 from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.jump import Jump, Outcome
-from koopcore.training.jumping.moments import default_moments
+from koopcore.training.policy import policy_for
 from koopcore.training.recording.live_buffers import LiveBuffers
 from koopcore.training.recording.normalized_update import check_supported
-from koopcore.training.recording.observed import Masters, Observed, unwrapped
-from koopcore.training.recording.recording import PartitionLike, Recording, chosen_partition
+from koopcore.training.recording.parameters import Masters, TrainableParameters, unwrapped
+from koopcore.training.recording.recording import Recording, partition_of
 from koopcore.training.settings import Settings
-from koopcore.training.statistics import JumpRecord, Statistics
 
 #: Steps between updates of the average: neighbours are so alike that each adds little but cost.
 AVERAGE_EVERY = 5
@@ -36,38 +36,27 @@ class Attached:
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        module: nn.Module,
+        model: nn.Module,
         settings: Settings,
-        partition: PartitionLike,
-        include: str | Sequence[str] | None,
-        exclude: str | Sequence[str] | None,
+        guarded: GuardedLoss | None,
         masters: Masters | None,
-        generators: Iterable[torch.Generator],
     ) -> None:
-        check_optimizer(optimizer)
         self.settings = settings
         self._stats = Statistics()
         self.optimizer = optimizer
-        self.module = unwrapped(module)
-        self._select = (include, exclude, masters)
-        self._partition = partition
-        self._policy = settings.policy()
-        self._buffers = LiveBuffers(self.module, settings.buffers)
+        self.model = unwrapped(model)
+        self._masters = masters
+        self._policy = policy_for(settings, optimizer)
+        self._buffers = LiveBuffers(self.model, settings.buffers)
         if settings.observables == "weights+update":
             check_supported(optimizer)
-        moments = settings.moments
-        if moments == "auto":
-            moments = default_moments(optimizer)
-        guarded = None
-        if settings.loss is not None:
-            guarded = GuardedLoss(settings.loss, self.module, generators)
-        self._jump = Jump(settings, optimizer, moments, guarded)
+        self._jump = Jump(settings, optimizer, guarded)
         self._recording: Recording | None = None
         self._average: ExponentialAverage | None = None
-        self._averaged = frozenset(settings.averaged)
+        self._averaged = frozenset(settings.averaged_steps)
         self._step = 0
         self._fresh = True
-        if not any(is_lazy(p) for p in self.module.parameters()):
+        if not any(is_lazy(p) for p in self.model.parameters()):
             self._recording = self._new_recording()
         self._hook: Any = optimizer.register_step_post_hook(self._after_step)
 
@@ -109,7 +98,7 @@ class Attached:
         if self._buffers.update() or self._recording is None:
             self._recording = None  # frees the old ring before the new one is allocated
             self._recording = self._new_recording()
-        self._recording.observed.check()
+        self._recording.parameters.check()
         self._recording.ring.clear()
         self._fresh = False
         return self._recording
@@ -117,7 +106,7 @@ class Attached:
     def _attempt(self, recording: Recording) -> None:
         begun = perf_counter()
         policy = self._policy
-        recording.observed.check()
+        recording.parameters.check()
         # An exception in the loss ends the attempt with everything put back: begin a new window.
         self._fresh = True
         outcome = self._jump.attempt(recording, policy, self._average)
@@ -126,7 +115,7 @@ class Attached:
                 self._average.restart()
             policy.accepted(self._step, outcome.horizon)
         else:
-            policy.refused(self._step)
+            policy.rejected(self._step)
             if policy.keep:
                 recording.ring.keep(policy.keep)
                 self._fresh = False
@@ -150,16 +139,18 @@ class Attached:
         )
 
     def _new_recording(self) -> Recording:
-        include, exclude, masters = self._select
-        observed = Observed(self.module, self.optimizer, include, exclude, masters)
+        include, exclude = self.settings.include, self.settings.exclude
+        parameters = TrainableParameters(
+            self.model, self.optimizer, include, exclude, self._masters
+        )
         if self.settings.average is not None and self._average is None:
             decay = self.settings.average**AVERAGE_EVERY
-            self._average = ExponentialAverage(observed.sources, decay)
+            self._average = ExponentialAverage(parameters.sources, decay)
         return Recording(
-            observed,
+            parameters,
             self.optimizer,
             self._buffers,
-            chosen_partition(self._partition, observed.layout),
+            partition_of(parameters.layout, self.settings.partition),
             self._policy.window,
             self.settings.storage,
             self.settings.observables == "weights+update",
@@ -175,7 +166,7 @@ class Attached:
         """
         if self._average is None or self._recording is None:
             raise RuntimeError("there is no average; attach with average=0.98, and stay attached")
-        with self._recording.observed.exchanged(self._average.average):
+        with self._recording.parameters.exchanged(self._average.average):
             yield
 
     # -- before and after -------------------------------------------------------------------------
@@ -199,7 +190,7 @@ class Attached:
         recording = self._recording
         return {
             "settings": self.settings.identity(),
-            "layout": None if recording is None else recording.observed.layout.fingerprint(),
+            "layout": None if recording is None else recording.parameters.layout.fingerprint(),
             "buffers": list(self._buffers.names),
             "step": self._step,
             "fresh": self._fresh,
@@ -225,7 +216,7 @@ class Attached:
                 )
         if state["recording"] is not None:
             recording = self._recording or self._new_recording()
-            if state["layout"] != recording.observed.layout.fingerprint():
+            if state["layout"] != recording.parameters.layout.fingerprint():
                 raise ValueError(
                     "the saved state belongs to another layout: names, shapes or order of the "
                     "recorded parameters differ; load it into the model that it was saved from, "
@@ -246,21 +237,6 @@ class Attached:
         self._stats.load_state_dict(state["statistics"])
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raise unless ``optimizer`` is a torch optimizer that koopcore is not attached to yet."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"the first argument is {type(optimizer).__name__}; attach(optimizer, module) takes "
-            "the torch.optim.Optimizer that steps the module"
-        )
-    for hook in optimizer._optimizer_step_post_hooks.values():
-        if isinstance(getattr(hook, "__self__", None), Attached):
-            raise ValueError(
-                "koopcore is attached to this optimizer already; keep the object that attach "
-                "returned, and detach() it before attaching again"
-            )
-
-
 def skipped(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether a fused optimizer left the step out because GradScaler found infinities.
 
@@ -269,3 +245,90 @@ def skipped(optimizer: torch.optim.Optimizer) -> bool:
     """
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
+
+
+@dataclass(frozen=True)
+class JumpRecord:
+    """One attempt.
+
+    step: optimizer steps taken when it was made.
+    accepted: whether the parameters moved.
+    kind: of the winner: "koopman", "line" or "mean"; of a rejected attempt, "none".
+    horizon: snapshots ahead (0 for the mean, which lies inside the window, and for none).
+    stride: optimizer steps per snapshot; ``horizon * stride`` steps were skipped.
+    loss_before, loss_after: as evaluated; equal if rejected; None without a loss.
+    hindcast: median over groups of the operators' hindcast error, relative to the movement.
+    evaluations: of the loss. seconds: for fit, candidates, evaluations and writing.
+    reason: why, in words.
+    """
+
+    step: int
+    accepted: bool
+    kind: str
+    horizon: float
+    stride: int
+    loss_before: float | None
+    loss_after: float | None
+    hindcast: float
+    evaluations: int
+    seconds: float
+    reason: str
+
+    @property
+    def steps_skipped(self) -> float:
+        """Optimizer steps that the jump stands for."""
+        return self.horizon * self.stride if self.accepted else 0.0
+
+
+@dataclass
+class Statistics:
+    """Totals of an attachment since it was made, resumed runs included.
+
+    steps: optimizer steps seen. snapshots: recorded. jumps: attempts. accepted: of them.
+    steps_skipped: optimizer steps that accepted jumps stand for. evaluations: of the loss.
+    seconds: wall time spent recording (:attr:`seconds_recording`) and jumping, as the host sees it:
+    on a CUDA device, copies that run behind the host are not in it. history: the last records.
+    """
+
+    HISTORY = 10_000
+
+    steps: int = 0
+    snapshots: int = 0
+    jumps: int = 0
+    accepted: int = 0
+    steps_skipped: float = 0.0
+    evaluations: int = 0
+    seconds: float = 0.0
+    seconds_recording: float = 0.0
+    history: list[JumpRecord] = field(default_factory=list)
+
+    def add(self, record: JumpRecord) -> None:
+        """Count one attempt; records older than the last 10,000 are dropped from the history."""
+        self.jumps += 1
+        self.accepted += record.accepted
+        self.steps_skipped += record.steps_skipped
+        self.evaluations += record.evaluations
+        self.seconds += record.seconds
+        self.history.append(record)
+        del self.history[: -self.HISTORY]
+
+    def add_recording(self, seconds: float) -> None:
+        """Count time spent on snapshots."""
+        self.seconds_recording += seconds
+        self.seconds += seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain numbers, strings, lists and dicts."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+        self.history = [JumpRecord(**record) for record in state["history"]]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.accepted} of {self.jumps} jumps accepted, {self.steps_skipped:.0f} steps "
+            f"skipped in {self.steps} taken, {self.seconds:.3g} s spent"
+        )

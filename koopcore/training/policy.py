@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
-from koopcore.training.jumping.candidates import geometric
+import torch
+
+from koopcore.training.jumping.line_search import geometric
+from koopcore.training.settings import Settings
 
 #: Horizons in windows: the first rung (and the share of the last jump below which none is tried),
 #: the rungs up to which the ladder is always tried, and up to which while nothing is accepted.
@@ -55,7 +58,7 @@ class AdaptivePolicy:
         self.window_steps = window * stride
         self.start = 0 if warmup == "auto" else int(warmup)
         self.ready = warmup != "auto"
-        self.rejected = 0
+        self.rejections = 0
         self.slides = 0
         self.last = 0.0  # windows that the last accepted jump went, 0 after a rejection
         self.keep = 0
@@ -64,7 +67,7 @@ class AdaptivePolicy:
     @property
     def rungs(self) -> int:
         """Return how many rungs of the ladder are tried whatever their loss."""
-        sure = SURE_WHEN_REJECTED if self.rejected else SURE
+        sure = SURE_WHEN_REJECTED if self.rejections else SURE
         return len(self._up_to(min(sure, self.max_horizon)))
 
     def judge(self, hindcast: float, growth: float) -> bool:
@@ -90,12 +93,12 @@ class AdaptivePolicy:
     def accepted(self, step: int, horizon: float) -> None:
         """Plan after an accepted jump of ``horizon`` snapshots: a new window, at once."""
         self.last = horizon / (self.window - 1)
-        self.rejected = 0
+        self.rejections = 0
         self.slides = SLIDES
         self.keep = 0
         self.start = step
 
-    def refused(self, step: int) -> None:
+    def rejected(self, step: int) -> None:
         """Plan after an attempt that changed nothing: slide the window, later rest."""
         self.last = 0.0
         if self.slides:
@@ -104,12 +107,12 @@ class AdaptivePolicy:
             self.start = step
             return
         self.keep = 0
-        self.start = step + self.window_steps * 2 ** min(self.rejected, MAX_DOUBLINGS)
-        self.rejected += 1
+        self.start = step + self.window_steps * 2 ** min(self.rejections, MAX_DOUBLINGS)
+        self.rejections += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the policy stands."""
-        names = ("start", "ready", "rejected", "slides", "last", "keep")
+        names = ("start", "ready", "rejections", "slides", "last", "keep")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -150,7 +153,7 @@ class FixedSchedule:
         """Stop recording for good."""
         self.over = True
 
-    def refused(self, step: int) -> None:
+    def rejected(self, step: int) -> None:
         """Stop recording for good."""
         self.over = True
 
@@ -161,3 +164,18 @@ class FixedSchedule:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         self.over = bool(state["over"])
+
+
+Policy: TypeAlias = AdaptivePolicy | FixedSchedule
+
+
+def policy_for(settings: Settings, optimizer: torch.optim.Optimizer) -> Policy:
+    """Return a fresh policy; ``ladder=None`` is 2 for optimizers with Adam's moments, else 4."""
+    if settings.schedule is not None:
+        return FixedSchedule(*settings.schedule, settings.stride)
+    ladder = settings.ladder
+    if ladder is None:
+        ladder = 2.0 if "betas" in getattr(optimizer, "defaults", {}) else 4.0
+    return AdaptivePolicy(
+        settings.window, settings.stride, settings.max_horizon, settings.warmup, ladder
+    )

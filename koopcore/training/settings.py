@@ -1,96 +1,189 @@
-"""The options of an attachment, checked before any work."""
+"""The options of an attachment: types, meaning, defaults and checks, here and nowhere else."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
-from koopcore.training.jumping.candidates import CANDIDATES
-from koopcore.training.jumping.moments import MOMENTS
-from koopcore.training.policy import AdaptivePolicy, FixedSchedule
-from koopcore.training.recording.live_buffers import BUFFERS
-from koopcore.training.recording.recording import OBSERVABLES, STORAGES
+from koopcore.partition.layout import Layout
+from koopcore.partition.partition import Partition
 
-RECORDS = ("last", "mean")
+Grouping: TypeAlias = Literal["network", "layers", "nodes", "weights"]
+PartitionLike: TypeAlias = Grouping | Partition | Callable[[Layout], Partition]
+Operator: TypeAlias = Literal["affine", "linear", "trend", "auto"]
+Kind: TypeAlias = Literal["koopman", "mean", "line", "regression"]
+Steps: TypeAlias = Literal["last", "mean"]
+Storage: TypeAlias = Literal["auto", "float32", "bfloat16"]
+Observables: TypeAlias = Literal["weights", "weights+update"]
+Moments: TypeAlias = Literal["keep", "reset", "rescale"]
+Buffers: TypeAlias = Literal["predict", "reestimate", "keep"]
+Patterns: TypeAlias = str | Sequence[str] | None
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Options of :func:`koopcore.attach` that do not hold tensors; see there."""
+class Options(TypedDict, total=False):
+    """Keyword arguments of :func:`koopcore.attach`: names and types of :class:`Settings`."""
 
-    loss: Callable[[], Any] | None
     window: int
     stride: int
-    model: str
+    partition: PartitionLike
+    operator: Operator
     rank: int | None
     ridge: float
     backend: str | None
     max_horizon: float
-    warmup: int | str
+    ladder: float | None
+    warmup: int | Literal["auto"]
     schedule: tuple[int, int, int] | None
-    candidates: tuple[str, ...]
-    margin: float
-    ladder: float
+    candidates: Kind | Sequence[Kind]
     slack: float
-    record: str | int
-    storage: str
-    observables: str
-    moments: str
-    buffers: str
+    margin: float
+    record: int | Steps
+    storage: Storage
+    observables: Observables
+    moments: Moments
+    buffers: Buffers
     average: float | None
+    include: Patterns
+    exclude: Patterns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to record, how to fit, how far to look, and what becomes of the rest.
+
+    Recording:
+        window: snapshots per fit, at least 3. stride: optimizer steps per snapshot.
+        record: a snapshot is the "last" parameters of its stride, the mean of the last so many
+            steps (a number), or the "mean" over all of it, against minibatch noise. Even numbers
+            remove the flip from step to step that high rates cause. Each costs one read.
+        storage: of snapshots: "auto" (float64 for float64 models, else float32), "float32", or
+            "bfloat16" (differences to the newest; half the memory).
+        observables: "weights", or "weights+update": the optimizer's normalized update beside them.
+        include, exclude: fnmatch patterns on parameter names, one or several.
+        schedule: ``(t1, t2, T)`` in optimizer steps: record from t1 to t2, jump T steps once, as
+            in the paper; replaces window, warmup and adaptation. Without ``loss`` unconditional.
+        warmup: steps before the first window, or "auto": until hindcast error and eigenvalues say
+            that the trajectory can be predicted.
+
+    Fitting:
+        partition: "network", "layers", "nodes", "weights", a :class:`Partition` over the layout
+            aligned to 32, or a function ``Layout -> Partition``.
+        operator: "affine", "linear", "trend" or "auto", what :func:`koopcore.fit` calls its model.
+        rank, ridge, backend: as there.
+
+    Searching:
+        candidates: one or several of "koopman", "mean" (of the window), "line" (straight through
+            its ends), "regression" (least-squares line, from where it is now on; for noisy
+            windows). Those named after "koopman" are tried only where it does not beat the present
+            loss.
+        max_horizon: farthest jump, in windows. ladder: factor between the horizons tried, from 1/4
+            window up; beyond 16 windows only while the end is the best. None: 2 for optimizers
+            with Adam's moments (their trajectories bend earlier; stride=10 suits them), else 4.
+        slack: among candidates with a loss of at most ``L* + slack (L - L*)``, ``L*`` the lowest
+            and ``L`` the present one, the longest horizon wins; 0 takes the lowest.
+        margin: share of the loss by which a winner must lie below it; for noisy losses.
+
+    After a jump:
+        moments: of the optimizer: "keep", "reset", or "rescale" (:func:`carry_over` says why keep).
+        buffers: "predict" those that training changes, "reestimate" batch-norm statistics by one
+            more run of ``loss``, or "keep".
+        average: decay per step of an exponential average of the weights, kept beside them and
+            restarted at each jump, for :meth:`Attached.averaged`; 0.98 against minibatch noise.
+            A jump must then beat the loss at the average too. Updated every 5 steps.
+    """
+
+    window: int = 9
+    stride: int = 6
+    partition: PartitionLike = "network"
+    operator: Operator = "affine"
+    rank: int | None = None
+    ridge: float = 0.0
+    backend: str | None = None
+    max_horizon: float = 256
+    ladder: float | None = None
+    warmup: int | Literal["auto"] = 0
+    schedule: tuple[int, int, int] | None = None
+    candidates: Kind | Sequence[Kind] = ("koopman", "mean", "line")
+    slack: float = 0.5
+    margin: float = 0.0
+    record: int | Steps = 2
+    storage: Storage = "auto"
+    observables: Observables = "weights"
+    moments: Moments = "keep"
+    buffers: Buffers = "predict"
+    average: float | None = None
+    include: Patterns = None
+    exclude: Patterns = None
+
+    @classmethod
+    def of(cls, options: Options) -> Settings:
+        """Return checked settings; TypeError for a name that is no option: which there are."""
+        names = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in names:
+                near = get_close_matches(name, names, n=1)
+                meant = f" (did you mean {near[0]!r}?)" if near else ""
+                raise TypeError(
+                    f"attach has no option {name!r}{meant}; there are loss, masters, generators, "
+                    f"{', '.join(names)}"
+                )
+        return cls(**options)
 
     def __post_init__(self) -> None:
-        if self.loss is not None and not callable(self.loss):
-            raise TypeError(
-                f"loss is {type(self.loss).__name__}; give a function without arguments that "
-                "returns the loss at the model's present parameters, or None"
-            )
-        at_least("window", self.window, 3)
-        at_least("stride", self.stride, 1)
-        if not self.max_horizon > 0 or math.isinf(self.max_horizon):
-            raise ValueError(f"max_horizon is {self.max_horizon!r} windows; give a number > 0")
-        if not 1 < self.ladder <= 16:
-            raise ValueError(
-                f"ladder is {self.ladder!r}; give a factor between horizons in (1, 16]"
-            )
-        if not 0 <= self.margin < 1:
-            raise ValueError(f"margin is {self.margin!r}; give a share of the loss in [0, 1)")
+        self._set("window", whole("window", self.window, 3))
+        self._set("stride", whole("stride", self.stride, 1))
         if self.warmup != "auto":
-            at_least("warmup", self.warmup, 0, ' or "auto"')
-        if not 0 <= self.slack < 1:
-            raise ValueError(f"slack is {self.slack!r}; give a share of the gain in [0, 1)")
-        self._check_record()
-        one_of("storage", self.storage, STORAGES)
-        one_of("observables", self.observables, OBSERVABLES)
-        one_of("moments", self.moments, MOMENTS)
-        one_of("buffers", self.buffers, BUFFERS)
-        if self.average is not None and not 0 <= self.average < 1:
-            raise ValueError(f"average is {self.average!r}; give a decay in [0, 1), or None")
-        for kind in self.candidates:
-            one_of("candidates", kind, CANDIDATES)
-        if not self.candidates:
-            raise ValueError(f"candidates is empty; choose from {', '.join(CANDIDATES)}")
+            self._set("warmup", whole("warmup", self.warmup, 0, ' or "auto"'))
+        self._set("record", self._checked_record())
+        self._set("candidates", several("candidates", self.candidates, get_args(Kind)))
         if self.schedule is not None:
-            self._check_schedule(self.schedule)
+            self._set("schedule", self._checked_schedule(self.schedule))
+        if not 0 < number("max_horizon", self.max_horizon) < math.inf:
+            raise ValueError(f"max_horizon is {self.max_horizon!r} windows; give a number > 0")
+        if self.ladder is not None and not 1 < number("ladder", self.ladder) <= 16:
+            raise ValueError(
+                f"ladder is {self.ladder!r}; give a factor between horizons in (1, 16], or None"
+            )
+        share("slack", self.slack, "a share of the gain in [0, 1)")
+        share("margin", self.margin, "a share of the loss in [0, 1)")
+        if self.average is not None:
+            share("average", self.average, "a decay in [0, 1), or None")
+        one_of("operator", self.operator, get_args(Operator))
+        one_of("storage", self.storage, get_args(Storage))
+        one_of("observables", self.observables, get_args(Observables))
+        one_of("moments", self.moments, get_args(Moments))
+        one_of("buffers", self.buffers, get_args(Buffers))
+        if not isinstance(self.partition, Partition) and not callable(self.partition):
+            one_of(
+                "partition",
+                self.partition,
+                get_args(Grouping),
+                ", a Partition, or a function of the layout such as "
+                "lambda l: Partition.quasi_nodes(l, 64)",
+            )
 
-    def _check_schedule(self, schedule: Sequence[int]) -> None:
-        if len(schedule) != 3:
-            raise ValueError(f"schedule is {schedule!r}; give (t1, t2, T) in optimizer steps")
-        t1, t2, horizon = schedule
-        at_least("t1 of schedule", t1, 1)
-        at_least("T of schedule", horizon, 1)
-        at_least("t2 of schedule", t2, t1 + 3 * self.stride, " (t1 + three strides)")
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the one way to tidy what a frozen class was given
 
-    def _check_record(self) -> None:
+    def _checked_record(self) -> int | Steps:
         if isinstance(self.record, str):
-            one_of("record", self.record, RECORDS)
-            return
-        at_least("record", self.record, 1, ' (steps averaged), "last" or "mean"')
+            one_of("record", self.record, get_args(Steps), ", or a number of steps averaged")
+            return self.record
+        return whole("record", self.record, 1, ' (steps averaged), "last" or "mean"')
+
+    def _checked_schedule(self, schedule: Any) -> tuple[int, int, int]:
+        if isinstance(schedule, str) or not hasattr(schedule, "__len__") or len(schedule) != 3:
+            raise ValueError(f"schedule is {schedule!r}; give (t1, t2, T) in optimizer steps")
+        t1 = whole("t1 of schedule", schedule[0], 1)
+        t2 = whole("t2 of schedule", schedule[1], t1 + 3 * self.stride, " (t1 + three strides)")
+        return t1, t2, whole("T of schedule", schedule[2], 1)
 
     @property
-    def averaged(self) -> tuple[int, ...]:
+    def averaged_steps(self) -> tuple[int, ...]:
         """Steps of each stride that a snapshot averages, counted back from its last.
 
         ``"mean"`` takes eight or more, evenly spaced: neighbours under minibatch noise are so alike
@@ -103,25 +196,50 @@ class Settings:
             return (0,) if self.record == "last" else tuple(range(0, self.stride, spacing))
         return tuple(range(min(self.record, self.stride)))
 
-    def policy(self) -> AdaptivePolicy | FixedSchedule:
-        """Return a fresh policy for these options."""
-        if self.schedule is not None:
-            return FixedSchedule(*self.schedule, self.stride)
-        return AdaptivePolicy(self.window, self.stride, self.max_horizon, self.warmup, self.ladder)
-
     def identity(self) -> dict[str, Any]:
         """Return the options that a saved state depends on."""
         names = ("window", "stride", "schedule", "record", "storage", "observables", "average")
         return {name: getattr(self, name) for name in names}
 
 
-def at_least(name: str, value: Any, least: int, also: str = "") -> None:
-    """Raise ValueError unless ``value`` is an int of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def whole(name: str, value: Any, least: int, also: str = "") -> int:
+    """Return ``value`` as an int; ValueError unless it is a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} is {value!r}; give a whole number >= {least}{also}")
+    return int(value)
 
 
-def one_of(name: str, value: Any, accepted: Sequence[str]) -> None:
+def number(name: str, value: Any) -> float:
+    """Return ``value`` as a float; ValueError unless it is a real number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} is {value!r}; give a number")
+    return float(value)
+
+
+def share(name: str, value: Any, accepted: str) -> None:
+    """Raise ValueError unless ``value`` is a number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
+        raise ValueError(f"{name} is {value!r}; give {accepted}")
+
+
+def one_of(name: str, value: Any, accepted: Sequence[str], also: str = "") -> None:
     """Raise ValueError unless ``value`` is one of the accepted words."""
-    if value not in accepted:
-        raise ValueError(f"{name} is {value!r}; accepted are {', '.join(accepted)}")
+    if not isinstance(value, str) or value not in accepted:
+        raise ValueError(f"{name} is {value!r}; accepted are {', '.join(accepted)}{also}")
+
+
+def several(name: str, value: Any, accepted: Sequence[str]) -> tuple[str, ...]:
+    """Return one word or several as a tuple; ValueError unless all are accepted, each once."""
+    words = (value,) if isinstance(value, str) else value
+    if not isinstance(words, Sequence):  # a set has no order, and the order is part of the answer
+        raise ValueError(
+            f"{name} is {value!r}; give one of {', '.join(accepted)}, or a list of them in the "
+            "order in which they are tried"
+        )
+    for word in words:
+        one_of(name, word, accepted)
+    if not words:
+        raise ValueError(f"{name} is empty; choose from {', '.join(accepted)}")
+    if len(set(words)) < len(words):
+        raise ValueError(f"{name} is {value!r}; name each only once")
+    return tuple(words)

@@ -14,7 +14,7 @@ from koopcore.backends import backend_for
 from koopcore.backends.protocol import Snapshots
 from koopcore.backends.reference import Reference
 from koopcore.partition.partition import Partition
-from koopcore.torch_ops.endpoint import Endpoint
+from koopcore.torch_ops import Endpoint
 
 reference = Reference()
 

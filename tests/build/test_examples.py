@@ -30,3 +30,9 @@ def test_the_hand_written_loop_reaches_a_lower_loss_than_plain_training(capsys):
     example = load("hand_written_loop")
     assert example.main(steps=600) < example.main(steps=600, jumps=False) / 2
     assert "0 jumps" in capsys.readouterr().out
+
+
+def test_gradients_through_a_prediction_tune_the_rate(capsys):
+    first, last = load("hypergradient").main(rounds=20)
+    assert last < first / 5  # 2.3e-1 to 1.5e-2: the prediction is exact, and so is its gradient
+    assert "predicted" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import StringIO
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,18 +17,22 @@ from rich.console import Console  # noqa: E402
 import koopcore as kc  # noqa: E402
 from koopcore.lab.demo.demo import (  # noqa: E402
     HORIZONS,
-    MODELS,
-    PARTITIONS,
     DemoSettings,
-    batched_partition,
     predict,
     run_demo,
     train,
 )
 from koopcore.lab.demo.figure import demo_figure  # noqa: E402
 from koopcore.lab.demo.table import demo_table  # noqa: E402
-from koopcore.lab.problems.descent import OPTIMIZERS, Descent  # noqa: E402
-from koopcore.lab.problems.oscillator import PARAMETERS, OscillatorBatch  # noqa: E402
+from koopcore.lab.options import ModelName, OptimizerName, PartitionName  # noqa: E402
+from koopcore.lab.problems.descent import RATES, Descent  # noqa: E402
+from koopcore.lab.problems.oscillator import (  # noqa: E402
+    PARAMETERS,
+    OscillatorBatch,
+    batched_partition,
+)
+
+PARTITIONS = get_args(PartitionName)
 
 # Few steps, in float64, so that a prediction can be close although the window is short.
 SMALL = DemoSettings(networks=3, steps=1500, window=17, stride=10, horizon=16, dtype=torch.float64)
@@ -43,8 +48,8 @@ def outcome(ordinary):
     return predict(SMALL, ordinary, "network")
 
 
-def test_every_optimizer_has_a_horizon():
-    assert set(HORIZONS) == set(OPTIMIZERS)
+def test_every_optimizer_has_a_horizon_and_a_rate():
+    assert set(get_args(OptimizerName)) == set(HORIZONS) == set(RATES)
 
 
 def test_training_is_recorded_before_inside_and_after_the_window(ordinary):
@@ -160,7 +165,7 @@ def test_ticks_and_outcomes_of_several_optimizers_and_partitions():
     assert len(ticks) == settings.total_steps == 2 * (20 + 15 + 24)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", get_args(ModelName))
 def test_every_model_predicts(ordinary, model):
     settings = DemoSettings(**{**vars(SMALL), "model": model})
     assert predict(settings, ordinary, "network").weights.isfinite().all()

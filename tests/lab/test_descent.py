@@ -6,19 +6,21 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from koopcore.lab.problems.descent import OPTIMIZERS, Descent  # noqa: E402
+from koopcore.lab.problems.descent import OPTIMIZERS, RATES, Descent  # noqa: E402
 from koopcore.lab.problems.oscillator import OscillatorBatch  # noqa: E402
 
 STEPS = 40
+GENTLE = 1e-4  # for an optimizer that has no usual rate here
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_batch_of_three_equals_three_single_runs(optimizer):
     problem = OscillatorBatch(3, seed=2, dtype=torch.float64)
-    batch = Descent(problem, optimizer)
+    rate = RATES.get(optimizer, GENTLE)
+    batch = Descent(problem, optimizer, rate=rate)
     together = batch.advance(STEPS, every=10)
     for k in range(3):
-        single = Descent(problem, optimizer, start=problem.initial()[k : k + 1])
+        single = Descent(problem, optimizer, rate=rate, start=problem.initial()[k : k + 1])
         alone = single.advance(STEPS, every=10)
         # Only the order of summation inside a batched product may differ: float64 rounding,
         # carried through 40 steps.
@@ -28,9 +30,9 @@ def test_a_batch_of_three_equals_three_single_runs(optimizer):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_training_is_what_torch_does_with_one_module_after_another(optimizer):
-    kind, rate = OPTIMIZERS[optimizer]
+    kind, rate = OPTIMIZERS[optimizer], RATES.get(optimizer, GENTLE)
     problem = OscillatorBatch(2, dtype=torch.float64)
-    trained = Descent(problem, optimizer)
+    trained = Descent(problem, optimizer, rate=rate)
     trained.advance(STEPS)
     for k in range(2):
         row = problem.initial()[k].clone().requires_grad_()
@@ -44,7 +46,8 @@ def test_training_is_what_torch_does_with_one_module_after_another(optimizer):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_lowers_the_loss_of_every_network(optimizer):
-    losses = Descent(OscillatorBatch(4), optimizer).advance(300).losses
+    rate = RATES.get(optimizer, GENTLE)
+    losses = Descent(OscillatorBatch(4), optimizer, rate=rate).advance(300).losses
     assert bool((losses[-1] < losses[0]).all())
 
 
@@ -128,7 +131,8 @@ def test_torch_gets_its_threads_back_even_after_an_error():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "sgd"}, "'sgd'; accepted are adagrad, adadelta, adam"),
+        ({"optimizer": "lamb"}, "'lamb'; accepted are sgd, adagrad, adadelta, adam"),
+        ({"optimizer": "sgd"}, "rate is None; sgd has no usual rate"),
         ({"rate": 0.0}, "rate is 0.0"),
         ({"rate": float("nan")}, "rate is nan"),
         ({"decay": -1.0}, "decay is -1.0"),

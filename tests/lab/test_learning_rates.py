@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from koopcore.lab.problems.learning_rates import fitted_slope, least_criterion
+from koopcore.lab.experiments.learning import fitted_slope, least_criterion
 from koopcore.lab.problems.van_der_pol import paper_split
 from koopcore.learning import (
     AlternatingLearner,

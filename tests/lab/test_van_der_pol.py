@@ -7,7 +7,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from koopcore.lab.experiments.learning import FIRST_SEED
-from koopcore.lab.experiments.van_der_pol import CHOSEN
+from koopcore.lab.experiments.van_der_pol import BEST
 from koopcore.lab.problems.linear_bound import linear_bound
 from koopcore.lab.problems.van_der_pol import PAPER, PERIODS, paper_split, split, trajectory
 from koopcore.learning import AlternatingLearner, OneLayer, StateInclusive, prediction_errors
@@ -54,7 +54,7 @@ def test_the_paper_split_starts_predicting_from_the_last_training_state() -> Non
 )
 def test_the_papers_errors_are_reached_in_the_state(mu: float, features: int, seeds: int) -> None:
     parts = paper_split(mu)
-    name, scale = CHOSEN[mu][features]
+    name, scale = BEST[mu][features]
     dictionary = StateInclusive(OneLayer(2, features, name, scale))
     found = []
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):

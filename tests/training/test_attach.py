@@ -323,7 +323,7 @@ def test_frozen_and_excluded_parameters_do_not_move():
     optimizer = OPTIMIZERS["sgd"](p for p in model.parameters() if p.requires_grad)
     koop = kc.attach(optimizer, model, loss=loss_of(model), exclude="*.bias", **SHORT)
     train(optimizer, loss_of(model), 60)
-    recorded = koop._recording.observed.names
+    recorded = koop._recording.parameters.names
     assert recorded == ["2.weight", "4.weight"]
     assert koop.stats.accepted > 0
 
@@ -334,12 +334,12 @@ def test_parameters_of_another_optimizer_are_left_to_it():
     second = torch.optim.SGD(model[2:].parameters(), lr=0.05)
     one = kc.attach(first, model, loss=loss_of(model), **SHORT)
     two = kc.attach(second, model, loss=loss_of(model), **SHORT)
-    assert one._recording.observed.names == ["0.weight", "0.bias"]
-    assert two._recording.observed.names == ["2.weight", "2.bias", "4.weight", "4.bias"]
+    assert one._recording.parameters.names == ["0.weight", "0.bias"]
+    assert two._recording.parameters.names == ["2.weight", "2.bias", "4.weight", "4.bias"]
 
 
 def test_tied_parameters_are_recorded_once():
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     model[1].weight = model[0].weight
     koop = kc.attach(torch.optim.SGD(model.parameters(), lr=0.1), model)
-    assert koop._recording.observed.names == ["0.weight", "0.bias", "1.bias"]
+    assert koop._recording.parameters.names == ["0.weight", "0.bias", "1.bias"]

@@ -44,7 +44,7 @@ def parts(name="sgd", build=network):
         ({"record": 0}, ValueError, "record is 0"),
         ({"storage": "int8"}, ValueError, "accepted are auto, float32, bfloat16"),
         ({"observables": "moments"}, ValueError, "accepted are weights, weights"),
-        ({"moments": "forget"}, ValueError, "accepted are auto, keep, reset, rescale"),
+        ({"moments": "forget"}, ValueError, "accepted are keep, reset, rescale"),
         ({"buffers": "drop"}, ValueError, "accepted are predict, reestimate, keep"),
         ({"candidates": ("guess",)}, ValueError, "accepted are koopman, mean, line"),
         ({"candidates": ()}, ValueError, "candidates is empty"),
@@ -73,6 +73,21 @@ def test_a_partition_of_another_size_is_refused():
     unaligned = kc.Partition.network(kc.Layout.from_module(model))
     with pytest.raises(ValueError, match="covers 97 elements, the recorded layout 224"):
         kc.attach(optimizer, model, partition=unaligned)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"windw": 9}, r"no option 'windw' \(did you mean 'window'\?\); there are loss, masters"),
+        ({"module": None}, "no option 'module'"),
+        ({"horizon": 3}, "window, stride, partition, operator, .*max_horizon, .*exclude"),
+    ],
+)
+def test_unknown_options_are_named_beside_those_there_are(options, message):
+    model, optimizer = parts()
+    with pytest.raises(TypeError, match=message):
+        kc.attach(optimizer, model, **options)
+    assert not optimizer._optimizer_step_post_hooks
 
 
 def test_things_that_are_no_optimizer_or_no_module_are_refused():

@@ -37,7 +37,7 @@ def test_rungs_far_below_the_last_jump_are_left_out(jumped, first, rungs):
     plan = policy()
     plan.accepted(54, jumped)
     assert (plan.horizons()[0], plan.horizons()[-1], plan.rungs) == (first, 2048, rungs)
-    plan.refused(108)
+    plan.rejected(108)
     assert (plan.horizons()[0], plan.rungs) == (2, 4)
 
 
@@ -46,11 +46,11 @@ def test_after_a_gain_two_rejections_slide_the_window_before_it_rests():
     plan.accepted(54, 8)
     seen = []
     for step in (108, 138, 168, 276, 438):
-        plan.refused(step)
+        plan.rejected(step)
         seen.append((plan.start - step, plan.keep, plan.rungs))
     assert seen == [(0, 4, 4), (0, 4, 4), (54, 0, 2), (108, 0, 2), (216, 0, 2)]
     plan.accepted(600, 8)
-    plan.refused(654)
+    plan.rejected(654)
     assert (plan.start, plan.keep) == (654, 4)
 
 
@@ -60,7 +60,7 @@ def test_without_any_gain_attempts_are_logarithmic_in_the_run():
     while step < 20_000:
         step = plan.start + plan.window_steps
         attempts.append(step)
-        plan.refused(step)
+        plan.rejected(step)
     gaps = [b - a for a, b in itertools.pairwise(attempts)]
     assert gaps[:4] == [54 + 54, 54 + 108, 54 + 216, 54 + 432]
     assert max(gaps) == 54 + 64 * 54
@@ -96,12 +96,12 @@ def test_a_policy_continues_from_its_state():
     plan = policy(warmup="auto")
     plan.judge(0.0, 0.0)
     plan.accepted(54, 8)
-    plan.refused(108)
+    plan.rejected(108)
     other = policy(warmup="auto")
     other.load_state_dict(plan.state_dict())
     for step in (138, 168, 276):
-        plan.refused(step)
-        other.refused(step)
+        plan.rejected(step)
+        other.rejected(step)
         assert other.state_dict() == plan.state_dict()
 
 
@@ -118,7 +118,7 @@ def test_the_papers_schedule(t1, t2, horizon, stride, window, snapshots):
     assert plan.blind_horizon(9.9) == snapshots
     assert plan.judge(9.9, 9.9)
     assert not plan.over
-    for finish in (lambda: plan.accepted(t2, 1), lambda: plan.refused(t2)):
+    for finish in (lambda: plan.accepted(t2, 1), lambda: plan.rejected(t2)):
         plan.over = False
         finish()
         other = FixedSchedule(t1, t2, horizon, stride)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,8 @@ from torch.library import opcheck
 from trajectories import generic
 
 import koopcore as kc
-from koopcore.torch_ops.endpoint import Endpoint, endpoint
+from koopcore.backends import backend_for
+from koopcore.torch_ops import Endpoint, _partition_of, segments_of
 
 # m >= n - 1 (snapshot side), m < n - 1 (feature side), and parameters in no group.
 PART = kc.Partition.groups(30, [range(12), range(12, 24), range(24, 27)])
@@ -42,7 +46,8 @@ def test_registration(model, dtype):
     module = Endpoint(PART, [1, 3], model)
     x = window(5, dtype=dtype).requires_grad_()
     # Float32 steps of the finite differences inside would say nothing; opcheck compares dispatch.
-    opcheck(endpoint, (x, module.number, [1, 3], model == "affine"), atol=1e-3, rtol=1e-3)
+    arguments = (x, module.segments, module.size, [1, 3], model == "affine", None)
+    opcheck(torch.ops.koopcore.endpoint.default, arguments, atol=1e-3, rtol=1e-3)
 
 
 @MODELS
@@ -66,10 +71,47 @@ def test_parameters_in_no_group_keep_their_last_value_and_its_gradient():
     torch.testing.assert_close(gradient, expected)
 
 
-def test_equal_partitions_share_a_number():
-    again = kc.Partition.groups(30, [range(12), range(12, 24), range(24, 27)])
-    assert Endpoint(PART, 1).number == Endpoint(again, 2).number
-    assert Endpoint(kc.Partition.groups(30, [range(30)]), 1).number != Endpoint(PART, 1).number
+@MODELS
+def test_copies_and_exported_programs_predict_the_same(model, tmp_path):
+    module = Endpoint(PART, [2, 5], model)
+    x = window()
+    expected = module(x)
+    assert torch.equal(copy.deepcopy(module)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(module))(x), expected)
+    torch.export.save(torch.export.export(module, (x,)), tmp_path / "endpoint.pt2")
+    again = torch.export.load(tmp_path / "endpoint.pt2").module()
+    assert torch.equal(again(x), expected)
+
+
+def test_a_partition_comes_back_from_its_segments():
+    part = kc.Partition.groups(30, [[3, 1, 7], range(10, 20), [0], range(21, 29, 2)])
+    copied = segments_of(part).clone()
+    assert _partition_of(copied, 30) == part
+    assert _partition_of(copied, 30) is _partition_of(copied, 30)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_the_backend_that_is_named_or_forced_runs(by_name, monkeypatch):
+    reference = type(backend_for("cpu", "reference"))
+    gram, calls = reference.gram, []
+
+    def counted(self, *arguments):
+        calls.append(arguments)
+        return gram(self, *arguments)
+
+    monkeypatch.setattr(reference, "gram", counted)
+    monkeypatch.delenv("KOOPCORE_BACKEND", raising=False)
+    Endpoint(PART, 3, backend="numba_cpu")(window())
+    assert not calls
+    if not by_name:
+        monkeypatch.setenv("KOOPCORE_BACKEND", "reference")
+    Endpoint(PART, 3, backend="reference" if by_name else None)(window())
+    assert calls
+
+
+def test_an_unknown_backend_is_named():
+    with pytest.raises(ValueError, match="backend 'numpy' does not run on cpu; native_cpu"):
+        Endpoint(PART, 3, backend="numpy")(window())
 
 
 @pytest.mark.parametrize(

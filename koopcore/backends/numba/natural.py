@@ -1,14 +1,15 @@
 """Cholesky factors in natural order and their triangular solves, WIDTH groups side by side.
 
-A = L Lᵀ of (wide, wide) lane arrays, left-looking by blocks of four columns. What is kept is N,
-the negative of L below its diagonal, so that solves only ever add, and 1 / diag L. The groups whose
-pivots break down are told by `factor`, and carried along with pivots of one: pseudo_inverse.py has
-them. No lane looks at another.
+A = L Lᵀ of (wide, wide) lane arrays, left-looking by blocks of four columns. A becomes N, the
+negative of L below its diagonal, so that solves only ever add, beside 1 / diag L. `factor` says
+which groups' pivots break down, and carries these along with pivots of one: they are left to
+pseudo_inverse.py. No lane looks at another.
 """
 
 from __future__ import annotations
 
-from koopcore.backends.numba.compiled import inner
+from koopcore.backends.numba.lanes import add_tile
+from koopcore.backends.numba.runtime import inner
 from koopcore.backends.numba.simd import (
     WIDTH,
     constant,
@@ -18,7 +19,6 @@ from koopcore.backends.numba.simd import (
     store,
     where_less,
 )
-from koopcore.backends.numba.tiles import add_tile
 
 
 @inner

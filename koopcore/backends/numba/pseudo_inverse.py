@@ -1,14 +1,14 @@
 """V with V Vᵀ = A⁺ for one group of any rank, vectors along the rows of its matrices.
 
 Matrices are flat arrays whose rows are ``wide`` apart, a multiple of WIDTH, with zeros at the end.
-A factor L is kept by columns, as rows over the parameters in their natural places.
+A factor L stands by columns, as rows over the parameters in their natural places.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.numba.compiled import inner, making
+from koopcore.backends.numba.runtime import inner, making
 from koopcore.backends.numba.simd import WIDTH, constant, fill, fma, load, store
 
 SWEEPS = 30  # of Jacobi rotations; convergence is quadratic and takes six to ten

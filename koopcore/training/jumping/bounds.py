@@ -10,7 +10,7 @@ from koopcore.partition.partition import Partition
 
 #: Times the straight line's distance that a group may be predicted to go. Of 1, 1.5, 2 and 3, on
 #: MNIST with quasi-nodes of 49 and 196 (seeds 0-9): 1 bends a third of all groups and costs 3 % of
-#: the gain, the others differ by less than 2 %; single wild groups lie beyond 5.
+#: the gain, the others differ by less than 2 %; single diverged groups lie beyond 5.
 LIMIT = 1.5
 
 
@@ -48,18 +48,18 @@ class GroupBounds:
         self._owner = torch.from_numpy(owner).to(device)
 
     def __call__(self, predicted: Tensor, newest: Tensor, oldest: Tensor, windows: float) -> Tensor:
-        """Return ``predicted`` with wild groups bent to the straight line; each ``(P,)``.
+        """Return ``predicted`` with diverged groups bent to the straight line; each ``(P,)``.
 
         windows: ``T / (n - 1)``, the horizon over the time from ``oldest`` to ``newest``.
         """
         line = (newest - oldest) * windows
         gone = self._squares(predicted - newest)
-        wild = ~(gone <= self.limit**2 * self._squares(line))  # NaN is wild
-        wild[-1] = False
-        if not bool(wild.any()):
+        diverged = ~(gone <= self.limit**2 * self._squares(line))  # so has what is NaN
+        diverged[-1] = False
+        if not bool(diverged.any()):
             return predicted
-        return torch.where(wild[self._owner], newest + line, predicted)
+        return torch.where(diverged[self._owner], newest + line, predicted)
 
     def _squares(self, row: Tensor) -> Tensor:
-        """Sum of squares of each group, ``(n_groups + 1,)``; overflow is wild, as it should be."""
+        """Sum of squares of each group, ``(n_groups + 1,)``; what overflows has diverged."""
         return row.new_zeros(self._groups + 1).scatter_add_(0, self._owner, row.square())

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from koopcore.operators import fit
 from koopcore.training.averaging import ExponentialAverage
-from koopcore.training.jumping import candidates as places
+from koopcore.training.jumping import line_search as places
 from koopcore.training.jumping.guarded_loss import GuardedLoss
-from koopcore.training.jumping.line_search import Found, Ladder, line_search
+from koopcore.training.jumping.line_search import Ladder, SearchResult, line_search
 from koopcore.training.jumping.moments import carry_over
-from koopcore.training.policy import AdaptivePolicy, FixedSchedule
+from koopcore.training.policy import Policy
 from koopcore.training.recording.recording import Recording
 from koopcore.training.settings import Settings
 
@@ -50,19 +50,17 @@ class Jump:
         self,
         settings: Settings,
         optimizer: torch.optim.Optimizer,
-        moments: str,
         guarded: GuardedLoss | None,
     ) -> None:
         self.settings = settings
         self.optimizer = optimizer
-        self.moments = moments
         self.guarded = guarded
         self._attempts = 0
 
     def attempt(
         self,
         recording: Recording,
-        policy: AdaptivePolicy | FixedSchedule,
+        policy: Policy,
         average: ExponentialAverage | None = None,
     ) -> Outcome:
         """Fit the recorded window and jump if that lowers the loss (or hindcast allows it).
@@ -77,7 +75,7 @@ class Jump:
         operators = fit(
             rows,
             recording.partition,
-            model=options.model,
+            model=options.operator,
             rank=options.rank,
             ridge=options.ridge,
             backend=options.backend,
@@ -128,7 +126,7 @@ class Jump:
             vector = recording.bound()(vector, horizon)
         if not bool(vector.isfinite().all()):
             return Outcome(False, hindcast=hindcast, reason="the prediction is not finite")
-        recording.observed.write(recording.weights(vector))
+        recording.parameters.write(recording.weights(vector))
         recording.buffers.write(recording.buffer_values(vector))
         self._carry(recording, operators, "koopman", horizon)
         return Outcome(True, "koopman", horizon, hindcast=hindcast, reason="allowed by hindcast")
@@ -141,11 +139,11 @@ class Jump:
         hindcast: float,
         average: ExponentialAverage | None,
     ) -> Outcome:
-        guarded, observed, buffers = self.guarded, recording.observed, recording.buffers
+        guarded, parameters, buffers = self.guarded, recording.parameters, recording.buffers
         assert guarded is not None
 
         def move(vector: Tensor) -> list[tuple[Tensor, Tensor]]:
-            observed.write(recording.weights(vector))
+            parameters.write(recording.weights(vector))
             if buffers.mode == "reestimate":
                 return guarded.reestimate_buffers()
             values = recording.buffer_values(vector)
@@ -156,13 +154,13 @@ class Jump:
             move(vector)
             return guarded()
 
-        copies = observed.copy()
-        found: Found | None = None
+        copies = parameters.copy()
+        result: SearchResult | None = None
         moved: list[tuple[Tensor, Tensor]] = []
         try:
             with guarded:
                 base = guarded()
-                if self._attempts < _SUSPICIOUS and not observed.unchanged(copies):
+                if self._attempts < _SUSPICIOUS and not parameters.unchanged(copies):
                     raise ValueError(
                         "the loss changed parameters behind autograd's back (through .data); "
                         "a loss must only read the model"
@@ -171,28 +169,28 @@ class Jump:
                     return self._not_finite(base, hindcast)
                 bar = base
                 if average is not None:
-                    with recording.observed.exchanged(average.average):
+                    with recording.parameters.exchanged(average.average):
                         bar = min(base, finite(guarded()))
                 slack, margin = self.settings.slack, self.settings.margin
-                found = line_search(bar, ladders, evaluate, slack, margin)
-                if found.best is not None:
-                    moved = move(found.best.vector())
+                result = line_search(bar, ladders, evaluate, slack, margin)
+                if result.best is not None:
+                    moved = move(result.best.vector())
         except BaseException:
-            found = None
+            result = None
             raise
         finally:
             self._attempts += 1
-            if found is None or found.best is None:
-                observed.restore(copies)
-        count = 1 + (average is not None) + len(found.losses)
-        best = found.best
+            if result is None or result.best is None:
+                parameters.restore(copies)
+        count = 1 + (average is not None) + len(result.losses)
+        best = result.best
         if best is None:
             reason = "no candidate lowered the loss"
             return Outcome(False, "none", 0.0, base, base, hindcast, count, reason)
         buffers.put(moved)  # leaving the guard has put the old ones back
         self._carry(recording, operators, best.kind, best.horizon)
-        reason = f"best of {len(found.losses)} candidates"
-        return Outcome(True, best.kind, best.horizon, base, found.loss, hindcast, count, reason)
+        reason = f"best of {len(result.losses)} candidates"
+        return Outcome(True, best.kind, best.horizon, base, result.loss, hindcast, count, reason)
 
     def _not_finite(self, base: float, hindcast: float) -> Outcome:
         if self._attempts == 0:
@@ -204,9 +202,9 @@ class Jump:
 
     def _carry(self, recording: Recording, operators: Any, kind: str, horizon: float) -> None:
         slowdown = 1.0
-        if self.moments == "rescale" and kind == "koopman":
+        if self.settings.moments == "rescale" and kind == "koopman":
             slowdown = speed_ratio(operators, recording, int(horizon))
-        carry_over(self.moments, self.optimizer, recording.observed.sources, slowdown)
+        carry_over(self.settings.moments, self.optimizer, recording.parameters.sources, slowdown)
 
 
 def finite(loss: float) -> float:

@@ -8,25 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOMENTS = ("auto", "keep", "reset", "rescale")
+from koopcore.training.settings import Moments
 
 #: State that grows with the first, and with the second power of the gradient.
 _FIRST = ("exp_avg", "momentum_buffer")
 _SECOND = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta")
 
 
-def default_moments(optimizer: torch.optim.Optimizer) -> str:
-    """Return the rule that ``moments="auto"`` means for ``optimizer``.
-
-    ``keep``: resetting or shrinking Adam's moments acts as a hidden increase of the learning rate
-    and loses at a tuned rate (MATH 3.1), and Adagrad's sum *is* its rate.
-    """
-    return "keep"
-
-
 @torch.no_grad()
 def carry_over(
-    rule: str, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], slowdown: float
+    rule: Moments, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], slowdown: float
 ) -> None:
     """Adapt the state of ``parameters`` in ``optimizer`` after an accepted jump, in place.
 
@@ -36,8 +27,10 @@ def carry_over(
             ``"rescale"``: first moments times ``slowdown``, second moments times its square.
         slowdown: ratio of the trajectory's speed after the jump to that before, at least 0.
 
-    Use ``rescale`` where the learning rate is well below the best one; at the best rate ``keep``
-    was better for every optimizer measured.
+    Why ``keep`` is the default: resetting or shrinking Adam's moments acts as a hidden increase of
+    the learning rate and loses at a tuned rate, and Adagrad's sum *is* its rate. Use
+    ``rescale`` where the learning rate is well below the best one; at the best rate ``keep`` was
+    better for every optimizer measured.
     """
     if isinstance(optimizer, torch.optim.LBFGS):
         for state in optimizer.state.values():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-BUFFERS = ("predict", "reestimate", "keep")
+from koopcore.training.settings import Buffers
 
 
 class LiveBuffers:
@@ -23,7 +23,7 @@ class LiveBuffers:
     are never touched.
     """
 
-    def __init__(self, module: nn.Module, mode: str) -> None:
+    def __init__(self, module: nn.Module, mode: Buffers) -> None:
         self.module = module
         self.mode = mode
         self.names: list[str] = []

@@ -26,8 +26,8 @@ def normalized_update(
     (float64 for float64 parameters); nothing of the optimizer is changed. Cost: at most four passes
     over the state. Do not use it with LBFGS, whose history is one flat vector per group.
 
-    Source: MATH 3.1 (the state of Adam is ``(w, m, v)``); formulas: Kingma & Ba 2015,
-    Duchi et al. 2011, Zeiler 2012.
+    The state of Adam is ``(w, m, v)``: its weights alone are no autonomous system. Formulas:
+    Kingma & Ba 2015, Duchi et al. 2011, Zeiler 2012.
     """
     options = {id(p): g for g in optimizer.param_groups for p in g["params"]}
     with torch.no_grad():

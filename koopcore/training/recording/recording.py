@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +13,11 @@ from torch import Tensor
 from koopcore.partition.layout import Layout
 from koopcore.partition.partition import Partition
 from koopcore.training.jumping.bounds import GroupBounds
-from koopcore.training.recording.difference_ring import DifferenceRing
 from koopcore.training.recording.live_buffers import LiveBuffers
 from koopcore.training.recording.normalized_update import normalized_update
-from koopcore.training.recording.observed import Observed
-from koopcore.training.recording.placement import place
-from koopcore.training.recording.ring import SnapshotRing
-
-PartitionLike: TypeAlias = str | Partition | Callable[[Layout], Partition]
-
-STORAGES = ("auto", "float32", "bfloat16")
-OBSERVABLES = ("weights", "weights+update")
+from koopcore.training.recording.parameters import TrainableParameters
+from koopcore.training.recording.ring import DifferenceRing, SnapshotRing, place
+from koopcore.training.settings import PartitionLike, Storage
 
 
 class Recording:
@@ -31,34 +25,34 @@ class Recording:
 
     An update belongs to the group of its weight; every buffer tensor is a group of its own, behind
     the others. Updates are multiplied by a power of two (exact) that brings them to the size of
-    the weights' movement per snapshot, so that both count alike in one Gram matrix (MATH 3.1).
+    the weights' movement per snapshot, so that both count alike in one Gram matrix.
 
     Args:
-        observed: the weights. partition: over ``observed.layout``.
+        parameters: those recorded. partition: over ``parameters.layout``.
         slots: snapshots kept. storage: ``"auto"`` (float64 models in float64, others in float32),
         ``"float32"``, ``"bfloat16"`` (differences). with_update: record the updates.
     """
 
     def __init__(
         self,
-        observed: Observed,
+        parameters: TrainableParameters,
         optimizer: torch.optim.Optimizer,
         buffers: LiveBuffers,
         partition: Partition,
         slots: int,
-        storage: str,
+        storage: Storage,
         with_update: bool,
     ) -> None:
-        self.observed = observed
+        self.parameters = parameters
         self.optimizer = optimizer
         self.buffers = buffers
         self.n_groups = partition.n_groups
-        self.width = observed.layout.size
+        self.width = parameters.layout.size
         self.with_update = with_update
         self.scale = 1.0
-        sources = observed.sources
+        sources = parameters.sources
         copies = 2 if with_update else 1
-        offsets = [start + k * self.width for k in range(copies) for start in observed.offsets]
+        offsets = [start + k * self.width for k in range(copies) for start in parameters.offsets]
         size = copies * self.width
         tensors = list(sources) * copies
         if buffers.tensors:
@@ -66,7 +60,9 @@ class Recording:
             offsets += [size + start for start in starts]
             size += length
             tensors += buffers.tensors
-        self.partition = extended(partition, with_update, offsets, tensors, size, buffers.tensors)
+        self.partition = with_updates_and_buffers(
+            partition, with_update, offsets, tensors, size, buffers.tensors
+        )
         kind: type[DifferenceRing | SnapshotRing]
         kind = DifferenceRing if storage == "bfloat16" else SnapshotRing
         dtype = torch.float32 if storage == "float32" else None
@@ -78,7 +74,7 @@ class Recording:
         try:
             self.ring.blend(self._state())
         except RuntimeError:
-            self.observed.check()  # says which parameter changed, if that is why
+            self.parameters.check()  # says which parameter changed, if that is why
             raise
 
     def balance(self) -> None:
@@ -97,7 +93,7 @@ class Recording:
 
     def weights(self, row: Tensor) -> list[Tensor]:
         """Return the weights' part of a row, as views in the parameters' shapes."""
-        return self.ring.unflatten(row, len(self.observed.sources))
+        return self.ring.unflatten(row, len(self.parameters.sources))
 
     def bound(self) -> Callable[[Tensor, int], Tensor]:
         """Return what keeps single groups of the window from spoiling a prediction of all."""
@@ -131,7 +127,7 @@ class Recording:
         self.scale = float(state["scale"])
 
     def _state(self) -> list[Tensor]:
-        sources = self.observed.sources
+        sources = self.parameters.sources
         if not self.with_update:
             return [*sources, *self.buffers.tensors] if self.buffers.tensors else sources
         updates = normalized_update(self.optimizer, sources)
@@ -140,18 +136,11 @@ class Recording:
         return [*sources, *updates, *self.buffers.tensors]
 
 
-def chosen_partition(choice: PartitionLike, layout: Layout) -> Partition:
+def partition_of(layout: Layout, choice: PartitionLike) -> Partition:
     """Return the partition that a name, a partition or a function makes of ``layout``."""
-    simple = ("network", "layers", "nodes", "weights")
     if isinstance(choice, str):
-        if choice in simple:
-            made = getattr(Partition, choice)(layout)
-            assert isinstance(made, Partition)
-            return made
-        raise ValueError(
-            f"partition is {choice!r}; accepted are {', '.join(simple)}, a Partition, or a "
-            "function of the layout such as lambda l: Partition.quasi_nodes(l, 64)"
-        )
+        named: Callable[[Layout], Partition] = getattr(Partition, choice)
+        return named(layout)
     partition = choice if isinstance(choice, Partition) else choice(layout)
     if not isinstance(partition, Partition):
         raise TypeError(f"partition gave {type(partition).__name__}; a Partition is needed")
@@ -163,7 +152,7 @@ def chosen_partition(choice: PartitionLike, layout: Layout) -> Partition:
     return partition
 
 
-def extended(
+def with_updates_and_buffers(
     partition: Partition,
     with_update: bool,
     offsets: list[int],
