@@ -109,17 +109,14 @@ KOOPCORE_HD typename L::Real whiten_pivoted(const typename L::Real *a, const Pro
   for (int i = 0; i < matrix; ++i)
     missing[i] = u[i] - missing[i];
   multiply<L, Left::plain>(inverse, missing, size, size, size, u);
-  Real longest = zero;
-  for (int k = 0; k < size; ++k) {
-    Real length = zero;
-    for (int i = 0; i < size; ++i) {
+  square = zero;
+  for (int i = 0; i < size; ++i)
+    for (int k = 0; k < size; ++k) {
       const Real entry = v[i * size + k] + u[i * size + k];
-      length += entry * entry;
+      square += entry * entry;
       v[i * size + k] = entry * scale[i];
     }
-    longest = L::max(longest, length);
-  }
-  condition = L::max(condition, L::sqrt(longest));
+  condition = L::max(condition, L::sqrt(square / L::max(rank, one)));
   return rank;
 }
 

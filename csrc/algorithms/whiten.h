@@ -30,8 +30,9 @@ KOOPCORE_HD void pick_symmetric(const typename L::Real *a, int size, const typen
 // the rank are zero. The lower triangle of `a`, scaled to a diagonal near 1, is overwritten. A small
 // pivot has rounding in the rows below, which must not be those of far larger columns: of the pivots
 // within kPivotRange of the largest, any of which finds the rank, the one that is largest times its
-// weight, a squared scale, comes first, and rows in which nothing is left take no more part. Returns
-// the rank; largest and smallest are the extreme diagonal entries of L. work: 2 N.
+// weight, a squared scale, comes first, and a row in which only noise is left takes no part in
+// pivots smaller than its noise. Returns the rank; largest and smallest are the extreme diagonal
+// entries of L. work: 2 N.
 template <class L>
 KOOPCORE_HD typename L::Real
 pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight,
@@ -70,9 +71,13 @@ pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight,
     const Real inverse = 1.0 / root;
     pick_symmetric<L>(a, size, pick, column);
     for (int i = 0; i < size; ++i) {
-      const typename L::Mask open = L::both(alive, rest[i] > tolerance);
+      // An earlier pivot has nothing left; what rounding leaves there is not used.
+      const typename L::Mask open = L::both(alive, rest[i] > done);
       const typename L::Mask here = L::both(pick > i - 0.5, pick < i + 0.5);
-      column[i] = L::select(open, L::select(here, root, column[i] * inverse), zero);
+      Real entry = column[i] * inverse;
+      const Real small = L::select(tolerance * weight[i] > most, zero, entry);
+      entry = L::select(rest[i] > tolerance, entry, small);
+      column[i] = L::select(open, L::select(here, root, entry), zero);
       factor[i * size + k] = column[i];
       rest[i] = L::select(here, done, rest[i] - column[i] * column[i]);
     }

@@ -78,7 +78,8 @@ class Composed(Backend):
         solved: FeatureSolved,
     ) -> FeatureSolved:
         """What a fused `feature_fit` found, with the groups it was unsure of fitted again."""
-        unsure = second_pass.unsure(solved.condition, snapshots)
+        size = int(part.sizes[0])
+        unsure = second_pass.unsure(solved.condition, solved.rank, size, snapshots)
         if not unsure.size or not np.isfinite(solved.residual[unsure].sum()):
             return solved
         own = snapshots, part.subset(unsure), affine, holdout, ahead
@@ -127,7 +128,8 @@ class Composed(Backend):
         for moment, begin, limit in zip(moments, starts, limits, strict=False):
             projection = self._projected(moment, begin, limit, ridge)
             fits.append((projection, moment[:, 1] @ projection.whitener))
-        unsure = second_pass.unsure(fits[0][0].condition, snapshots)
+        found = fits[0][0].condition, fits[0][0].rank
+        unsure = second_pass.unsure(*found, moments.shape[-1], snapshots)
         if unsure.size and ridge == 0.0:
             again = second_pass.feature_projection(
                 self,

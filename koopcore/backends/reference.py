@@ -97,7 +97,8 @@ def whiten(a: FloatArray, keep: int | None, ridge: float, raw: bool) -> tuple[Fl
     lower = np.zeros_like(factor)
     lower[order] = factor
     v = truncate(lower, scale, keep, raw)
-    return v * scale[:, None], max(condition, np.linalg.norm(v, axis=0).max())
+    reach = np.linalg.norm(v) / np.sqrt(max(v.shape[1], 1))  # by far more where columns are alike
+    return v * scale[:, None], max(condition, reach)
 
 
 def truncate(lower: FloatArray, scale: FloatArray, keep: int | None, raw: bool) -> FloatArray:
@@ -127,8 +128,8 @@ def pivoted_cholesky(a: FloatArray, scale: FloatArray) -> tuple[FloatArray, IntA
 
     ``a`` is scaled to diagonals near 1. A small pivot has rounding in the rows below, which must
     not be those of far larger columns: of the pivots within `PIVOT_RANGE` of the largest, any of
-    which finds the rank, the one that is largest without the scale comes first, and rows in which
-    nothing is left take no more part.
+    which finds the rank, the one that is largest without the scale comes first, and a row in which
+    only noise is left takes no part in pivots smaller than its noise.
     """
     n = len(a)
     factor, order = np.zeros((n, n)), np.arange(n)
@@ -143,7 +144,9 @@ def pivoted_cholesky(a: FloatArray, scale: FloatArray) -> tuple[FloatArray, IntA
         order[[k, j]], rest[[k, j]], factor[[k, j]] = order[[j, k]], rest[[j, k]], factor[[j, k]]
         factor[k, k] = np.sqrt(rest[k])
         below = a[order[k + 1 :], order[k]] - factor[k + 1 :, :k] @ factor[k, :k]
-        factor[k + 1 :, k] = np.where(rest[k + 1 :] > tolerance, below / factor[k, k], 0.0)
+        noise = np.sqrt(tolerance) / scale[order[k + 1 :]]
+        apart = (rest[k + 1 :] <= tolerance) & (noise > factor[k, k] / scale[order[k]])
+        factor[k + 1 :, k] = np.where(apart, 0.0, below / factor[k, k])
         rest[k + 1 :] -= factor[k + 1 :, k] ** 2
     return factor, order
 

@@ -21,16 +21,19 @@ from koopcore.types import FloatArray, IntArray
 
 BLOCK = 2**22  # numbers of snapshots in float64 at once
 UNSURE = {"float32": 2.0**-6, "float64": 2.0**-30}
-"""The share of an operator's smallest direction that may be wrong: u·cond².
+"""u·cond², the share of its smallest direction that may be wrong in an operator: not more.
 
 Float32 snapshots carry noise that is mostly above what one Gram matrix loses.
 """
+UNSURE_OF_RANK = 2.0**-12
+"""The same where the rank is not full: what else there is than rounding then is not known."""
 
 
-def unsure(condition: FloatArray, snapshots: Snapshots) -> IntArray:
-    """The groups whose Gram matrix was not accurate enough, by what `project` says of it."""
+def unsure(condition: FloatArray, rank: IntArray, size: int, snapshots: Snapshots) -> IntArray:
+    """The groups whose Gram matrices, of ``size``, were not accurate enough for `project`."""
     limit = UNSURE[arrays.dtype_name(snapshots.array)]
-    return np.flatnonzero(np.isfinite(condition) & (condition**2 * 2.0**-53 > limit))
+    limits = np.where(rank < size, min(limit, UNSURE_OF_RANK), limit)
+    return np.flatnonzero(np.isfinite(condition) & (condition**2 * 2.0**-53 > limits))
 
 
 def patched(first: Projection, groups: IntArray, second: Projection) -> Projection:

@@ -56,7 +56,8 @@ class ProjectedFit(GroupFit):
         projection = project_window(full, affine, rank, ridge, backend)
         if hindcasts:
             shorter = project_window(full[:, :kept, :kept], affine, rank, ridge, backend)
-        unsure = second_pass.unsure(projection.condition, snapshots)
+        fitted = projection.condition, projection.rank
+        unsure = second_pass.unsure(*fitted, n - 1 - affine, snapshots)
         if unsure.size and ridge == 0.0:
             v = np.zeros((len(unsure), n, projection.whitener.shape[2]))
             v[:, int(affine) : n - 1] = projection.whitener[unsure]
