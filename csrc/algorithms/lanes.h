@@ -46,6 +46,8 @@ constexpr double kLeastSquare = 0x1p-800, kGreatestSquare = 0x1p1000;
 KOOPCORE_HD static constexpr double near_cut_off(int n) {
   return n * (256.0 * rank_tolerance(n)) * (256.0 * rank_tolerance(n));
 }
+// Of a scaled Gram matrix whose Cholesky factor in time order is to be trusted (LEAST_EIGENVALUE).
+constexpr double kLeastEigenvalue = 64.0 * 0x1p-53;
 
 KOOPCORE_HD static constexpr int packed_size(int n) { return n * (n + 1) / 2; }
 KOOPCORE_HD static constexpr int packed_index(int i, int j) { return i * (i + 1) / 2 + j; }

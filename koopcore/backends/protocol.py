@@ -302,6 +302,14 @@ def near_cut_off(n: int) -> float:
     return n * (256.0 * rank_tolerance(n)) ** 2
 
 
+LEAST_EIGENVALUE = 64.0 * 2.0**-53
+"""Of a scaled Gram matrix whose Cholesky factor in time order is to be trusted: 64 u.
+
+A pivot alone does not tell: without pivoting its rounding grows with the coefficients of its column
+on the columns before it. Below, a group is sent to `project`.
+"""
+
+
 def diverged(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Where weights or whitened states (…, k) grew past WEIGHT_LIMIT, or are not numbers: (…)."""
     return ~(np.abs(values).max(axis=-1, initial=0.0) <= WEIGHT_LIMIT)

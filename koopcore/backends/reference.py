@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from koopcore.backends.composed import Composed
 from koopcore.backends.protocol import (
+    LEAST_EIGENVALUE,
     SQUARES,
     WEIGHT_LIMIT,
     Companion,
@@ -65,6 +66,22 @@ def cholesky(a: FloatArray, columns: int) -> tuple[FloatArray, int]:
             return factor, k
         factor[k, k] = np.sqrt(max(pivot, 0.0))
     return factor, columns
+
+
+def sure_of_rank(factor: FloatArray, scale: FloatArray, squares: FloatArray) -> bool:
+    """Whether full rank is no rounding, nor near the cut-off of F, and squares are in range.
+
+    factor: L of the columns and one right-hand side, scaled by ``scale``; squares: theirs.
+    """
+    columns = len(factor) - 1
+    pivots = np.diag(factor)[:columns]
+    total = squares[:-1].sum()
+    in_range = SQUARES[0] < total < SQUARES[1] and squares[-1] < SQUARES[1]
+    apart = (pivots / scale[:columns]) ** 2 > near_cut_off(columns) * total
+    # The smallest eigenvalue, from the smallest pivot d_k and z with L_unitᵀ z = e_k.
+    k = int(pivots.argmin())
+    z = np.linalg.solve((factor[:columns, :columns] / pivots).T, np.eye(columns)[k])
+    return bool(in_range and apart.all() and pivots[k] ** 2 > LEAST_EIGENVALUE * (z @ z))
 
 
 def power_of_two_scale(diagonal: FloatArray) -> FloatArray:
@@ -241,11 +258,8 @@ class Reference(Composed):
             squares = np.diag(full)[first:]
             scale = power_of_two_scale(squares)
             factor, rank = cholesky(full[first:, first:] * scale * scale[:, None], columns)
-            total = squares[:-1].sum()
-            distances = (np.diag(factor)[:columns] / scale[:columns]) ** 2
-            small = distances <= near_cut_off(columns) * total
-            if not SQUARES[0] < total < SQUARES[1] or squares[-1] > SQUARES[1] or small.any():
-                rank = min(rank, columns - 1)
+            if rank == columns and not sure_of_rank(factor, scale, squares):
+                rank = columns - 1
             result.rank[group] = rank
             if rank < columns:
                 continue
