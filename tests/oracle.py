@@ -1,9 +1,9 @@
 """The answer by singular value decomposition of the columns themselves, many groups at once.
 
-Nothing of koopcore is used: no Gram matrix, no Cholesky factorization. The rank rule is the one that
-docs/mathematics.md states. `answer` comes with how far it moves under what no float64 computation
-can know, rounding of the snapshots and a cut-off a little higher or lower: where that is far, there
-is no right answer to compare with.
+Nothing of koopcore is used: no Gram matrix, no Cholesky factorization. The rank rule is the one
+that docs/mathematics.md states. `answer` comes with how far it moves under what no float64
+computation can know, rounding of the snapshots and a cut-off higher or lower: where that is far,
+there is no right answer to compare with.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def pseudo_inverse(f, ahead, affine, x, rank, wider):
     Singular values of F count above ε max(N, 16) of the largest, and as many of them at most as
     scaled columns (or scaled parameters, where these are fewer) have above √(ε max(N, 16)).
     """
-    groups, m, n = f.shape
-    size = min(m, n) if m < n else n
+    _, m, n = f.shape
+    size = min(m, n)
     tolerance = EPSILON * max(size, 16)
     left, sigma, right = np.linalg.svd(f, full_matrices=False)
     most = (sigma > wider * tolerance * sigma[:, :1]).sum(axis=1)
@@ -154,6 +154,10 @@ def regularized(f, affine, ridge, x):
     else:
         basis = f if affine else np.concatenate([f[:, :, :1], np.diff(f, axis=2)], axis=2)
     square = (basis * basis).sum(axis=2 if feature else 1)
+    if feature and not affine:  # what reflecting leaves of nothing
+        noise = (EPSILON * max(m, 16)) ** 2 * square.sum(axis=1, keepdims=True)
+        square = np.where(square > noise, square, 0.0)
+        basis = basis * (square > 0.0)[:, :, None]
     _, exponent = np.frexp(square)
     scale = np.where(square > 0.0, np.ldexp(1.0, -(exponent // 2)), 1.0)
     scaled = basis * (scale[:, :, None] if feature else scale[:, None, :])

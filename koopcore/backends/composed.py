@@ -17,6 +17,7 @@ from koopcore.backends.protocol import (
     Projection,
     Snapshots,
     diverged,
+    rank_tolerance,
 )
 from koopcore.backends.reflection import reflect, unreflect
 from koopcore.partition.partition import Partition
@@ -112,6 +113,8 @@ class Composed(Backend):
             nothing = np.full(groups, np.nan)
             rank_0 = np.zeros(groups, dtype=np.int64)
             return FeatureSolved(rank_0, nothing, nothing, nothing, None, None)
+        if ridge > 0.0 and not affine:
+            silence_rounding(moments)
         # With fewer columns than parameters the rank of the hindcast's window is theirs.
         columns = len(snapshots.order) - holdout - 1 - affine
         last, before, held, held_before = self.gather(
@@ -229,6 +232,20 @@ def feature_stops(n: int, affine: bool, holdout: int) -> list[int]:
     """Where the moments are taken: the whole window, and the one that the hindcast sees."""
     shorter = n - holdout
     return [n, shorter] if shorter - 1 - affine >= 1 else [n]
+
+
+def silence_rounding(moments: FloatArray) -> None:
+    """Zero the reflected coordinates that hold nothing but the rounding of the reflection.
+
+    A motion along x_n alone leaves them at a few units in the last place; scaled to unit columns,
+    as a ridge takes them, that noise would weigh as much as motion.
+    """
+    squares = np.einsum("sgii->sgi", moments[:, :, 0])
+    floor = rank_tolerance(moments.shape[-1]) ** 2 * squares.sum(axis=2, keepdims=True)
+    noise = squares <= floor
+    if noise.any():
+        moments[:, :, :] *= ~noise[:, :, None, None, :]
+        moments[:, :, 0] *= ~noise[:, :, :, None]
 
 
 def relative(error: FloatArray, movement: FloatArray) -> FloatArray:

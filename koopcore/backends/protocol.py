@@ -223,8 +223,8 @@ class Backend(ABC):
     ) -> FeatureSolved:
         """Such a fit, with operators, of any rank and ridge, from moments taken before.
 
-        moments: `feature_gram` at `feature_stops` (composed.py). Where they are not finite, nor is
-        the residual, and there are no operators.
+        moments: `feature_gram` at `feature_stops` (composed.py); their rounding noise may be
+        zeroed. Where they are not finite, nor is the residual, and there are no operators.
         """
 
     @abstractmethod

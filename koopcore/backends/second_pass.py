@@ -20,7 +20,7 @@ from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
 
 BLOCK = 2**22  # numbers of snapshots in float64 at once
-UNSURE = {"float32": 2.0**-6, "float64": 2.0**-30}
+UNSURE = {"float32": 2.0**-6, "float64": 2.0**-40}
 """u·cond², the share of its smallest direction that may be wrong in an operator: not more.
 
 Float32 snapshots carry noise that is mostly above what one Gram matrix loses.

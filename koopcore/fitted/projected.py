@@ -59,8 +59,11 @@ class ProjectedFit(GroupFit):
         fitted = projection.condition, projection.rank
         unsure = second_pass.unsure(*fitted, n - 1 - affine, snapshots)
         if unsure.size and ridge == 0.0:
-            v = np.zeros((len(unsure), n, projection.whitener.shape[2]))
-            v[:, int(affine) : n - 1] = projection.whitener[unsure]
+            whitener = projection.whitener[unsure]
+            if rank is not None:  # which directions lead is to be seen, too
+                whitener = project_window(full[unsure], affine, None, ridge, backend).whitener
+            v = np.zeros((len(unsure), n, whitener.shape[2]))
+            v[:, int(affine) : n - 1] = whitener
             own = snapshots, part.subset(unsure), v
             factor = second_pass.triangular_factor(backend, *own)
             again = second_pass.project_factor(factor, affine, rank)
