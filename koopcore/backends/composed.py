@@ -141,7 +141,7 @@ class Composed(Backend):
                 affine,
                 feature_stops(len(snapshots.order), affine, holdout),
                 [begin[unsure] for begin in starts],
-                [Projection(*(field[unsure] for field in fit[0])) for fit in fits],
+                [second_pass.part_of(fit[0], unsure) for fit in fits],
                 limits,
             )
             fits = [

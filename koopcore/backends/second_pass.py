@@ -36,17 +36,27 @@ def unsure(condition: FloatArray, rank: IntArray, size: int, snapshots: Snapshot
     return np.flatnonzero(np.isfinite(condition) & (condition**2 * 2.0**-53 > limits))
 
 
+def part_of(projection: Projection, groups: IntArray) -> Projection:
+    """That of some groups."""
+    return Projection(
+        projection.operator[groups],
+        projection.whitener[groups],
+        projection.start[groups],
+        projection.rank[groups],
+        projection.condition[groups],
+    )
+
+
 def patched(first: Projection, groups: IntArray, second: Projection) -> Projection:
     """``first`` with the ``groups`` of ``second`` in place of its own."""
     width = max(first.start.shape[1], second.start.shape[1])
-    arrays_of = []
-    for mine, other, axes in zip(first[:3], second[:3], (2, 1, 1), strict=True):
-        wide = _padded(mine, axes, width)
-        wide[groups] = _padded(other, axes, width)
-        arrays_of.append(wide)
-    rank = first.rank.copy()
+    operator, whitener = _padded(first.operator, 2, width), _padded(first.whitener, 1, width)
+    start, rank = _padded(first.start, 1, width), first.rank.copy()
+    operator[groups] = _padded(second.operator, 2, width)
+    whitener[groups] = _padded(second.whitener, 1, width)
+    start[groups] = _padded(second.start, 1, width)
     rank[groups] = second.rank
-    return Projection(*arrays_of, rank, first.condition)
+    return Projection(operator, whitener, start, rank, first.condition)
 
 
 def patched_readout(
@@ -165,10 +175,9 @@ def feature_projection(
             f = rows[:, : stop - 1 - affine]
             steps = rows[:, 1 : stop - affine] - f
             whitener, start = firsts[i].whitener[some], starts[i][some]
-            whole = firsts[i].rank[some] == m
-            if ranks[i] is not None:
-                whole &= m <= ranks[i]
-            block = _feature_block(f, steps, whitener, start, ranks[i], ~whole)
+            limit = ranks[i]
+            whole = (firsts[i].rank[some] == m) & (limit is None or m <= limit)
+            block = _feature_block(f, steps, whitener, start, limit, ~whole)
             if whole.any():
                 of = f[whole], steps[whole], whitener[whole], start[whole]
                 block = patched_readout(*block, np.flatnonzero(whole), *_whole_block(backend, *of))
@@ -216,12 +225,14 @@ def _feature_block(
 def _joined(blocks: list[tuple[Projection, FloatArray]]) -> tuple[Projection, FloatArray]:
     """The blocks of groups one after the other."""
     width = max((p.start.shape[1] for p, _ in blocks), default=0)
-    fields = [
-        np.concatenate([_padded(block[0][i], axes, width) for block in blocks])
-        for i, axes in enumerate((2, 1, 1))
-    ]
-    rank = np.concatenate([p.rank for p, _ in blocks])
-    projection = Projection(*fields, rank, np.zeros(len(rank)))
+    fits = [p for p, _ in blocks]
+    projection = Projection(
+        np.concatenate([_padded(p.operator, 2, width) for p in fits]),
+        np.concatenate([_padded(p.whitener, 1, width) for p in fits]),
+        np.concatenate([_padded(p.start, 1, width) for p in fits]),
+        np.concatenate([p.rank for p in fits]),
+        np.concatenate([p.condition for p in fits]),
+    )
     return projection, np.concatenate([_padded(readout, 1, width) for _, readout in blocks])
 
 

@@ -42,6 +42,8 @@ class GroupFit:
         def taken(value: Any) -> Any:
             if isinstance(value, Partition):
                 return value.subset(keep)
+            if isinstance(value, GroupFit):
+                return value.select(keep)
             if isinstance(value, (np.ndarray, arrays.Resident)):
                 return value[keep]
             if isinstance(value, tuple):
