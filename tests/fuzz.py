@@ -7,9 +7,9 @@ A family is a motion and what is done to it (parameters that are dead, a step th
 offset, a scale …). A batch is some hundred groups of one size, dtype, model, rank and ridge, fitted
 in one call by every backend. What counts as a failure:
 
-    crash      an exception, a warning of NumPy, or a prediction that is not finite
-    silent     further from the answer than the movement, with status 0, growth below 10, hindcast
-               below 1/2 or none: nothing tells
+    crash      an exception, a warning of NumPy, no fit, or a prediction that is not finite
+    silent     further from the answer than the movement, with growth below 10 and hindcast below
+               1/2 or none: nothing tells
     wrong      beyond ten times the answer's own uncertainty and 1e-3 of the movement, likewise
     apart      two backends differ by more than that while the answer is certain
     ahead      ``fit(horizon=T)`` and ``fit().predict(T)`` differ
@@ -366,7 +366,8 @@ def judge(batch: Batch, backends: tuple[str, ...]) -> Tally:
         with np.errstate(over="ignore", invalid="ignore"):
             error = share(values - right.values, right.movement, problem.x.dtype, right.values)
             between = share(values - ahead, right.movement, problem.x.dtype, right.values)
-        told = (status != 0) | (hindcast >= 0.5) | (growth >= 10.0)
+        tally.note("crash", status != 0, np.ones(groups), f"{text}: no fit")
+        told = (hindcast >= 0.5) | (growth >= 10.0)
         quiet = certain & ~told
         silent = (quiet & (error > 1.0)).any(axis=0)
         tally.note("silent", silent, (error * quiet).max(axis=0), text)

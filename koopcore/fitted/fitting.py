@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from koopcore import arrays
 from koopcore.backends.composed import feature_stops
-from koopcore.backends.protocol import Ahead, Backend, Companion, Snapshots
+from koopcore.backends.protocol import Ahead, Backend, Companion, Projection, Snapshots
 from koopcore.checks import raise_non_finite
 from koopcore.fitted import CompanionFit, DeferredFit, FeatureFit, Fitted, ProjectedFit, TrendFit
 from koopcore.fitted.base import holdout_of
@@ -194,13 +195,12 @@ class _Fitting:
         for recipe in self.recipes():
             window = windows[recipe.model != "linear"]
             fitting = _Fitting(window.snapshots, window.part, recipe, self.backend, None, True)
-            tried.append(
-                [
-                    ScaledFit.of(*groups, inner, window)
-                    for numbers, part in window.part.by_size(self.n - 1)
-                    for inner in fitting.fits(Groups(part, numbers)).unwritten
-                ]
-            )
+            fits: list[Fitted] = []
+            for numbers, part in window.part.by_size(self.n - 1):
+                for inner in itertools.chain(*fitting.fits(Groups(part, numbers))):
+                    assert not isinstance(inner, DeferredFit)
+                    fits.append(ScaledFit.of(*groups, inner, window))
+            tried.append(fits)
         return tried[0] if len(tried) == 1 else best_of(tried, groups.numbers)
 
     def recipes(self) -> list[Recipe]:
@@ -215,12 +215,12 @@ class _Fitting:
         if recipe.model == "trend":
             return [TrendFit.of_gram(*groups, gram, self.n, self.holdout)]
         if not recipe.full_rank:
-            return [self.projected(groups, recipe, gram)]
+            return self.projected(groups, recipe, gram)
         solved = self.backend.solve(gram, self.n, recipe.affine, self.holdout)
         full, rest = self.by_rank(groups, recipe, solved)
         if rest is None:
             return full
-        return [*full, self.projected(groups.at(rest), recipe, gram[rest])]
+        return [*full, *self.projected(groups.at(rest), recipe, gram[rest])]
 
     def by_rank(
         self, groups: Groups, recipe: Recipe, solved: Companion
@@ -239,10 +239,10 @@ class _Fitting:
         if positions is None:
             return []
         groups, gram, fits = self.in_range(groups.at(positions))
-        return [*fits, self.projected(groups, self.recipe, gram)] if len(gram) else fits
+        return [*fits, *self.projected(groups, self.recipe, gram)] if len(gram) else fits
 
-    def projected(self, groups: Groups, recipe: Recipe, gram: FloatArray) -> ProjectedFit:
-        return ProjectedFit.of(
+    def projected(self, groups: Groups, recipe: Recipe, gram: FloatArray) -> list[Fitted]:
+        fit = ProjectedFit.of(
             self.snapshots,
             *groups,
             gram,
@@ -252,6 +252,7 @@ class _Fitting:
             self.holdout,
             self.backend,
         )
+        return _finite(fit, fit.projection)
 
     def feature_side(self, groups: Groups) -> Sides:
         """Groups of one size m < n - 1."""
@@ -270,9 +271,9 @@ class _Fitting:
         if groups.part.n_groups == 0:
             return Sides([], fits)
 
-        def fitted(model: str, ridge: float) -> Fitted:
+        def fitted(model: str, ridge: float) -> list[Fitted]:
             if model == "trend":
-                return TrendFit.of_values(self.snapshots, *groups, self.holdout, self.backend)
+                return [TrendFit.of_values(self.snapshots, *groups, self.holdout, self.backend)]
             affine = model == "affine"
             solved = self.backend.feature_solve(
                 self.snapshots,
@@ -283,11 +284,12 @@ class _Fitting:
                 recipe.rank,
                 ridge,
             )
-            return FeatureFit.of(*groups, affine, solved)
+            fit = FeatureFit.of(*groups, affine, solved)
+            return _finite(fit, fit.projection)
 
         if recipe.model != "auto":
-            return Sides([], [*fits, fitted(recipe.model, recipe.ridge)])
-        tried = [[fitted(one.model, one.ridge)] for one in self.recipes()]
+            return Sides([], [*fits, *fitted(recipe.model, recipe.ridge)])
+        tried = [fitted(one.model, one.ridge) for one in self.recipes()]
         return Sides([], [*fits, *best_of(tried, groups.numbers)])
 
     def moments_in_range(
@@ -324,3 +326,11 @@ class _Fitting:
         raise_non_finite(self.snapshots, self.part)
         keep = np.flatnonzero(finite)
         return groups.at(keep), moments[keep]
+
+
+def _finite(fit: ProjectedFit | FeatureFit, projection: Projection) -> list[Fitted]:
+    """The fit of those groups whose operators are numbers, if there are any."""
+    size = len(projection.rank)
+    numbers = [projection.operator.reshape(size, -1), projection.whitener.reshape(size, -1)]
+    finite = np.isfinite(np.concatenate(numbers, axis=1).sum(axis=1))
+    return [fit.select(np.flatnonzero(finite))] if finite.any() else []

@@ -98,8 +98,22 @@ class ProjectedFit(GroupFit):
         backend.combine(snapshots, self.part, weights, out)
 
     def growth(self, horizons: Sequence[int], backend: Backend) -> FloatArray:
-        """Growth of the whitened state (n_horizons, n_groups); infinite where it diverged."""
-        return self._rollout(horizons, backend)[1]
+        """‖c_T‖/‖c_1‖ (n_horizons, n_groups) of coefficients on the columns of F'.
+
+        Infinite where the rollout diverged. The whitened state would not do: that of the linear
+        model is the position, beside which a motion may grow unseen.
+        """
+        _, lost = self._rollout(horizons, backend)
+        operator, start = self.projection.operator, self.projection.start
+        powers, _ = backend.rollout_dense(operator, start, False, [1, *horizons])
+        with np.errstate(over="ignore", invalid="ignore"):
+            c = (self.projection.whitener @ powers[..., None])[..., 0]
+            if not self.affine:  # from [x_2, d_2 …] to [x_2, x_3 …]
+                c[..., :-1] -= c[..., 1:].copy()
+            sizes = np.linalg.norm(c, axis=-1)
+            growth: FloatArray = sizes[1:] / sizes[0]
+        growth[lost] = np.inf
+        return growth
 
     def eigenvalues(self) -> npt.NDArray[np.complex128]:
         """Eigenvalues of K, which are the nonzero eigenvalues of U = F'F⁺: (n_groups, r)."""
@@ -120,15 +134,18 @@ class ProjectedFit(GroupFit):
             return (ahead.T @ v) @ (f.T @ v).T
         return operator_matrix(f, ahead, v)
 
-    def _rollout(self, horizons: Sequence[int], backend: Backend) -> tuple[FloatArray, FloatArray]:
-        states, growth = backend.rollout_dense(
+    def _rollout(
+        self, horizons: Sequence[int], backend: Backend
+    ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        """Weights on B (n_horizons, n_groups, n), and where they diverged: they are 1 there."""
+        states, _ = backend.rollout_dense(
             self.projection.operator, self.projection.start, self.affine, horizons
         )
         with np.errstate(over="ignore", invalid="ignore"):
             weights = _weights(self.projection, states, self.affine)
         lost = diverged(weights)
         weights[lost] = 1.0
-        return weights, np.where(lost, np.inf, growth)
+        return weights, lost
 
 
 def project_window(
