@@ -39,6 +39,7 @@ from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
 
 PIVOT_RANGE = 0.25  # of the largest: diagonals scaled by powers of two are within this
+BLOCK = 2**14  # parameters whose products are summed in a row
 DIRECT_STEPS = 1024  # beyond this horizon a rollout squares its operator instead of stepping
 
 
@@ -214,7 +215,11 @@ class Reference(Composed):
         for group in range(part.n_groups):
             x = _window(snapshots, part, group)
             basis = np.concatenate([x[:1], np.diff(x, axis=0)])
-            out[group] = (basis @ basis.T)[lower]
+            full = np.zeros((n, n))
+            for low in range(0, basis.shape[1], BLOCK):  # rounding grows with the terms in a row
+                some = basis[:, low : low + BLOCK]
+                full += some @ some.T
+            out[group] = full[lower]
         return out
 
     def feature_gram(

@@ -33,6 +33,7 @@ from koopcore.backends.protocol import (
     Projection,
     Snapshots,
     breakdown_tolerance,
+    near_cut_off,
     packed_size,
     rank_tolerance,
 )
@@ -82,7 +83,9 @@ class NumbaCpu(Composed):
         groups = len(gram)
         result = _companion(groups, n - 1 - int(affine))
         packed = np.require(gram, requirements=["C", "W"])  # as gram_solve has it: compiled once
-        model = n, int(affine), holdout, breakdown_tolerance(n - 1 - int(affine))
+        columns = n - 1 - int(affine)
+        bounds = breakdown_tolerance(columns), near_cut_off(columns)
+        model = n, int(affine), holdout, *bounds
 
         def work(low: int, high: int) -> None:
             solve_range(packed, model, low, high, low, tuple(result))
@@ -113,7 +116,7 @@ class NumbaCpu(Composed):
         columns = n - 1 - int(affine)
         result = _companion(part.n_groups, columns)
         view, whole = window(snapshots), tuple(cut)
-        model = n, int(affine), holdout, breakdown_tolerance(columns)
+        model = n, int(affine), holdout, breakdown_tolerance(columns), near_cut_off(columns)
         block = CACHED // packed_size(n)
         if ahead is not None:
             block = min(block, CACHED // n * part.n_groups // max(part.n_parameters, 1))
