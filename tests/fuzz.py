@@ -46,7 +46,7 @@ UNCERTAIN = 0.1  # of the movement: such an answer is not compared with
 CLOSE = 1e-3  # of the movement: what an error may always be
 KINDS = ("crash", "silent", "wrong", "apart", "ahead", "truth")
 
-# -- motions: (rng, groups, n, m) -> (groups, n, m) -------------------------------------------------
+# -- motions: (rng, groups, n, m) -> (groups, n, m) ---------------------------------------------
 
 Motion = Callable[[np.random.Generator, int, int, int], np.ndarray]
 
@@ -143,7 +143,7 @@ MOTIONS: dict[str, Motion] = {
     )
 }
 
-# -- what is done to them: (rng, x) -> x -------------------------------------------------------------
+# -- what is done to them: (rng, x) -> x ---------------------------------------------------------
 
 Change = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 
@@ -237,7 +237,7 @@ CHANGES: dict[str, Change] = {
     )
 }
 
-# -- one batch ---------------------------------------------------------------------------------------
+# -- one batch -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -422,7 +422,7 @@ def check_operator(tally, problem, group, matrix, predicted, certain, text):
         tally.note("truth", everyone, np.array([error / max(step, 1e-300)]), text)
 
 
-# -- many batches ------------------------------------------------------------------------------------
+# -- many batches --------------------------------------------------------------------------------
 
 
 def batches(groups: int, size: int, seed: int, family: str) -> Iterator[Batch]:
