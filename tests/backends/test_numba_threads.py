@@ -1,0 +1,226 @@
+"""numba_cpu's division of work: threads, pieces of large groups, fused stages, compiled caches."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from koopcore.backends.numba import runtime, views
+from koopcore.backends.numba.backend import NumbaCpu
+from koopcore.backends.protocol import Snapshots
+from koopcore.backends.reference import Reference
+from koopcore.backends.threads import thread_count
+from koopcore.partition.partition import Partition
+
+numba_cpu = NumbaCpu()
+
+
+reference = Reference()
+
+
+def window(n: int, size: int, dtype: Any = np.float32) -> Snapshots:
+    random = np.random.default_rng(n)
+    x = random.standard_normal((n, size)) + np.exp(-0.1 * np.arange(n))[:, None]
+    return Snapshots(x.astype(dtype), np.arange(n))
+
+
+def equal(groups: int, m: int) -> Partition:
+    return Partition.groups(groups * m, [slice(g * m, (g + 1) * m) for g in range(groups)])
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads even for little work, and pieces of 64 parameters."""
+    monkeypatch.setattr(runtime, "SERIAL", 0)
+    monkeypatch.setattr(views, "PIECE", 64)
+
+
+def everything(snapshots: Snapshots, part: Partition, small: Partition) -> list[np.ndarray]:
+    """Results of every stage: ``part`` on the snapshot side, ``small`` on the feature side."""
+    n = len(snapshots.order)
+    gram = numba_cpu.gram(snapshots, part)
+    solved = numba_cpu.solve(gram, n, True, 1)
+    fused = numba_cpu.gram_solve(snapshots, part, True, 1)
+    weights, growth = numba_cpu.rollout(solved.coefficients * 0.5, True, [1, 30, 2000])
+    out = np.full((3, part.size), np.nan, np.float32)
+    numba_cpu.combine(snapshots, part, weights, out)
+    moments = numba_cpu.feature_gram(snapshots, small, False, [n])
+    start = numba_cpu.gather(snapshots, small, [-1])[0]
+    projection = numba_cpu.project(moments[0, :, 0], moments[0, :, 1], start, None, 0.0, False)
+    states = numba_cpu.rollout_dense(projection.operator * 0.5, start, False, [10])
+    return [gram, *solved, *fused, weights, growth, out, moments, *projection, *states]
+
+
+@pytest.mark.usefixtures("eager")
+def test_results_are_the_same_bits_whatever_the_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = np.array([5, 700, 33, 64, 65, 1000, 7, 129, 40, 63] * 4)
+    ends = np.cumsum(sizes)
+    part = Partition.groups(
+        int(ends[-1]), [slice(e - m, e) for e, m in zip(ends, sizes, strict=True)]
+    )
+    small = equal(part.size // 3, 3)
+    snapshots = window(7, part.size)
+    results = []
+    for threads in ("1", "2", "3", "8"):
+        monkeypatch.setenv("KOOPCORE_NUM_THREADS", threads)
+        results.append(everything(snapshots, part, small))
+    for other in results[1:]:
+        for one, another in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(one, another)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("name", ["one", "mixed", "strided"])
+def test_large_groups_are_summed_from_pieces(name: str) -> None:
+    groups: dict[str, list[Any]] = {
+        "one": [slice(0, 1000)],
+        "mixed": [slice(0, 10), slice(10, 500), slice(500, 564), slice(564, 629), slice(700, 999)],
+        "strided": [np.arange(0, 600, 2), np.arange(1, 600, 2), [700, 650, 900]],
+    }
+    part = Partition.groups(1000, groups[name])
+    cut = views.pieces(part)
+    assert views.piece_sizes(cut).max() <= 64
+    assert len(cut.owner) > part.n_groups
+    snapshots = window(6, 1000, np.float64)
+    actual, expected = numba_cpu.gram(snapshots, part), reference.gram(snapshots, part)
+    np.testing.assert_allclose(actual, expected, rtol=1e-13, atol=1e-12)  # sums of 1000 products
+    weights = np.random.default_rng(0).standard_normal((2, part.n_groups, 6))
+    out, wanted = (np.full((2, 1000), np.nan) for _ in range(2))
+    numba_cpu.combine(snapshots, part, weights, out)
+    reference.combine(snapshots, part, weights, wanted)
+    np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("groups", [1, 7, 64, 65, 200])
+def test_the_fused_stage_gives_the_bits_of_its_two_parts(groups: int, affine: bool) -> None:
+    part, n = equal(groups, 21), 9
+    snapshots = window(n, part.size)
+    fused = numba_cpu.gram_solve(snapshots, part, affine, 2)
+    apart = numba_cpu.solve(numba_cpu.gram(snapshots, part), n, affine, 2)
+    for one, another in zip(fused, apart, strict=True):
+        np.testing.assert_array_equal(one, another)
+
+
+def test_gather_and_scatter_are_inverse_and_leave_the_rest_alone() -> None:
+    part = Partition.groups(40, [np.arange(3, 12, 2), [30, 21, 22, 23, 39]])
+    snapshots = window(5, 40)
+    rows = [-1, 0, 3]
+    values = numba_cpu.gather(snapshots, part, rows)
+    for i, row in enumerate(rows):
+        for group in range(2):
+            np.testing.assert_array_equal(
+                values[i, group], snapshots.array[row, part.indices(group)]
+            )
+    out = np.full((3, 40), np.nan, np.float32)
+    numba_cpu.scatter(part, values, out)
+    covered = np.isfinite(out[0])
+    assert covered.sum() == part.n_parameters
+    np.testing.assert_array_equal(out[:, covered], snapshots.array[rows][:, covered])
+
+
+def test_concurrent_calls_do_not_disturb_each_other() -> None:
+    part = equal(3000, 65)
+    snapshots = window(16, part.size)
+    expected = numba_cpu.gram(snapshots, part)
+    results: list[np.ndarray] = []
+
+    def call() -> None:
+        results.append(numba_cpu.gram(snapshots, part))
+
+    callers = [threading.Thread(target=call) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(results) == 6
+    for result in results:
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.usefixtures("eager")
+def test_an_error_in_any_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KOOPCORE_NUM_THREADS", "3")
+
+    def work(low: int, high: int) -> None:
+        if high == 100:
+            raise ArithmeticError("the last range")
+
+    with pytest.raises(ArithmeticError, match="the last range"):
+        runtime.spread(work, runtime.equal_ends(100, 1))
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("threads", ["1", "2", "5"])
+@pytest.mark.parametrize(("items", "align"), [(0, 1), (1, 1), (100, 1), (37, 8), (9, 8), (1000, 8)])
+def test_ranges_cover_every_item_once_and_begin_at_multiples(
+    items: int, align: int, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KOOPCORE_NUM_THREADS", threads)
+    ranges: list[tuple[int, int]] = []
+    uneven = np.cumsum(np.arange(items, dtype=np.int64) % 7)
+    runtime.spread(lambda low, high: ranges.append((low, high)), uneven, align)
+    covered = np.zeros(items, dtype=int)
+    for low, high in ranges:
+        assert low % align == 0
+        covered[low:high] += 1
+    assert (covered == 1).all()
+
+
+@pytest.mark.parametrize("given", ["0", "-2", "two", "1.5"])
+def test_a_number_of_threads_that_is_none_is_an_error(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KOOPCORE_NUM_THREADS", given)
+    with pytest.raises(ValueError, match="whole number >= 1"):
+        thread_count()
+
+
+def test_the_number_of_threads_is_read_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KOOPCORE_NUM_THREADS", " 3 ")
+    assert thread_count() == 3
+    monkeypatch.delenv("KOOPCORE_NUM_THREADS")
+    assert thread_count() >= 1
+
+
+SCRIPT = """
+import sys
+import koopcore
+assert "numba" not in sys.modules, "import koopcore must not import numba"
+import numpy as np
+from koopcore.backends import backend_for
+from koopcore.backends.numba.project import dense_range
+backend_for("cpu", "numba_cpu").rollout_dense(np.ones((1, 1, 1)), np.ones((1, 1)), False, [2])
+print(sum(dense_range.stats.cache_hits.values()) if dense_range.stats.cache_path else "uncached")
+"""
+
+
+def run(cache: Path) -> str:
+    environment = dict(os.environ, NUMBA_CACHE_DIR=str(cache))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_second_process_loads_what_the_first_compiled(tmp_path: Path) -> None:
+    assert [run(tmp_path), run(tmp_path)] == ["0", "1"]
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() == 0, reason="the superuser can write everywhere"
+)
+def test_an_unwritable_cache_only_costs_the_compilation(tmp_path: Path) -> None:
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    assert run(tmp_path) in {"0", "uncached"}
