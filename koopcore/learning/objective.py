@@ -11,8 +11,6 @@ from koopcore.learning.dictionaries.protocol import Dictionary
 from koopcore.learning.trajectories import Pairs, power_of_two
 from koopcore.types import FloatArray
 
-# Squares of features beyond these are formed in other units, far from where float64 ends.
-
 
 class Gradient(NamedTuple):
     """F and its gradients at one (θ, K)."""
