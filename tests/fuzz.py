@@ -11,16 +11,16 @@ in one call by every backend. What counts as a failure:
     silent     further from the answer than the movement, with growth below 10 and hindcast below
                1/2 or none: nothing tells
     wrong      further than the allowance, likewise
-    apart      two backends differ by more than the allowance
+    apart      two backends differ by more than the allowance, and neither gives such a warning
     ahead      ``fit(horizon=T)`` and ``fit().predict(T)`` differ by more than the allowance
     truth      ``predict(1)`` is not ``operator`` applied to the last snapshot
 
-The allowance is 1e-3 of the movement, or ten times what the answer itself may be off: the larger of
-its response to changes of the columns by ε of their length and to other cut-offs of the rank, which
-is what F'F⁺ and its powers make of rounding (`oracle.spread`), and of the error of the singular
-value decomposition in float64, seen from one in extended precision. Both are found only for groups
-in which something differs by more than 1e-3. Where the answer may be off by more than a tenth of
-the movement at every horizon there is nothing to compare with: such groups are not judged.
+The allowance is 1e-3 of the movement, or ten times what the answer itself may be off. That is the
+larger of its response to rounding of the columns and to other cut-offs of the rank, which is what
+F'F⁺ and its powers make of them (`oracle.spread`), and of the error of the singular value
+decomposition in float64, seen from one in extended precision. Both are found only for groups in
+which something differs by more than half of 1e-3. Where the answer may be off by more than a tenth
+of the movement at every horizon there is nothing to compare with: such groups are not judged.
 """
 
 from __future__ import annotations
@@ -440,7 +440,8 @@ def judge(batch: Batch, backends: Iterable[str]) -> Tally:
         if fit.operator is not None and certain[0, probe]:
             check_operator(tally, problem, probe, fit, text)
     for one, other in pairs:
-        gap = share(fits[one].values - fits[other].values, right, problem.x.dtype) * certain
+        quiet = certain & ~fits[one].told & ~fits[other].told
+        gap = share(fits[one].values - fits[other].values, right, problem.x.dtype) * quiet
         text = f"{batch} # {one} and {other} {problem}"
         tally.note("apart", (gap > allowed).any(axis=0), gap, text)
     return tally

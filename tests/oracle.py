@@ -9,9 +9,10 @@ columns changes the prediction, to first order, by
     δx_{n+T} = Σ_{j<T} U^{T-1-j} (δU) x_{n+j} + U^T δx_n
     δU = δF' F⁺ - U δF F⁺ + F'(FᵀF)⁺ δFᵀ (1 - FF⁺) + F'(1 - F⁺F) δFᵀ (FFᵀ)⁺
 
-What an orthogonal method in float64 does to F is a change of each column by a few ε of its length.
-`spread` measures that response, for columns changed at random by ε times their length, instead of
-bounding it by products of norms: these are thousands of times too large where U is far from normal.
+What an orthogonal method in float64 does to F is a change of each column by k ε of its length at
+most, for sums of k = max(m, n) terms, and by √k ε in practice. `spread` measures the response to
+changes at random of that size, instead of bounding it by products of norms: these are thousands of
+times too large where U is far from normal.
 Cut-offs of the rank count too: an answer that depends on whether a singular value at the tolerance
 is one or is rounding has no right value. And where these small changes do not tell all, the answer
 itself comes in extended precision, by rotations (`number=np.longdouble`).
@@ -88,7 +89,7 @@ def spread(
     """
     rows, unit = rows_of(x, method.affine, np.float64)
     longest = np.linalg.norm(np.ldexp(x.astype(np.float64), -unit[:, None, None]), axis=2)
-    change = EPSILON * np.linalg.norm(rows, axis=2, keepdims=True)
+    change = EPSILON * np.sqrt(max(x.shape[1:])) * np.linalg.norm(rows, axis=2, keepdims=True)
     change = change + noise * longest.max(axis=1)[:, None, None]
     change /= np.sqrt(x.shape[2])
     n, rng = x.shape[1], np.random.default_rng(seed)
