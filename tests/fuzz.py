@@ -421,6 +421,8 @@ def judge(batch: Batch, backends: Iterable[str]) -> Tally:
             tally.note("crash", np.ones(1, dtype=bool), np.ones((1, 1)), text)
             continue
         tally.note("crash", fits[name].lost, np.ones((1, groups)), f"{text}: no fit")
+    if not fits:
+        return tally
     right = answer(problem.x, problem.method, HORIZONS)
     doubt = uncertainty(problem, right, fits.values())
     certain = doubt < UNCERTAIN
