@@ -88,9 +88,10 @@ def spread(
     noise: what snapshots themselves may be off by, as a share of the longest of a group.
     """
     rows, unit = rows_of(x, method.affine, np.float64)
-    longest = np.linalg.norm(np.ldexp(x.astype(np.float64), -unit[:, None, None]), axis=2)
     change = EPSILON * np.sqrt(max(x.shape[1:])) * np.linalg.norm(rows, axis=2, keepdims=True)
-    change = change + noise * longest.max(axis=1)[:, None, None]
+    if noise > 0.0:
+        longest = np.linalg.norm(np.ldexp(x.astype(np.float64), -unit[:, None, None]), axis=2)
+        change = change + noise * longest.max(axis=1)[:, None, None]
     change /= np.sqrt(x.shape[2])
     n, rng = x.shape[1], np.random.default_rng(seed)
     some, rank = inverses(rows, n, method)
