@@ -34,9 +34,10 @@ def view(value: Any, name: str) -> ArrayView:
         _check_dtype(str(value.dtype).removeprefix("torch."), name)
         if value.layout != torch.strided:
             raise TypeError(f"{name} is a {value.layout} tensor; a dense one is needed")
-        if value.device.type == "cpu":
-            return ArrayView("cpu", value.detach().numpy(), torch.from_numpy)
-        return ArrayView(value.device.type, value.detach(), _as_it_is)
+        tensor = value.detach().resolve_neg()  # of a conjugate's imaginary part: a copy, or itself
+        if tensor.device.type == "cpu":
+            return ArrayView("cpu", tensor.numpy(), torch.from_numpy)
+        return ArrayView(tensor.device.type, tensor, _as_it_is)
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(value, cupy.ndarray):
         _check_dtype(value.dtype.name, name)

@@ -49,6 +49,26 @@ def test_a_tensor_that_requires_gradients_is_read_without_them():
     np.testing.assert_array_equal(result(parameter).numpy(), result(X))
 
 
+def negated():
+    """Views of -X whose sign is pending, as torch makes them."""
+    whole = torch.complex(torch.zeros(X.shape, dtype=torch.float64), torch.from_numpy(X))
+    imaginary = whole.conj().imag
+    parameter = torch.nn.Parameter(torch.view_as_complex(torch.from_numpy(np.stack([X, X], -1))))
+    return {
+        "imaginary part of a conjugate": imaginary,
+        "its transpose, transposed": whole.T.contiguous().conj().imag.T,
+        "of a parameter": parameter.conj().imag,
+        "a part of its columns": torch.cat([whole, whole], dim=1).conj().imag[:, : X.shape[1]],
+    }
+
+
+@pytest.mark.parametrize("kind", negated())
+def test_a_pending_sign_is_heeded(kind):
+    x = negated()[kind]
+    assert x.is_neg()
+    np.testing.assert_array_equal(result(x).numpy(), result(-X))
+
+
 def test_predictions_do_not_share_memory_with_the_snapshots_or_each_other():
     ops = kc.fit(X, PART)
     first, second = ops.predict(2), ops.predict(2)
