@@ -14,7 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore import arrays
-from koopcore.backends.protocol import Backend, Projection, Snapshots, rank_tolerance
+from koopcore.backends.protocol import (
+    Backend,
+    FeatureSolved,
+    Projection,
+    Snapshots,
+    rank_tolerance,
+)
 from koopcore.backends.reflection import reflect
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
@@ -40,17 +46,6 @@ def unsure(condition: FloatArray, rank: IntArray, size: int, snapshots: Snapshot
     return np.flatnonzero(np.isfinite(condition) & (condition**2 * 2.0**-53 > limits))
 
 
-def part_of(projection: Projection, groups: IntArray) -> Projection:
-    """That of some groups."""
-    return Projection(
-        projection.operator[groups],
-        projection.whitener[groups],
-        projection.start[groups],
-        projection.rank[groups],
-        projection.condition[groups],
-    )
-
-
 def patched(first: Projection, groups: IntArray, second: Projection) -> Projection:
     """``first`` with the ``groups`` of ``second`` in place of its own."""
     width = max(first.start.shape[1], second.start.shape[1])
@@ -63,18 +58,20 @@ def patched(first: Projection, groups: IntArray, second: Projection) -> Projecti
     return Projection(operator, whitener, start, rank, first.condition)
 
 
-def patched_readout(
-    first: Projection,
-    readout: FloatArray,
-    groups: IntArray,
-    second: Projection,
-    second_readout: FloatArray,
-) -> tuple[Projection, FloatArray]:
+def replaced(first: FeatureSolved, groups: IntArray, second: FeatureSolved) -> FeatureSolved:
     """The same for fits of the feature side."""
-    whole = patched(first, groups, second)
-    wide = _padded(readout, 1, whole.start.shape[1])
-    wide[groups] = _padded(second_readout, 1, whole.start.shape[1])
-    return whole, wide
+    first.rank[groups] = second.rank
+    first.condition[groups] = second.condition
+    first.residual[groups] = second.residual
+    first.hindcast[groups] = second.hindcast
+    if first.projection is None or first.readout is None:
+        return first
+    assert second.projection is not None
+    assert second.readout is not None
+    projection = patched(first.projection, groups, second.projection)
+    readout = _padded(first.readout, 1, projection.start.shape[1])
+    readout[groups] = _padded(second.readout, 1, projection.start.shape[1])
+    return first._replace(rank=projection.rank, projection=projection, readout=readout)
 
 
 # -- snapshot side: R with B = Q R -----------------------------------------------------------------
@@ -178,7 +175,7 @@ def feature_projection(
     firsts: Sequence[Projection],
     ranks: Sequence[int | None],
 ) -> list[tuple[Projection, FloatArray]]:
-    """For each stop, `project` again and the read-out E V, from windows of groups of equal m."""
+    """For each stop, `project` again and the read-out E V, of groups of equal m."""
     m = int(part.sizes[0])
     n = len(snapshots.order)
     parts: list[list[tuple[Projection, FloatArray]]] = [[] for _ in stops]
@@ -193,11 +190,14 @@ def feature_projection(
             whitener, start = firsts[i].whitener[some], starts[i][some]
             limit = ranks[i]
             whole = (firsts[i].rank[some] == m) & (limit is None or m <= limit)
-            block = _feature_block(f, steps, whitener, start, limit, ~whole)
+            projection, readout = _feature_block(f, steps, whitener, start, limit, ~whole)
             if whole.any():
                 of = f[whole], steps[whole], whitener[whole], start[whole]
-                block = patched_readout(*block, np.flatnonzero(whole), *_whole_block(backend, *of))
-            parts[i].append(block)
+                groups, (fitted, own) = np.flatnonzero(whole), _whole_block(backend, *of)
+                projection = patched(projection, groups, fitted)
+                readout = _padded(readout, 1, projection.start.shape[1])
+                readout[groups] = _padded(own, 1, projection.start.shape[1])
+            parts[i].append((projection, readout))
     return [_joined(blocks) for blocks in parts]
 
 
