@@ -219,15 +219,11 @@ template <class T>
 void launch_gram(const Window &window, const Groups &groups, const Plan &plan,
                  const GramLayout &out, double *partials, Stream stream) {
   const int n = window.n;
-  if (n <= 8)
-    launch_whole<T, 1>(window, groups, plan, out, partials, stream);
-  else if (n <= 16)
-    launch_whole<T, 2>(window, groups, plan, out, partials, stream);
-  else if (n <= 24)
-    launch_whole<T, 3>(window, groups, plan, out, partials, stream);
-  else if (n <= kMostWhole)
-    launch_whole<T, 4>(window, groups, plan, out, partials, stream);
-  else {
+  if (n <= kMostWhole) {
+    for_tiles(n, [&](auto tiles) {
+      launch_whole<T, tiles()>(window, groups, plan, out, partials, stream);
+    });
+  } else {
     const std::int64_t blocks = (n + kWideRows - 1) / kWideRows;
     launch("gram of long windows", gram_wide<T>,
            blocks_for(plan.n_pieces * (blocks * (blocks + 1) / 2)), 32 * kPieceWarps,
