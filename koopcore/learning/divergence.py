@@ -33,7 +33,8 @@ def diverges(value: float, history: History) -> bool:
 
 def runs_away(value: float, first: float) -> bool:
     """Whether F is not finite, or far above its first value."""
-    return not value <= max(_RUNAWAY * first, 1e-300)  # also where either is NaN
+    within = value <= max(_RUNAWAY * first, 1e-300)  # not where either is NaN
+    return not (within and np.isfinite(value))
 
 
 def recover(

@@ -104,20 +104,24 @@ def exact_operator(
     equilibrated Gram matrix. The pseudo-inverse is that of the engine's stage `project`: pivoted
     Cholesky, stopped at the rounding of the Gram matrix, so features that depend on each other
     (singular values below about 1e-8 of the largest) are left out and not amplified.
-    A row of K depends on its own features ahead only: ``rows`` is what one worker solves. Features
-    are squared in units of their own, powers of two, so that none is too large or too small for it.
+    A row of K depends on its own features ahead only: ``rows`` is what one worker solves.
+    Features are squared in units of their own, powers of two, so that K does not depend on units.
     All NaN where a feature is not finite. backend: of the engine; None: as KOOPCORE_BACKEND says.
     Cost: 4 N h² flops and one h³ factorization. Source: variable projection, Golub & Pereyra 1973.
     """
-    unit = power_of_two(features)
+    now, ahead = features[pairs.current], features[pairs.following]
+    if rows != slice(None):
+        ahead = ahead[:, rows]
     if not np.isfinite(features).all():
-        return np.full((len(unit[rows]), len(unit)), np.nan)
-    now, ahead = features[pairs.current] / unit, features[pairs.following, rows] / unit[rows]
+        return np.full((ahead.shape[1], now.shape[1]), np.nan)
+    unit = power_of_two(features)
+    now, ahead = now / unit, ahead / unit[rows]
     gram = now.T @ now
     start = np.zeros((1, len(gram)))
     whitened = backend_for("cpu", backend).project(
         gram[None], gram[None], start, None, ridge, False
     )
     whitener: FloatArray = whitened.whitener[0]  # V with V Vᵀ = gram⁺
+    operator = ((ahead.T @ now) @ whitener) @ whitener.T
     with np.errstate(over="ignore"):  # of units that are far apart
-        return ((ahead.T @ now) @ whitener) @ whitener.T * (unit[rows, None] / unit)
+        return operator * (unit[rows, None] / unit)

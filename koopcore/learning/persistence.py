@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -14,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from koopcore.files import write_whole
 from koopcore.learning.checks import whole
 from koopcore.learning.dictionaries.blocks import Blocks
 from koopcore.learning.dictionaries.fixed import Monomials, RadialBasis
@@ -57,8 +57,9 @@ def save(learned: LearnedOperator, directory: str | Path) -> Path:
         "sha256": _digest(dictionary, numbers),
     }
     # The numbers first: a description is never beside numbers that are older than it is.
-    _replace(target / "operator.safetensors", numbers)
-    _replace(target / "operator.json", (json.dumps(description, indent=2) + "\n").encode())
+    write_whole(target / "operator.safetensors", lambda path: path.write_bytes(numbers))
+    text = json.dumps(description, indent=2) + "\n"
+    write_whole(target / "operator.json", lambda path: path.write_text(text, encoding="utf-8"))
     return target
 
 
@@ -101,8 +102,8 @@ def save_part(
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     path = target / f"rank-{rank}.safetensors"
-    part = {"parameters": parameters, "rows": rows, "rank": rank, "iteration": iteration}
-    _replace(path, _packed(part))
+    part = _packed({"parameters": parameters, "rows": rows, "rank": rank, "iteration": iteration})
+    write_whole(path, lambda partial: partial.write_bytes(part))
     return path
 
 
@@ -280,12 +281,3 @@ def _safetensors() -> Any:
             "saving and loading needs safetensors: pip install safetensors"
         ) from error
     return safetensors
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

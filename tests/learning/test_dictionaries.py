@@ -132,6 +132,18 @@ def test_radial_functions_are_one_at_their_centres() -> None:
     np.testing.assert_allclose(features, [[1.0, off], [off, 1.0]], rtol=1e-14)
 
 
+@pytest.mark.parametrize("exponent", [-700, -300, 300, 700])
+def test_radial_functions_do_not_depend_on_the_unit(exponent: int) -> None:
+    centres, x = np.array([[0.0, 1.0], [2.0, -1.0]]), np.array([[0.5, 0.25], [9.0, -3.0]])
+    features = RadialBasis(centres, 0.7).features(np.zeros(0), x)
+    size = np.ldexp(1.0, exponent)
+    with np.errstate(all="raise", under="ignore"):
+        scaled = RadialBasis(centres * size, 0.7 * size).features(np.zeros(0), x * size)
+        far = RadialBasis(centres * size, 1e-300).features(np.zeros(0), x * 1e200)
+    np.testing.assert_array_equal(scaled, features)
+    np.testing.assert_array_equal(far, np.zeros((2, 2)))
+
+
 def test_equal_blocks_in_a_batch_are_the_blocks_one_by_one() -> None:
     one = Layered(1, (5, 3))
     batch = Blocks((one,) * 4, ((3,), (1,), (0,), (2,)))

@@ -16,6 +16,7 @@ from koopcore.learning import (
     Blocks,
     DistributedLearner,
     DivergenceWarning,
+    History,
     Layered,
     Monomials,
     OneLayer,
@@ -23,7 +24,7 @@ from koopcore.learning import (
     StateInclusive,
     TorchDictionary,
 )
-from koopcore.learning.divergence import check_finite
+from koopcore.learning.divergence import check_finite, diverges
 from koopcore.learning.trajectories import pairs
 
 X = rotation()
@@ -116,6 +117,16 @@ def test_a_result_is_finite_where_its_objective_is() -> None:
         with np.errstate(over="ignore", invalid="ignore"):
             with pytest.raises(FloatingPointError, match="what was learned is not finite"):
                 check_finite(features, data, operator)
+
+
+def test_an_objective_that_overflows_at_once_is_divergence() -> None:
+    history = History()
+    assert diverges(np.inf, history)
+    assert diverges(np.nan, history)
+    assert not diverges(1e300, history)
+    history.add(1.0, 0.0, 0.0, 0.0, 0.0)
+    assert not diverges(1e6, history)
+    assert diverges(1.1e6, history)
 
 
 def test_steps_that_diverge_leak_no_warning_of_numpy() -> None:

@@ -57,5 +57,5 @@ def test_a_peer_that_went_before_its_end_is_named_although_another_is_late() -> 
     with pytest.raises(PeerLost, match="worker 2 closed its connection"):
         box.wait("features", 10, 2, 5.0, never)
     box.put("features", 2, FINAL, np.zeros((1, 1)))  # nothing more was to come from it
-    with pytest.raises(PeerLost, match="no features .* from worker 0"):
+    with pytest.raises(PeerLost, match=r"no features .* from worker 0"):
         box.wait("features", 10, 2, 0.1, lambda: None)

@@ -33,6 +33,7 @@ from koopcore.backends.protocol import (
     Projection,
     Snapshots,
     breakdown_tolerance,
+    near_cut_off,
     packed_size,
     rank_tolerance,
 )
@@ -82,7 +83,9 @@ class NumbaCpu(Composed):
         groups = len(gram)
         result = _companion(groups, n - 1 - int(affine))
         packed = np.require(gram, requirements=["C", "W"])  # as gram_solve has it: compiled once
-        model = n, int(affine), holdout, breakdown_tolerance(n - 1 - int(affine))
+        columns = n - 1 - int(affine)
+        bounds = breakdown_tolerance(columns), near_cut_off(columns)
+        model = n, int(affine), holdout, *bounds
 
         def work(low: int, high: int) -> None:
             solve_range(packed, model, low, high, low, tuple(result))
@@ -113,7 +116,7 @@ class NumbaCpu(Composed):
         columns = n - 1 - int(affine)
         result = _companion(part.n_groups, columns)
         view, whole = window(snapshots), tuple(cut)
-        model = n, int(affine), holdout, breakdown_tolerance(columns)
+        model = n, int(affine), holdout, breakdown_tolerance(columns), near_cut_off(columns)
         block = CACHED // packed_size(n)
         if ahead is not None:
             block = min(block, CACHED // n * part.n_groups // max(part.n_parameters, 1))
@@ -165,7 +168,7 @@ class NumbaCpu(Composed):
     ) -> FeatureSolved:
         """WIDTH groups at a time, their matrices in the cache; no operators where ``ahead``.
 
-        Float64 snapshots get the second pass of `Composed`.
+        Float64 snapshots take the way of `Composed`.
         """
         if snapshots.array.dtype != np.float32:
             return super().feature_fit(snapshots, part, affine, holdout, ahead)
@@ -192,10 +195,11 @@ class NumbaCpu(Composed):
         n, longest = len(snapshots.order), int(steps.max(initial=0))
         cost = 2 * m * m * n + 8 * m**3 + m * m * min(longest, 8 * m)
         spread(work, equal_ends(groups, cost), WIDTH)
-        if ahead is not None:
-            return FeatureSolved(rank, condition, residual, hindcast, None, None)
-        projection = Projection(operator, whitener, start, rank, condition)
-        return FeatureSolved(rank, condition, residual, hindcast, projection, readout)
+        projection = None if ahead else Projection(operator, whitener, start, rank, condition)
+        solved = FeatureSolved(
+            rank, condition, residual, hindcast, projection, None if ahead else readout
+        )
+        return self._with_second_pass(snapshots, part, affine, holdout, ahead, solved)
 
     def project(
         self, a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool

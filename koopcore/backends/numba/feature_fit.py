@@ -18,9 +18,9 @@ from koopcore.backends.numba.features import (
 from koopcore.backends.numba.lanes import apply, copy, lane_array, power_of_two_scale
 from koopcore.backends.numba.natural import (
     condition_of,
+    diagonal_of_inverse,
     factor,
     greatest_diagonal,
-    greatest_of_inverse,
     solve_left,
     solve_right,
     solve_vector,
@@ -52,7 +52,6 @@ from koopcore.backends.protocol import WEIGHT_LIMIT
 from koopcore.partition.segments import Segments
 
 SURE_OF_RANK = 4.0  # diagonal pivoting must find full rank by this factor to be left out
-SILENCE = (16.0 * 2.0**-52) ** 2  # of the motion: `silence_rounding` in fitted/feature.py
 
 
 @kernel
@@ -95,8 +94,11 @@ def feature_fit_range(
             unpack(x, scale, a, readout)
             least = constant(SURE_OF_RANK * tolerances[1]) * greatest_diagonal(a, wide, m)
             alive = factor(a, m, wide, tolerances[0], reciprocal, work)
-            least = least * greatest_of_inverse(a, wide, reciprocal, m, ladder)
-            alive = where_less(least, constant(1.0), alive, constant(0.0))
+            greatest, unscaled = diagonal_of_inverse(a, wide, reciprocal, m, scale, ladder)
+            alive = where_less(least * greatest, constant(1.0), alive, constant(0.0))
+            # σ_1/σ_m of F is at most the root of this: no value is near the cut-off.
+            values = constant(tolerances[1] ** 2) * trace(x.square, wide, m) * unscaled
+            alive = where_less(values, constant(1.0), alive, constant(0.0))
             solve_right(a, wide, reciprocal, readout)
             scaled_rows(readout, wide, scale, ladder)
             solve_left(a, wide, reciprocal, ladder, 0)
@@ -153,25 +155,21 @@ def feature_fit_range(
 
 
 @inner
-def unpack(x, scale, a, h):
-    """a = S C S, its lower triangle, and h = E S, with S of powers of two; 1 in a's corner.
+def trace(a, wide, count):
+    """Σ a_ii."""
+    total = constant(0.0)
+    for i in range(count):
+        total = total + load(a, i * (wide + 1) * WIDTH)
+    return total
 
-    Reflected coordinates that hold only rounding are silenced: their scale is zero.
-    """
+
+@inner
+def unpack(x, scale, a, h):
+    """a = S C S, its lower triangle, and h = E S, with S of powers of two; 1 in a's corner."""
     square, motion, m, wide = x.square, x.motion, x.m, x.wide
     for i in range(wide):
         store(scale, i * WIDTH, load(square, i * (wide + 1) * WIDTH))
-    floor = constant(-1.0)
-    if not x.affine:
-        trace = constant(0.0)
-        for i in range(m):
-            trace = trace + load(scale, i * WIDTH)
-        floor = trace * constant(SILENCE)
     power_of_two_scale(scale, scale)
-    for i in range(m):
-        entry = load(square, i * (wide + 1) * WIDTH)
-        place = i * WIDTH
-        store(scale, place, where_at_most(entry, floor, constant(0.0), load(scale, place)))
     for i in range(wide):
         s = load(scale, i * WIDTH)
         for j in range(i + 1):

@@ -19,6 +19,7 @@ from koopcore.backends.numba.views import Target, Window
 from koopcore.partition.segments import Segments
 
 CHUNK = 16  # snapshots held at a time: few enough for the first cache
+IN_A_ROW = 128  # columns summed before they are added to the others: see csrc/cpu/accumulate.h
 FRAME = 5  # parts of a frame, each of ``wide`` vectors
 
 
@@ -34,6 +35,7 @@ class Moments(NamedTuple):
     f: Any  # the columns of a chunk and one more, then the changes from each to the next
     square: Any  # (wide, wide) C
     motion: Any  # (wide, wide) E - C
+    some: Any  # (2, wide, wide) the newest terms of both, of a long window
 
 
 @making
@@ -50,6 +52,7 @@ def moments(m, affine):
         lane_array((2 * CHUNK + 1) * wide),
         lane_array(wide * wide),
         lane_array(wide * wide),
+        lane_array(2 * wide * wide),
     )
 
 
@@ -147,7 +150,10 @@ def accumulate(w, done, stop, x):
     The column before it goes into the frame.
     """
     f, wide = x.f, x.wide
-    change = (CHUNK + 1) * wide
+    change, matrix = (CHUNK + 1) * wide, wide * wide
+    in_blocks = len(w.rows) > IN_A_ROW
+    squares = x.some if in_blocks else x.square
+    motions, at_motion = (x.some, matrix) if in_blocks else (x.motion, 0)
     while done < stop:
         count = min(CHUNK, stop - done)
         for k in range(count):
@@ -160,11 +166,17 @@ def accumulate(w, done, stop, x):
             for j in range(0, wide, 4):
                 place = i * wide + j
                 if j <= i:
-                    add_tile(f, i, 1, wide, f, j, 1, wide, count, x.square, place, wide)
-                add_tile(f, change + i, 1, wide, f, j, 1, wide, count, x.motion, place, wide)
+                    add_tile(f, i, 1, wide, f, j, 1, wide, count, squares, place, wide)
+                place += at_motion
+                add_tile(f, change + i, 1, wide, f, j, 1, wide, count, motions, place, wide)
         copy(f, (count - 1) * wide, x.frame, 3 * wide, wide)
         copy(f, count * wide, f, 0, wide)
         done += count
+        if in_blocks and (done == stop or done % IN_A_ROW < count):
+            add_multiple(x.square, 0, constant(1.0), x.some, 0, matrix)
+            add_multiple(x.motion, 0, constant(1.0), x.some, matrix, matrix)
+            for i in range(2 * matrix):
+                store(x.some, i * WIDTH, constant(0.0))
 
 
 @inner

@@ -144,24 +144,26 @@ def solve_vector(n, wide, reciprocal, x, at):
 
 
 @inner
-def greatest_of_inverse(n, wide, reciprocal, count, space):
-    """The greatest diagonal entry of A⁻¹ = L⁻ᵀ L⁻¹; ``space`` (wide, wide) receives L⁻¹.
+def diagonal_of_inverse(n, wide, reciprocal, count, scale, space):
+    """The diagonal of A⁻¹ = L⁻ᵀ L⁻¹: its greatest entry, and the sum of it times scale².
 
-    Diagonal pivoting's pivots fall, and its last one is the inverse of such an entry: it ends no
-    lower than one over this.
+    ``space`` (wide, wide) receives L⁻¹. Diagonal pivoting's pivots fall, and its last one is the
+    inverse of such an entry: it ends no lower than one over the greatest.
     """
     for i in range(wide):
         for j in range(wide):
             store(space, (i * wide + j) * WIDTH, constant(1.0 if i == j else 0.0))
     solve_left(n, wide, reciprocal, space, 0)
-    greatest = constant(0.0)
+    greatest = unscaled = constant(0.0)
     for j in range(count):
         total = constant(0.0)
         for i in range(j, count):
             entry = load(space, (i * wide + j) * WIDTH)
             total = fma(entry, entry, total)
         greatest = where_less(greatest, total, total, greatest)
-    return greatest
+        s = load(scale, j * WIDTH)
+        unscaled = fma(total * s, s, unscaled)
+    return greatest, unscaled
 
 
 @inner

@@ -219,9 +219,8 @@ def project_vector(v, x, n, out):
 def refit_lane(moments, scale, most, lane, tolerance, fit):
     """One lane of feature_fit.py that broke down: gives its rank, at most ``most``, and condition.
 
-    scale: zero for silenced coordinates; fit: lanes of E V, K, Vᵀ newest, Vᵀ before, and V if that
-    is wanted, for the newest column and the one before. Products with the zeros past the rank are
-    made too: they carry a nan on.
+    fit: lanes of E V, K, Vᵀ newest, Vᵀ before, and V if that is wanted, for the newest column and
+    the one before. Products with the zeros past the rank are made too: they carry a nan on.
     """
     m, in_lanes, wide = moments.m, moments.wide, padded(moments.m)
     square, motion, newest = moments.square, moments.motion, moments.f

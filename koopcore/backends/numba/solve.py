@@ -20,7 +20,7 @@ import numpy as np
 from koopcore.backends.numba.lanes import add_multiple, copy, dot, power_of_two_scale, take_lanes
 from koopcore.backends.numba.runtime import inner, kernel, making
 from koopcore.backends.numba.simd import WIDTH, constant, fma, load, sqrt, store
-from koopcore.backends.protocol import WEIGHT_LIMIT
+from koopcore.backends.protocol import LEAST_EIGENVALUE, SQUARES, WEIGHT_LIMIT
 
 DIRECT_STEPS = 1024  # beyond this horizon x^T mod p is squared instead
 
@@ -39,9 +39,9 @@ class Factor(NamedTuple):
 def solve_range(gram, model, low, high, at, result):
     """Groups low .. high - 1 of ``gram``; ``result`` is a Companion, written from group ``at`` on.
 
-    model: n, affine, holdout, and the tolerance of pivots.
+    model: n, affine, holdout, the tolerance of pivots, and of squared distances (`near_cut_off`).
     """
-    n, affine, holdout, tolerance = model
+    n, affine, holdout, tolerance, floor = model
     rows = n - affine
     columns = rows - 1
     g = np.empty(gram.shape[1] * WIDTH)
@@ -62,6 +62,8 @@ def solve_range(gram, model, low, high, at, result):
             store(of.inverse, i * WIDTH, load(g, (k * (k + 1) // 2 + k) * WIDTH))
         power_of_two_scale(of.inverse, of.scale)
         cholesky(g, of, tolerance, rank)
+        if columns > 0:
+            check_rank(g, of, floor, rank, a)
         recurrence(of, columns, a)
         for lane in range(min(WIDTH, high - first)):
             put_fit(of, a, rank[lane], lane, at + first - low + lane, result)
@@ -109,6 +111,48 @@ def cholesky(g, of, tolerance, rank):
             entry = load(g, (at + k) * WIDTH) * sk * load(scale, i * WIDTH)
             entry = entry - dot(factor, i * rows, factor, k * rows, k)
             store(factor, (i * rows + k) * WIDTH, entry * reciprocal)
+
+
+@making
+def check_rank(g, of, share, rank, z):
+    """Full rank that may be rounding, or is near the cut-off of F, or of squares out of range.
+
+    Mirrors `sure_of_rank` in reference.py. The smallest eigenvalue of L Lᵀ is about l_k²/‖z‖² with
+    Lᵀ z = l_k e_k, l_k the smallest diagonal entry of L. z: (columns).
+    """
+    rows, affine, scale, factor, inverse = of
+    columns = rows - 1
+    smallest, place = np.full(WIDTH, np.inf), np.zeros(WIDTH, dtype=np.int64)
+    for lane in range(WIDTH):
+        total = 0.0
+        for i in range(columns):
+            k = i + affine
+            total += g[(k * (k + 1) // 2 + k) * WIDTH + lane]
+        k = columns + affine
+        newest = g[(k * (k + 1) // 2 + k) * WIDTH + lane]
+        sure = SQUARES[0] < total < SQUARES[1] and newest < SQUARES[1]
+        floor = share * total
+        for i in range(columns):
+            pivot = factor[(i * rows + i) * WIDTH + lane]
+            distance = pivot / scale[i * WIDTH + lane]
+            sure = sure and distance * distance > floor
+            if pivot < smallest[lane]:
+                smallest[lane], place[lane] = pivot, i
+        if not sure:
+            rank[lane] = min(rank[lane], columns - 1)
+    for i in range(columns * WIDTH):
+        z[i] = 0.0
+    for lane in range(WIDTH):
+        z[place[lane] * WIDTH + lane] = smallest[lane]
+    square = constant(0.0)
+    for i in range(columns - 1, -1, -1):
+        y = load(z, i * WIDTH) * load(inverse, i * WIDTH)
+        square = fma(y, y, square)
+        add_multiple(z, 0, -y, factor, i * rows, i)
+    store(z, 0, square)
+    for lane in range(WIDTH):
+        if not smallest[lane] * smallest[lane] > LEAST_EIGENVALUE * z[lane]:
+            rank[lane] = min(rank[lane], columns - 1)
 
 
 @inner

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from math import comb
+from math import comb, frexp, ldexp
 
 import numpy as np
 
@@ -116,5 +116,10 @@ class RadialBasis(_Fixed):
         return len(self.centres)
 
     def features(self, parameters: FloatArray, states: FloatArray) -> FloatArray:
-        apart = states[:, None, :] - np.asarray(self.centres)  # (M, h, n)
-        return np.exp(np.einsum("mhn,mhn->mh", apart, apart) / (-2.0 * self.width**2))
+        # Distances in a power of two next to the width: neither is too large or small to square,
+        # but for distances so far that ψ is 0.
+        unit = ldexp(1.0, frexp(self.width)[1] - 1)
+        with np.errstate(over="ignore"):
+            apart = (states[:, None, :] - np.asarray(self.centres)) / unit  # (M, h, n)
+            squares = np.einsum("mhn,mhn->mh", apart, apart)
+        return np.exp(squares / (-2.0 * (self.width / unit) ** 2))
