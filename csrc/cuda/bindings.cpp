@@ -77,14 +77,16 @@ void bind_companion(py::module_ &m) {
         [](std::int64_t groups, int n, bool affine, const Sizes &horizons, int device) {
           return deficient_space(device_of(device), groups, n, affine, horizons_of(horizons));
         });
-  m.def("roll_deficient", [](Address gram, Address rank, std::int64_t groups, int n, bool affine,
-                             const Sizes &horizons, Address weights, Address growth, Address space,
-                             const py::tuple &target) {
-    const Target on(target);
-    roll_deficient(on.device, pointer<const double>(gram), pointer<const std::int64_t>(rank),
-                   groups, n, affine, horizons_of(horizons), pointer<double>(weights),
-                   pointer<double>(growth), pointer<double>(space), on.stream);
-  });
+  m.def("roll_deficient",
+        [](const py::tuple &window, const py::tuple &groups, Address gram, Address rank,
+           bool affine, double noise, const Sizes &horizons, Address weights, Address growth,
+           Address space, const py::tuple &target) {
+          const Target on(target);
+          roll_deficient(on.device, window_of(window), groups_of(groups),
+                         pointer<const double>(gram), pointer<const std::int64_t>(rank), affine,
+                         noise, horizons_of(horizons), pointer<double>(weights),
+                         pointer<double>(growth), pointer<double>(space), on.stream);
+        });
   m.def("combine", [](const py::tuple &window, const py::tuple &groups, const py::tuple &plan,
                       Address weights, int n_horizons, const py::tuple &out,
                       const py::tuple &parameters, const py::tuple &target) {

@@ -51,10 +51,12 @@ std::int64_t rollout_space(const Device &device, std::int64_t groups, int column
                            std::int64_t last);
 
 // Weights and growth, over those of `rollout`, of the groups that are deficient by the ranks of
-// `solve`.
-void roll_deficient(const Device &device, const double *gram, const std::int64_t *rank,
-                    std::int64_t groups, int n, bool affine, const Horizons &at, double *weights,
-                    double *growth, double *space, Stream stream);
+// `solve`. The snapshots are read again of groups whose Gram matrix resolves too little or leaves
+// the range of squares, and of all deficient ones where `noise` is not 1.
+void roll_deficient(const Device &device, const Window &window, const Groups &groups,
+                    const double *gram, const std::int64_t *rank, bool affine, double noise,
+                    const Horizons &at, double *weights, double *growth, double *space,
+                    Stream stream);
 std::int64_t deficient_space(const Device &device, std::int64_t groups, int n, bool affine,
                              const Horizons &at);
 

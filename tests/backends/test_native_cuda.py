@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from weakref import WeakKeyDictionary
 
 import emulated_cuda
 import numpy as np
 import pytest
-from ragged_groups import RAGGED, gram_error, ragged, walks
+from ragged_groups import RAGGED, gram_error, pieced, ragged, walks
 from trajectories import generic, smooth
 
 import koopcore as kc
 from koopcore import arrays, operators
+from koopcore.backends.native_cuda import launch as native_cuda_launch
+from koopcore.backends.native_cuda import plan as native_cuda_plan
 from koopcore.backends.native_cuda.plan import make_plan
 from koopcore.backends.protocol import Snapshots, packed_size
 from koopcore.backends.reference import Reference
@@ -192,6 +195,97 @@ def test_endpoints_without_the_host(native, affine):
         # The deficient group lies in the plane of its motion up to cond² u; the others to n u.
         np.testing.assert_allclose(out[:, at], expected[:, at], rtol=1e-5, atol=1e-6)
     assert (out[:, 70:80] == 7.0).all()
+
+
+def altered(window, change):
+    window = window.copy()
+    change(window)
+    return window
+
+
+def steep(n, m):
+    """A slow motion beside fast ones, of as many rates as fill the window: few digits are left."""
+    return smooth(n, m, rates=np.linspace(0.05, 0.95, n))
+
+
+#: Windows (8, 70) of deficient rank, or of which the Gram matrix cannot say: projected, and most
+#: of them from a second pass. In float64.
+PROJECTED = {
+    "rank 2": smooth(8, 70, rates=(0.5, 0.9)),
+    "rank 3": smooth(8, 70, rates=(0.5, 0.8, 0.95)),
+    "repeated snapshot": altered(generic(8, 70), lambda x: np.copyto(x[4], x[3])),
+    "paused step": altered(generic(8, 70), lambda x: np.copyto(x[-1], x[-2])),
+    "three parameters move": altered(generic(8, 70), lambda x: np.copyto(x[:, 3:], x[0, 3:])),
+    "nothing moves": np.tile(generic(8, 70)[0], (8, 1)),
+    "all zero": np.zeros((8, 70)),
+    "far from the origin": 1e8 * generic(1, 70, 1) + generic(8, 70),
+    "farther": 1e10 * generic(1, 70, 1) + generic(8, 70),
+    "far, rank 3": 1e6 * generic(1, 70, 1) + smooth(8, 70),
+    "many rates": steep(8, 70),
+    "falling by orders of magnitude": smooth(8, 70, rates=(0.01, 0.05, 0.1, 0.2, 0.3), offset=0.0),
+    "squares underflow": np.ldexp(smooth(8, 70), -1000),
+    "squares lose digits": np.ldexp(generic(8, 70), -520),
+    "squares overflow": np.ldexp(smooth(8, 70), 600),
+    "nearly as large as can be": np.ldexp(generic(8, 70), 1010),
+    "small steps of large numbers": 2.0**700 + np.ldexp(np.round(1e4 * generic(8, 70)), 660),
+}
+
+
+@pytest.mark.parametrize("way", ["endpoint_in_stages", "endpoint_in_one_pass"])
+@pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
+def test_projected_endpoints_are_those_of_a_fit(native, affine, way):
+    """All cases in one window, and good groups between them: a warp has several of them."""
+    good = generic(8, 70, seed=5)
+    windows = [w for case in PROJECTED.values() for w in (case, good)]
+    part = pieced([70] * len(windows))
+    ring = np.full((8, part.size), 3.0)
+    for group, window in enumerate(windows):
+        ring[:, part.indices(group)] = window
+    horizons = [1, 40, 5]
+    out = np.full((3, part.size), 7.0)
+    getattr(native, way)(Snapshots(ring, np.arange(8)), part, affine, horizons, out)
+    fit = kc.fit(ring, part, "affine" if affine else "linear", backend="reference")
+    expected = fit.predict(horizons)
+    for group, name in enumerate(PROJECTED):
+        for at in (part.indices(2 * group), part.indices(2 * group + 1)):
+            movement = np.abs(expected[:, at] / 2 - ring[-1, at] / 2).max(axis=1, keepdims=True)
+            last = np.abs(np.diff(ring[-2:, at] / 2, axis=0)).max()
+            error = np.abs(out[:, at] / 2 - expected[:, at] / 2)
+            # The columns are known to u of the snapshots: 1e-6 of the motion at an offset of 1e10.
+            assert (error <= 1e-4 * np.maximum(movement, last)).all(), name
+
+
+@pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
+def test_ranks_where_the_gram_matrix_cannot_tell_are_the_references(native, monkeypatch, affine):
+    """Full by its pivots, but not by the smallest eigenvalue; near the cut-off; no squares."""
+    far = 1e12 * generic(1, 65, 1)
+    windows = [
+        *(smooth(16, 65, seed, rates=np.random.default_rng(seed).uniform(0, 1, 18))
+          for seed in ((6, 9, 26, 33, 34) if affine else (2, 11, 20, 31, 33))),
+        far + generic(16, 65), np.ldexp(generic(16, 65), 520), np.ldexp(generic(16, 65), -520),
+        generic(16, 65),
+    ]  # fmt: skip
+    part = pieced([65] * len(windows))
+    ring = np.zeros((16, part.size))
+    for group, window in enumerate(windows):
+        ring[:, part.indices(group)] = window
+    snapshots = Snapshots(ring, np.arange(16))
+    with np.errstate(over="ignore", invalid="ignore"):
+        gram = reference.gram(snapshots, part)
+    full = reference.solve(gram, 16, affine, 0).rank == 15 - affine
+    assert full[-1]
+    assert not full[:5].any()
+    assert full[5] == affine
+    assert not full[6:8].any()
+    monkeypatch.setattr(native_cuda_plan, "ONE_PASS_SIZE", 0)
+    monkeypatch.setattr(native_cuda_launch, "_divided", WeakKeyDictionary())
+    for solved in (
+        native.solve(gram, 16, affine, 3),
+        native.gram_solve(snapshots, part, affine, 3),
+    ):
+        assert np.array_equal(np.asarray(solved.rank) == 15 - affine, full)
+        assert np.array_equal(np.isfinite(solved.condition), full)
+        assert np.array_equal(np.isnan(solved.hindcast), ~full)
 
 
 @pytest.mark.parametrize("model", ["linear", "affine", "trend", "auto"])

@@ -111,10 +111,10 @@ def queue_deficient(
     growth: Any,
 ) -> None:
     """Weights and growth of deficient groups, into those of all groups."""
-    given, groups = (on.address(gram), on.address(rank)), on.part.n_groups
+    given, how, groups = (on.address(gram), on.address(rank)), (affine, on.noise), on.part.n_groups
     for some, out in horizon_blocks(on, horizons, weights, growth):
         space = on.space(on.module.deficient_space(groups, on.n, affine, some, on.number))
-        on.module.roll_deficient(*given, groups, on.n, affine, some, *out, space, on.target)
+        on.module.roll_deficient(on.window, on.groups, *given, *how, some, *out, space, on.target)
 
 
 def queue_combine(
