@@ -45,13 +45,14 @@ void bind_queries(py::module_ &m) {
 
 void bind_companion(py::module_ &m) {
   m.def("gram_space", [](const py::tuple &plan, int n) { return gram_space(plan_of(plan), n); });
-  m.def("gram", [](const py::tuple &window, const py::tuple &groups, const py::tuple &plan,
-                   Address out, bool side_by_side, Address space, const py::tuple &target) {
-    const Target on(target);
-    const Window w = window_of(window);
-    gram(w, groups_of(groups), plan_of(plan), layout_of(out, w.n, side_by_side),
-         pointer<double>(space), on.stream);
-  });
+  m.def("gram",
+        [](const py::tuple &window, const py::tuple &groups, const py::tuple &plan, Address out,
+           bool side_by_side, Address space, bool wide, const py::tuple &target) {
+          const Target on(target);
+          const Window w = window_of(window);
+          gram(w, groups_of(groups), plan_of(plan), layout_of(out, w.n, side_by_side),
+               pointer<double>(space), wide, on.stream);
+        });
   m.def("solve_space", [](std::int64_t groups, int n, int device) {
     return solve_space(device_of(device), groups, n);
   });

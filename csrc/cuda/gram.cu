@@ -217,9 +217,9 @@ void launch_whole(const Window &window, const Groups &groups, const Plan &plan,
 
 template <class T>
 void launch_gram(const Window &window, const Groups &groups, const Plan &plan,
-                 const GramLayout &out, double *partials, Stream stream) {
+                 const GramLayout &out, double *partials, bool wide, Stream stream) {
   const int n = window.n;
-  if (n <= kMostWhole) {
+  if (!wide) {
     for_tiles(n, [&](auto tiles) {
       launch_whole<T, tiles()>(window, groups, plan, out, partials, stream);
     });
@@ -238,11 +238,11 @@ std::int64_t gram_space(const Plan &plan, int n) {
 }
 
 void gram(const Window &window, const Groups &groups, const Plan &plan, const GramLayout &out,
-          double *partials, Stream stream) {
+          double *partials, bool wide, Stream stream) {
   if (window.is_double)
-    launch_gram<double>(window, groups, plan, out, partials, stream);
+    launch_gram<double>(window, groups, plan, out, partials, wide, stream);
   else
-    launch_gram<float>(window, groups, plan, out, partials, stream);
+    launch_gram<float>(window, groups, plan, out, partials, wide, stream);
   const int entries = packed_size(window.n);
   if (plan.n_large > 0)
     launch("adding up large groups", gram_sum_pieces,

@@ -32,9 +32,10 @@ inline std::int64_t space_blocks(const Device &device, std::int64_t groups, std:
   return batches < most ? (batches > 0 ? batches : 1) : most;
 }
 
-// G = BᵀB of every group.
+// G = BᵀB of every group. `wide`: by blocks of the matrix, in fp64 sums on every device; needed for
+// more than kMostWhole snapshots, and of a plan without small groups.
 void gram(const Window &window, const Groups &groups, const Plan &plan, const GramLayout &out,
-          double *space, Stream stream);
+          double *space, bool wide, Stream stream);
 std::int64_t gram_space(const Plan &plan, int n);
 
 // The companion fit of every group from Gram matrices side by side. `noise` multiplies the pivot

@@ -17,7 +17,9 @@ import koopcore as kc
 from koopcore import arrays, operators
 from koopcore.backends.native_cuda import launch as native_cuda_launch
 from koopcore.backends.native_cuda import plan as native_cuda_plan
+from koopcore.backends.native_cuda.launch import Launch
 from koopcore.backends.native_cuda.plan import make_plan
+from koopcore.backends.native_cuda.queue import queue_gram
 from koopcore.backends.protocol import Snapshots, packed_size
 from koopcore.backends.reference import Reference
 from koopcore.partition.partition import Partition
@@ -318,8 +320,8 @@ def test_whole_fits_through_the_public_interface(native, monkeypatch, model, dty
 def test_a_plan_takes_every_parameter_once():
     rng = np.random.default_rng(0)
     part = ragged(rng, RAGGED + LARGE)
-    for n in (16, 60):
-        plan = make_plan(part, n)
+    for wide in (False, True):
+        plan = make_plan(part, wide)
         small = part.numbers if plan.small is None else plan.small
         assert (plan.small is None) == (len(small) == part.n_groups)
         taken = np.zeros(part.n_groups, dtype=np.int64)
@@ -327,13 +329,13 @@ def test_a_plan_takes_every_parameter_once():
         np.add.at(taken, plan.pieces[:, 0], plan.pieces[:, 3])
         assert np.array_equal(taken, part.sizes)
         assert plan.large_piece[-1] == len(plan.pieces) - plan.n_middle
-        assert n <= 32 or len(small) == 0
+        assert not wide or len(small) == 0
 
 
 def test_many_moderate_groups_take_a_warp_each():
     part = Partition.groups(9000 * 300, [range(300 * g, 300 * g + 300) for g in range(9000)])
-    assert make_plan(part, 16).small is None
-    assert len(make_plan(part.subset(range(100)), 16).pieces) == 100
+    assert make_plan(part, wide=False).small is None
+    assert len(make_plan(part.subset(range(100)), wide=False).pieces) == 100
 
 
 @pytest.mark.parametrize(
@@ -385,8 +387,14 @@ def test_missing_barriers_would_show(kernels):
         "part = part.subset([0, 1])\n"
         "out = np.zeros((2, 20000), np.float32)\n"
         "native.endpoint_in_one_pass(window, part, True, [4, 9], out)\n"
+        "x[:, :70] += 1e8 * x[3, :70]\n"  # a second pass for one, a unit of its own for the other
+        "x[4, :70] = x[3, :70]\n"
+        "x[:, 100:400] *= 2.0**600\n"
+        "again = np.zeros((2, 20000))\n"
+        "native.endpoint_in_stages(Snapshots(x, np.arange(16)), part, True, [4, 9], again)\n"
         "hindcast = np.asarray(native.gram_solve(window, part, False, 3).hindcast)\n"
-        "sys.stdout.write((gram.tobytes() + out.tobytes() + hindcast.tobytes()).hex())"
+        "sys.stdout.write((gram.tobytes() + out.tobytes() + again.tobytes() + "
+        "hindcast.tobytes()).hex())"
     )
     places = os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])
     outputs = [
@@ -401,11 +409,7 @@ def test_missing_barriers_would_show(kernels):
 
 
 @pytest.mark.parametrize("n", [5, 16, 24, 32])
-def test_sums_in_pairs_of_floats(two_float, monkeypatch, n):
-    module = emulated_cuda.backend(two_float)
-    assert two_float.gram_noise(0, n, False) == 128.0  # it is that module, and no other
-    for name in ("memory", "any_memory"):
-        monkeypatch.setattr(arrays, name, emulated_cuda.host_memory)
+def test_sums_in_pairs_of_floats(native_two_float, n):
     part = Partition.groups(9400, [range(65), range(65, 322), range(400, 9400)])
     # Steps far below the values, as of weights in training: float32 differences are exact then.
     rng = np.random.default_rng(n)
@@ -413,9 +417,43 @@ def test_sums_in_pairs_of_floats(two_float, monkeypatch, n):
     x = start * (1.0 + 1e-3 * np.cumsum(rng.normal(size=(n, 9400)), axis=0) / n)
     snapshots = Snapshots(x.astype(np.float32), np.arange(n))
     expected = reference.gram(snapshots, part)
-    got = module.gram(snapshots, part)
+    on = Launch(native_two_float._cuda, snapshots, part)
+    assert on.noise == 128.0  # it is that module, and no other
+    got = on.empty(3, packed_size(n))
+    queue_gram(on, got, side_by_side=False)
     # 128 u is what the pivot tolerance of these devices (gram_noise) allows for.
     assert gram_error(got, expected, n) < 128 * 2.0**-53
     # Float32 sums would be a million times worse.
     assert gram_error(got.astype(np.float32), expected, n) > 128 * 2.0**-53
-    assert got.shape == (3, packed_size(n))
+    # What is projected is summed in fp64.
+    got = native_two_float.gram(snapshots, part)
+    assert gram_error(got, expected, n) < 1100 * 2.0**-53 / 64
+
+
+@pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
+def test_devices_with_slow_fp64_project_by_the_same_rules(native_two_float, affine):
+    """Float32 windows: at a cut-off 128 times higher directions of the motion would be lost."""
+    rng = np.random.default_rng(0)
+    far = 1e3 * rng.normal(size=70)
+    cases = [
+        altered(generic(8, 70), lambda x: np.copyto(x[4], x[3])),
+        altered(far + generic(8, 70), lambda x: np.copyto(x[4], x[3])),
+        altered(far + generic(8, 70), lambda x: np.copyto(x[:, 3:], x[0, 3:])),
+        smooth(8, 70),
+        generic(8, 70),
+    ]
+    part = pieced([70] * len(cases))
+    ring = np.zeros((8, part.size), dtype=np.float32)
+    for group, window in enumerate(cases):
+        ring[:, part.indices(group)] = window
+    out = np.zeros((2, part.size))
+    native_two_float.endpoint(Snapshots(ring, np.arange(8)), part, affine, [1, 6], out)
+    # The same numbers in float64: the reference's second pass is for any loss of digits there.
+    expected = kc.fit(
+        ring.astype(np.float64), part, "affine" if affine else "linear", backend="reference"
+    ).predict([1, 6])
+    for group in range(part.n_groups):
+        at = part.indices(group)
+        movement = np.abs(expected[:, at] - ring[-1, at]).max()
+        # 2^-6, which float32 windows may lose in their smallest direction, of a hundredth of it.
+        assert np.abs(out[:, at] - expected[:, at]).max() < 2e-4 * movement, group

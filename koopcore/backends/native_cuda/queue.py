@@ -17,7 +17,9 @@ NOWHERE = (0, 0, 0, KINDS["float32"])  # an output array that is not there
 def queue_gram(on: Launch, out: Any, side_by_side: bool) -> None:
     """G of every group, 32 groups side by side or a packed row each."""
     space = on.space(on.module.gram_space(on.plan, on.n))
-    on.module.gram(on.window, on.groups, on.plan, on.address(out), side_by_side, space, on.target)
+    on.module.gram(
+        on.window, on.groups, on.plan, on.address(out), side_by_side, space, on.wide, on.target
+    )
 
 
 def empty_gram(on: Launch) -> Any:
