@@ -82,3 +82,37 @@ def prediction_of(x, horizon, affine=False, rank=None):
 def movement(x):
     """‖x_n - x_1‖: what an error is to be compared with."""
     return float(np.linalg.norm(np.asarray(x[-1], np.float64) - np.asarray(x[0], np.float64)))
+
+
+def altered(window, change):
+    window = window.copy()
+    change(window)
+    return window
+
+
+def steep(n, m):
+    """A slow motion beside fast ones, of as many rates as fill the window: few digits are left."""
+    return smooth(n, m, rates=np.linspace(0.05, 0.95, n))
+
+
+#: Windows (8, 70) of deficient rank, or of which the Gram matrix cannot say: projected, and most
+#: of them from a second pass. In float64.
+PROJECTED = {
+    "rank 2": smooth(8, 70, rates=(0.5, 0.9)),
+    "rank 3": smooth(8, 70, rates=(0.5, 0.8, 0.95)),
+    "repeated snapshot": altered(generic(8, 70), lambda x: np.copyto(x[4], x[3])),
+    "paused step": altered(generic(8, 70), lambda x: np.copyto(x[-1], x[-2])),
+    "three parameters move": altered(generic(8, 70), lambda x: np.copyto(x[:, 3:], x[0, 3:])),
+    "nothing moves": np.tile(generic(8, 70)[0], (8, 1)),
+    "all zero": np.zeros((8, 70)),
+    "far from the origin": 1e8 * generic(1, 70, 1) + generic(8, 70),
+    "farther": 1e10 * generic(1, 70, 1) + generic(8, 70),
+    "far, rank 3": 1e6 * generic(1, 70, 1) + smooth(8, 70),
+    "many rates": steep(8, 70),
+    "falling by orders of magnitude": smooth(8, 70, rates=(0.01, 0.05, 0.1, 0.2, 0.3), offset=0.0),
+    "squares underflow": np.ldexp(smooth(8, 70), -1000),
+    "squares lose digits": np.ldexp(generic(8, 70), -520),
+    "squares overflow": np.ldexp(smooth(8, 70), 600),
+    "nearly as large as can be": np.ldexp(generic(8, 70), 1010),
+    "small steps of large numbers": 2.0**700 + np.ldexp(np.round(1e4 * generic(8, 70)), 660),
+}

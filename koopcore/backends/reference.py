@@ -218,7 +218,8 @@ class Reference(Composed):
             full = np.zeros((n, n))
             for low in range(0, basis.shape[1], BLOCK):  # rounding grows with the terms in a row
                 some = basis[:, low : low + BLOCK]
-                full += some @ some.T
+                with np.errstate(over="ignore", invalid="ignore"):
+                    full += some @ some.T
             out[group] = full[lower]
         return out
 
