@@ -207,6 +207,7 @@ class Reference(Composed):
     name = "reference"
     device = "cpu"
 
+    @np.errstate(over="ignore", invalid="ignore")
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
         """G = BᵀB of every group: (n_groups, n(n+1)/2), packed lower by rows."""
         n = len(snapshots.order)
@@ -218,11 +219,11 @@ class Reference(Composed):
             full = np.zeros((n, n))
             for low in range(0, basis.shape[1], BLOCK):  # rounding grows with the terms in a row
                 some = basis[:, low : low + BLOCK]
-                with np.errstate(over="ignore", invalid="ignore"):
-                    full += some @ some.T
+                full += some @ some.T
             out[group] = full[lower]
         return out
 
+    @np.errstate(over="ignore", invalid="ignore")
     def feature_gram(
         self, snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
     ) -> FloatArray:
@@ -342,6 +343,7 @@ class Reference(Composed):
                     growth[i, group] = np.linalg.norm(power) / np.linalg.norm(start[group])
         return states, growth
 
+    @np.errstate(over="ignore", invalid="ignore")
     def combine(
         self, snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
     ) -> None:
