@@ -116,3 +116,24 @@ PROJECTED = {
     "nearly as large as can be": np.ldexp(generic(8, 70), 1010),
     "small steps of large numbers": 2.0**700 + np.ldexp(np.round(1e4 * generic(8, 70)), 660),
 }
+
+
+def projected_groups(part):
+    """Snapshots (8, part.size): PROJECTED in every second group of 70, good ones between them."""
+    ring = np.full((8, part.size), 3.0)
+    for group, window in enumerate(PROJECTED.values()):
+        ring[:, part.indices(2 * group)] = window
+        ring[:, part.indices(2 * group + 1)] = generic(8, 70, seed=5)
+    return ring
+
+
+def assert_predicts_as(got, expected, ring, part):
+    """Predictions (n_horizons, size) of `projected_groups` agree as far as they are known."""
+    for group in range(part.n_groups):
+        at = part.indices(group)
+        x, due = ring[-2:, at] / 2, expected[:, at] / 2  # halves: their differences are finite
+        movement = np.abs(due - x[1]).max(axis=1, keepdims=True)
+        # The columns are known to u of the snapshots, 1e-6 of the motion at an offset of 1e10, and
+        # the farthest prediction is of 40 steps.
+        allowed = 1e-3 * np.maximum(movement, np.abs(x[1] - x[0]).max())
+        assert (np.abs(got[:, at] / 2 - due) <= allowed).all(), list(PROJECTED)[group // 2]

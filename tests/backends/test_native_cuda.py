@@ -11,7 +11,14 @@ import emulated_cuda
 import numpy as np
 import pytest
 from ragged_groups import RAGGED, gram_error, pieced, ragged, walks
-from trajectories import PROJECTED, altered, generic, smooth
+from trajectories import (
+    PROJECTED,
+    altered,
+    assert_predicts_as,
+    generic,
+    projected_groups,
+    smooth,
+)
 
 import koopcore as kc
 from koopcore import arrays, operators
@@ -203,24 +210,30 @@ def test_endpoints_without_the_host(native, affine):
 @pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
 def test_projected_endpoints_are_those_of_a_fit(native, affine, way):
     """All cases in one window, and good groups between them: a warp has several of them."""
-    good = generic(8, 70, seed=5)
-    windows = [w for case in PROJECTED.values() for w in (case, good)]
-    part = pieced([70] * len(windows))
-    ring = np.full((8, part.size), 3.0)
-    for group, window in enumerate(windows):
-        ring[:, part.indices(group)] = window
-    horizons = [1, 40, 5]
+    part = pieced([70] * 2 * len(PROJECTED))
+    ring, horizons = projected_groups(part), [1, 40, 5]
     out = np.full((3, part.size), 7.0)
     getattr(native, way)(Snapshots(ring, np.arange(8)), part, affine, horizons, out)
     fit = kc.fit(ring, part, "affine" if affine else "linear", backend="reference")
-    expected = fit.predict(horizons)
-    for group, name in enumerate(PROJECTED):
-        for at in (part.indices(2 * group), part.indices(2 * group + 1)):
-            movement = np.abs(expected[:, at] / 2 - ring[-1, at] / 2).max(axis=1, keepdims=True)
-            last = np.abs(np.diff(ring[-2:, at] / 2, axis=0)).max()
-            error = np.abs(out[:, at] / 2 - expected[:, at] / 2)
-            # The columns are known to u of the snapshots: 1e-6 of the motion at an offset of 1e10.
-            assert (error <= 1e-4 * np.maximum(movement, last)).all(), name
+    assert_predicts_as(out, fit.predict(horizons), ring, part)
+    outside = np.delete(out, np.concatenate([part.indices(g) for g in part.numbers]), axis=1)
+    assert (outside == 7.0).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 2}, {"ridge": 1e-6}], ids=str)
+@pytest.mark.parametrize("model", ["linear", "affine"])
+def test_projected_fits_are_the_references(native, monkeypatch, model, options):
+    part = pieced([70] * 2 * len(PROJECTED))
+    ring = projected_groups(part)
+    real = arrays.view
+    monkeypatch.setattr(arrays, "view", lambda *a: real(*a)._replace(device="cuda"))
+    monkeypatch.setattr(operators, "backend_for", lambda device, name: native)
+    ops = kc.fit(ring, part, model, **options)
+    got, rank = ops.predict([1, 40, 5]), ops.rank
+    monkeypatch.undo()
+    expected = kc.fit(ring, part, model, backend="reference", **options)
+    assert_predicts_as(got, expected.predict([1, 40, 5]), ring, part)
+    assert np.array_equal(rank, expected.rank)
 
 
 @pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])

@@ -86,6 +86,7 @@ class CupyCuda(Composed):
     name = "cupy_cuda"
     device = "cuda"
 
+    @np.errstate(over="ignore", invalid="ignore")
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
         n = len(snapshots.order)
         out = np.empty((part.n_groups, packed_size(n)))
@@ -96,6 +97,7 @@ class CupyCuda(Composed):
                 out[groups] = on_host((basis @ basis.transpose(0, 2, 1))[:, rows, columns])
         return out
 
+    @np.errstate(over="ignore", invalid="ignore")
     def feature_gram(
         self, snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
     ) -> FloatArray:
