@@ -11,17 +11,6 @@
 
 namespace koopcore::cuda {
 
-__device__ inline double sum_lanes(double x) {
-  for (int apart = 16; apart > 0; apart /= 2)
-    x += __shfl_xor_sync(kAllLanes, x, apart);
-  return x;
-}
-__device__ inline double max_lanes(double x) {
-  for (int apart = 16; apart > 0; apart /= 2)
-    x = ::fmax(x, __shfl_xor_sync(kAllLanes, x, apart));
-  return x;
-}
-
 // c <- x·c mod p from step to step (see polynomial_power.h). Lane i + 1 has the coefficient of x^i;
 // lane 0 has zero, which is what comes in from below.
 class WarpRollout {
@@ -79,52 +68,18 @@ public:
       : matrix_(shared), vector_(shared + N * kPitch), n_(n), first_(affine ? 1 : 0),
         columns_(n - 1 - first_), lane_(lane) {}
 
-  // L D Lᵀ of the equilibrated matrix in time order. Returns the columns done before a pivot broke
-  // down (`breakdown_tolerance`, times `noise`).
+  // L D Lᵀ of the equilibrated matrix in time order. Returns the rank: all columns, or fewer where
+  // that cannot be told from this factor (see `sure_of_rank` in backends/reference.py). `noise`
+  // multiplies the tolerances of fp64 sums.
   __device__ int factor(double noise) {
-    const int rows = columns_ + 1;
-    const double scale = lane_ < rows ? Scalar::power_of_two_scale(gram(lane_, lane_)) : 0.0;
-    if (lane_ < N)
-      vector_[lane_] = scale;
-    __syncwarp();
-    double a[N]; // the row, up to its diagonal
-    KOOPCORE_UNROLL
-    for (int j = 0; j < N; ++j)
-      a[j] = lane_ < rows && j <= lane_ ? gram(lane_, j) * (scale * vector_[j]) : 0.0;
-    const double tolerance = noise * breakdown_tolerance(columns_);
-    KOOPCORE_UNROLL
-    for (int k = 0; k < N; ++k) {
-      const double pivot = __shfl_sync(kAllLanes, a[k], k);
-      if (k >= columns_) {
-        residual_ = ::sqrt(Scalar::max(pivot, 0.0)) / vector_[columns_];
-        return columns_;
-      }
-      const double square = vector_[k] * vector_[k];
-      if (!(pivot > tolerance * (gram(k, k) * square)))
-        return k;
-      const double inverse = 1.0 / pivot;
-      if (lane_ == k)
-        inverse_ = inverse;
-      if (lane_ > k && lane_ < N)
-        matrix_[k * kPitch + lane_] = a[k];
-      __syncwarp();
-      const double l = a[k] * inverse;
-      KOOPCORE_UNROLL
-      for (int j = k + 1; j < N; ++j)
-        a[j] -= l * matrix_[k * kPitch + j];
-    }
-    return columns_;
+    const int done = cholesky(noise);
+    return done == columns_ && columns_ > 0 && !sure_of_rank(noise) ? columns_ - 1 : done;
   }
 
   // The lane's coefficient of column k on the columns before it, zero from lane k on: on snapshots,
   // or on differences. The factorization must have got there; `hindcast` ends this.
   __device__ double recurrence(int k) const {
-    double y = lane_ < k ? matrix_[lane_ * kPitch + k] * inverse_ : 0.0; // Lᵀ y = row k of L
-    for (int i = k - 1; i > 0; --i) {
-      const double of = __shfl_sync(kAllLanes, y, i);
-      if (lane_ < i)
-        y -= matrix_[lane_ * kPitch + i] * inverse_ * of;
-    }
+    const double y = solve_row(k);
     double a = lane_ < k ? y * vector_[lane_] * (1.0 / vector_[k]) : 0.0;
     if (first_ == 1 || k == 0)
       return a;
@@ -168,6 +123,73 @@ public:
 
 private:
   using Scalar = ScalarLanes<void>;
+
+  // The columns done before a pivot broke down (`breakdown_tolerance`).
+  __device__ int cholesky(double noise) {
+    const int rows = columns_ + 1;
+    const double scale = lane_ < rows ? Scalar::power_of_two_scale(gram(lane_, lane_)) : 0.0;
+    if (lane_ < N)
+      vector_[lane_] = scale;
+    __syncwarp();
+    double a[N]; // the row, up to its diagonal
+    KOOPCORE_UNROLL
+    for (int j = 0; j < N; ++j)
+      a[j] = lane_ < rows && j <= lane_ ? gram(lane_, j) * (scale * vector_[j]) : 0.0;
+    const double tolerance = noise * breakdown_tolerance(columns_);
+    KOOPCORE_UNROLL
+    for (int k = 0; k < N; ++k) {
+      const double pivot = __shfl_sync(kAllLanes, a[k], k);
+      if (k >= columns_) {
+        residual_ = ::sqrt(Scalar::max(pivot, 0.0)) / vector_[columns_];
+        return columns_;
+      }
+      const double square = vector_[k] * vector_[k];
+      if (!(pivot > tolerance * (gram(k, k) * square)))
+        return k;
+      const double inverse = 1.0 / pivot;
+      if (lane_ == k)
+        inverse_ = inverse;
+      if (lane_ > k && lane_ < N)
+        matrix_[k * kPitch + lane_] = a[k];
+      __syncwarp();
+      const double l = a[k] * inverse;
+      KOOPCORE_UNROLL
+      for (int j = k + 1; j < N; ++j)
+        a[j] -= l * matrix_[k * kPitch + j];
+    }
+    return columns_;
+  }
+
+  // Whether full rank is no rounding, nor near the cut-off of F, and squares are in range; of a
+  // factorization that went through.
+  __device__ bool sure_of_rank(double noise) const {
+    const bool inside = lane_ < columns_;
+    const double total = sum_lanes(inside ? gram(lane_, lane_) : 0.0); // ‖F‖² in its basis
+    const bool in_range = total > kLeastSquare && total < kGreatestSquare &&
+                          gram(columns_, columns_) < kGreatestSquare;
+    const double scale = inside ? vector_[lane_] : 0.0;
+    const bool near =
+        inside && !(total * near_cut_off(columns_) * (scale * scale) * inverse_ < 1.0);
+    // The smallest eigenvalue of L D Lᵀ is about d/‖z‖² with Lᵀ z = e_k, k the place of the
+    // smallest d; the entries of z before place k are those of the recurrence, but for their sign.
+    const double greatest = max_lanes(inside ? inverse_ : 0.0);
+    const int k = __ffs(int(__ballot_sync(kAllLanes, inside && inverse_ == greatest))) - 1;
+    const double y = solve_row(k);
+    const double square = 1.0 + sum_lanes(lane_ < k ? y * y : 0.0);
+    return in_range && !__any_sync(kAllLanes, near) &&
+           noise * kLeastEigenvalue * square * greatest < 1.0;
+  }
+
+  // The lane's y with Lᵀ y = row k of L.
+  __device__ double solve_row(int k) const {
+    double y = lane_ < k ? matrix_[lane_ * kPitch + k] * inverse_ : 0.0;
+    for (int i = k - 1; i > 0; --i) {
+      const double of = __shfl_sync(kAllLanes, y, i);
+      if (lane_ < i)
+        y -= matrix_[lane_ * kPitch + i] * inverse_ * of;
+    }
+    return y;
+  }
 
   // Entry of the matrix that is factored: with G's first row and column, or without.
   __device__ double gram(int i, int j) const { return matrix_[(first_ + i) * kPitch + first_ + j]; }

@@ -55,6 +55,7 @@ class Composed(Backend):
         weights, _ = self.rollout(coefficients, affine, horizons)
         self.combine(snapshots, part, weights, out)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def feature_fit(
         self,
         snapshots: Snapshots,

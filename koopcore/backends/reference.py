@@ -207,6 +207,7 @@ class Reference(Composed):
     name = "reference"
     device = "cpu"
 
+    @np.errstate(over="ignore", invalid="ignore")
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
         """G = BᵀB of every group: (n_groups, n(n+1)/2), packed lower by rows."""
         n = len(snapshots.order)
@@ -222,6 +223,7 @@ class Reference(Composed):
             out[group] = full[lower]
         return out
 
+    @np.errstate(over="ignore", invalid="ignore")
     def feature_gram(
         self, snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
     ) -> FloatArray:
@@ -341,6 +343,7 @@ class Reference(Composed):
                     growth[i, group] = np.linalg.norm(power) / np.linalg.norm(start[group])
         return states, growth
 
+    @np.errstate(over="ignore", invalid="ignore")
     def combine(
         self, snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
     ) -> None:

@@ -52,7 +52,7 @@ class NativeCuda(Composed):
         self._cuda = module
 
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
-        on = Launch(self._cuda, snapshots, part)
+        on = Launch(self._cuda, snapshots, part, exact=True)  # `project` knows of no other noise
         out = on.empty(part.n_groups, packed_size(on.n))
         queue_gram(on, out, side_by_side=False)
         return on.memory.download(out)
