@@ -7,11 +7,20 @@ import os
 from importlib import metadata
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import koopcore
 
 UNDER_TEST = Path(koopcore.__file__).resolve().parent
+
+# The same examples in every run, and how to make a failing one again. HYPOTHESIS_PROFILE=search
+# draws others each time.
+hypothesis.settings.register_profile(
+    "same", derandomize=True, deadline=None, print_blob=True, database=None
+)
+hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def _installed_package() -> Path | None:

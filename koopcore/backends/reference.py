@@ -219,7 +219,8 @@ class Reference(Composed):
             full = np.zeros((n, n))
             for low in range(0, basis.shape[1], BLOCK):  # rounding grows with the terms in a row
                 some = basis[:, low : low + BLOCK]
-                full += some @ some.T
+                with np.errstate(over="ignore", invalid="ignore"):  # looked for where it is used
+                    full += some @ some.T
             out[group] = full[lower]
         return out
 

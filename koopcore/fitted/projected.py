@@ -63,6 +63,9 @@ class ProjectedFit(GroupFit):
         fitted = projection.condition, projection.rank
         unsure = second_pass.unsure(*fitted, n - 1 - affine, snapshots)
         unsure = np.union1d(unsure, np.flatnonzero(vanishing & (projection.rank > 0)))
+        if rank is not None:  # leading directions are those of F as it is, not of scaled columns
+            lost = projection.condition**2 * 2.0**-53 > second_pass.UNSURE["float64"]
+            unsure = np.union1d(unsure, np.flatnonzero(lost & (projection.rank > 0)))
         if unsure.size and (ridge == 0.0 or not affine):
             whitener = projection.whitener[unsure]
             if rank is not None:  # which directions lead is to be seen, too
