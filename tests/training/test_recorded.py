@@ -155,8 +155,9 @@ def test_a_model_that_changes_its_dtype_is_recorded_in_the_new_one(when):
     assert koop.stats.accepted > 0
 
 
-def test_a_parameter_that_changes_its_shape_begins_a_new_window():
-    model, stepper, koop = attached("sgd")
+@pytest.mark.parametrize("average", [None, 0.9])
+def test_a_parameter_that_changes_its_shape_begins_a_new_window(average):
+    model, stepper, koop = attached("sgd", average=average)
     train(stepper, loss_of(model), 8)
     stepper.zero_grad()
     for module, shapes in ((model[0], [(9, 1), (9,)]), (model[2], [(8, 9)])):
@@ -314,6 +315,23 @@ def test_lazy_modules_train_as_without_koopcore_and_are_recorded(case):
     assert len(koop.recorded.names) == len(list(model.parameters()))
 
 
+def test_looking_at_a_lazy_model_changes_nothing():
+    runs = []
+    for looks in (False, True):
+        torch.manual_seed(0)
+        model = LAZY["linear"]()
+        stepper = torch.optim.SGD(model.parameters(), lr=0.02)
+        koop = kc.attach(stepper, model, loss=loss_of(model), **SHORT)
+        losses = []
+        for _ in range(40):
+            losses += train(stepper, loss_of(model), 1)
+            if looks:
+                koop.state_dict()
+                assert koop.recorded.names
+        runs.append((losses, [r.step for r in koop.stats.history]))
+    assert runs[0] == runs[1]
+
+
 def test_a_branch_that_is_reached_late_is_recorded_from_then_on():
     model = LateBranch()
     stepper = torch.optim.SGD(model.parameters(), lr=0.02)
@@ -362,6 +380,33 @@ def test_a_state_loaded_in_mid_window_begins_a_new_one(load, when):
     assert koop.stats.jumps == jumps  # a whole window, of 6 x 3 steps, after the load
     train(stepper, loss_of(model), 1)
     assert koop.stats.jumps == jumps + 1
+
+
+@pytest.mark.parametrize("layer", [False, True])
+def test_weights_that_are_back_before_the_next_step_were_never_away(layer):
+    other = network(seed=1)
+    runs = []
+    for swaps in (False, True):
+        model, stepper, koop = attached()
+        losses = []
+        for _ in range(12):
+            losses += train(stepper, loss_of(model), 5)
+            if swaps:  # more often than a window is long
+                watched, source = (model[2], other[2]) if layer else (model, other)
+                mine = {k: v.clone() for k, v in watched.state_dict().items()}
+                watched.load_state_dict(source.state_dict())
+                watched.load_state_dict(mine)
+        runs.append((losses, koop.stats.accepted))
+    assert runs[0] == runs[1]
+    assert runs[0][1] > 0
+
+
+def test_a_scripted_model_is_attached_to_but_not_watched():
+    model = torch.jit.script(network())
+    stepper = OPTIMIZERS["sgd"](model.parameters())
+    koop = kc.attach(stepper, model, loss=loss_of(model), **SHORT)
+    train(stepper, loss_of(model), 40)
+    assert koop.stats.accepted > 0
 
 
 def test_the_average_begins_at_what_was_loaded():
