@@ -401,6 +401,7 @@ def test_weights_that_are_back_before_the_next_step_were_never_away(layer):
     assert runs[0][1] > 0
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit.script itself
 def test_a_scripted_model_is_attached_to_but_not_watched():
     model = torch.jit.script(network())
     stepper = OPTIMIZERS["sgd"](model.parameters())
