@@ -137,7 +137,13 @@ def step(command: list[str], seconds: float, **env: str) -> dict[str, Any]:
 def commands(capability: str) -> dict[str, list[list[str]]]:
     """What every step but the times runs."""
     build = ["cmake", "--preset", "dev", f"-DCMAKE_CUDA_ARCHITECTURES={capability}"]
-    small = ["-k", "test_gram or test_fits or test_one_pass", "tests/test_gpu.py", "-x", "-q"]
+    small = [
+        "-k",
+        "test_gram or test_fits or test_one_pass",
+        "tests/backends/test_gpu.py",
+        "-x",
+        "-q",
+    ]
     sanitizer = shutil.which("compute-sanitizer")
     checks = [
         [str(sanitizer), "--tool", tool, "--error-exitcode", "9", "--target-processes", "all",

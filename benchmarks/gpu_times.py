@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from koopcore.backends import backend_for
 from koopcore.backends.protocol import Snapshots
+from koopcore.lab.studies.peers.powers import summed
 from koopcore.partition.layout import Layout
 from koopcore.partition.partition import Partition
 from koopcore.torch_ops import Endpoint
@@ -47,7 +49,7 @@ def timed(run: Callable[[], Any], record: bool = True) -> float:
             with torch.cuda.graph(graph, stream=side):
                 run()
             again = graph.replay
-        found = []
+        seconds = []
         for _ in range(REPEATS):
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             first.record(side)
@@ -55,34 +57,36 @@ def timed(run: Callable[[], Any], record: bool = True) -> float:
                 again()
             last.record(side)
             last.synchronize()
-            found.append(first.elapsed_time(last) / 1e3 / CALLS)
-    return statistics.median(found)
+            seconds.append(first.elapsed_time(last) / 1e3 / CALLS)
+    return statistics.median(seconds)
 
 
 def cholesky(x: Tensor, workload: Any) -> Tensor:
-    """(b) batched Gram, cholesky_ex and the recurrence in torch, on differences in float64."""
-    steps = x.view(workload.n, workload.groups, workload.m).permute(1, 2, 0).double().diff(dim=2)
-    f, newest = steps[:, :, :-1], steps[:, :, -1:]
-    factor, _ = torch.linalg.cholesky_ex(f.mT @ f)
-    a = torch.cholesky_solve(f.mT @ newest, factor)[:, :, 0]
-    power = total = a
-    for _ in range(1, workload.horizon):
-        power = torch.nn.functional.pad(power[:, :-1], (1, 0)) + a * power[:, -1:]
-        total = total + power
-    moved = (steps[:, :, 1:] @ total[:, :, None])[:, :, 0]
-    return (x[-1] + moved.reshape(-1)).float()
+    """(b) batched Gram, cholesky_ex and powers by doubling in torch, on differences in float64."""
+    steps = differences(x, workload)
+    products = steps[:, :, :-1].mT @ steps
+    factor, _ = torch.linalg.cholesky_ex(products[:, :, :-1])
+    a = torch.cholesky_solve(products[:, :, -1:], factor)
+    companion = torch.diag_embed(torch.ones_like(a[:, 1:, 0]), offset=-1)
+    companion[:, :, -1:] = a
+    return moved(x, steps, summed(companion, a, workload.horizon))
 
 
 def pinv(x: Tensor, workload: Any) -> Tensor:
-    """(c) A = F'F⁺ by linalg.pinv and products with it, m² numbers a group, as the papers write."""
-    steps = x.view(workload.n, workload.groups, workload.m).permute(1, 2, 0).double().diff(dim=2)
+    """(c) the papers' A = F'F⁺ by linalg.pinv, through F⁺F' of n x n: A^j F' = F' (F⁺F')^j."""
+    steps = differences(x, workload)
     inverse = torch.linalg.pinv(steps[:, :, :-1])
-    step = steps[:, :, -1:]
-    total = torch.zeros_like(step)
-    for _ in range(workload.horizon):
-        step = steps[:, :, 1:] @ (inverse @ step)
-        total = total + step
-    return (x[-1] + total.reshape(-1)).float()
+    small, start = inverse @ steps[:, :, 1:], inverse @ steps[:, :, -1:]
+    return moved(x, steps, summed(small, start, workload.horizon))
+
+
+def differences(x: Tensor, workload: Any) -> Tensor:
+    """(n_groups, m, n - 1) float64."""
+    return x.view(workload.n, workload.groups, workload.m).diff(dim=0).permute(1, 2, 0).double()
+
+
+def moved(x: Tensor, steps: Tensor, weights: Tensor) -> Tensor:
+    return (x[-1] + (steps[:, :, 1:] @ weights).reshape(-1)).float()
 
 
 def cupy_endpoint(x: Tensor, workload: Any, part: Partition) -> Tensor:
@@ -96,8 +100,8 @@ def cupy_endpoint(x: Tensor, workload: Any, part: Partition) -> Tensor:
 def ways(x: Tensor, workload: Any, part: Partition) -> dict[str, tuple[Callable[[], Any], bool]]:
     """The engine's two ways, whichever `endpoint` takes: by stages, and in one pass if it fits."""
     try:
-        from koopcore.backends.native_cuda.backend import backend as native_cuda
-    except ImportError:
+        native_cuda: Any = backend_for("cuda", "native_cuda")
+    except RuntimeError:
         return {}
     window, horizons = Snapshots(x, np.arange(workload.n)), [workload.horizon]
 
@@ -109,28 +113,28 @@ def ways(x: Tensor, workload: Any, part: Partition) -> dict[str, tuple[Callable[
 
         return run
 
-    found = {"in_stages": (by(native_cuda.endpoint_in_stages), True)}
+    runs = {"in_stages": (by(native_cuda.endpoint_in_stages), True)}
     if native_cuda.fits_one_pass(window, part, horizons):
-        found["in_one_pass"] = (by(native_cuda.endpoint_in_one_pass), True)
-    return found
+        runs["in_one_pass"] = (by(native_cuda.endpoint_in_one_pass), True)
+    return runs
 
 
 def methods(x: Tensor, workload: Any, part: Partition) -> dict[str, tuple[Callable[[], Any], bool]]:
     """Every method and whether a graph can record it."""
     engine = Endpoint(part, [workload.horizon])
-    found: dict[str, tuple[Callable[[], Any], bool]] = {
+    runs: dict[str, tuple[Callable[[], Any], bool]] = {
         "koopcore": (lambda: engine(x)[0], True),
         **ways(x, workload, part),
         "torch_cholesky": (lambda: cholesky(x, workload), False),
     }
     if 8 * workload.groups * workload.m * workload.n < 2**33:
-        found["torch_pinv"] = (lambda: pinv(x, workload), False)
+        runs["torch_pinv"] = (lambda: pinv(x, workload), False)
     try:
         import cupy  # noqa: F401
     except ImportError:
-        return found
-    found["cupy"] = (lambda: cupy_endpoint(x, workload, part), False)
-    return found
+        return runs
+    runs["cupy"] = (lambda: cupy_endpoint(x, workload, part), False)
+    return runs
 
 
 def measure_one(workload: Any, bandwidth: float, deadline: float) -> dict[str, Any]:

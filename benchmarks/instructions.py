@@ -22,9 +22,8 @@ import tempfile
 from pathlib import Path
 
 import koopcore as kc
-from koopcore.lab.bench.race_cache import forget
-from koopcore.lab.studies.decays import bound, decays, error
-from koopcore.lab.studies.endpoint import HORIZON, WORKLOADS
+from koopcore.lab.bench.study import forget
+from koopcore.lab.studies.workloads import HORIZON, WORKLOADS, bound, decays, error
 
 RUNS = (1, 3)
 ISA = "avx2"
@@ -37,10 +36,10 @@ def job(groups: int, runs: int) -> None:
     data = decays(load.n, part.size)
     for _ in range(runs):
         out = kc.fit(data.rows, part, backend="native_cpu", horizon=HORIZON).predict(HORIZON)
-    found, allowed = error(data, part, out, HORIZON), bound(data, part, HORIZON)
+    wrong_by, allowed = error(data, part, out, HORIZON), bound(data, part, HORIZON)
     forget()
-    if not found <= allowed:
-        sys.exit(f"wrong: error {found:.3g}, at most {allowed:.3g} is accepted; no count")
+    if not wrong_by <= allowed:
+        sys.exit(f"wrong: error {wrong_by:.3g}, at most {allowed:.3g} is accepted; no count")
 
 
 def counted(groups: int, runs: int) -> int:
@@ -78,10 +77,10 @@ def counted(groups: int, runs: int) -> int:
 
 def collected(report: str) -> int:
     """The total of callgrind's last lines: ``Collected : 123``."""
-    found = re.search(r"Collected\s*:\s*(\d+)", report)
-    if found is None:
+    total = re.search(r"Collected\s*:\s*(\d+)", report)
+    if total is None:
         raise ValueError("callgrind reports no total")
-    return int(found[1])
+    return int(total[1])
 
 
 def result(groups: int) -> dict[str, object]:

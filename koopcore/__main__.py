@@ -1,29 +1,26 @@
-"""The ``koopcore`` command, also as ``python -m koopcore``: says how to install what it needs."""
+"""The ``koopcore`` command, also as ``python -m koopcore``, where even typer may be missing."""
 
 from __future__ import annotations
 
 import sys
 
-_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-
 
 def main() -> None:
-    """Run the command line of koopcore.cli, which needs the packages of the extra ``demo``."""
+    """Run the command line of `koopcore.cli`, which needs the packages of the extra ``demo``."""
     try:
-        from koopcore.cli import main as cli_main
+        from koopcore import cli
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in {"typer", "rich"}:
+        if (error.name or "").partition(".")[0] not in {"typer", "rich"}:
             raise
-        sys.exit(
-            f"the koopcore command needs {error.name}, which is not installed: "
-            'pip install "koopcore[demo]"'
+        print(
+            f"koopcore: the command line needs {error.name}, which is not installed: "
+            'pip install "koopcore[demo]"',
+            file=sys.stderr,
         )
+        sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
-    try:
-        cli_main()
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        sys.exit(130)
+    cli.main()
 
 
 if __name__ == "__main__":

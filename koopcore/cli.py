@@ -1,61 +1,72 @@
-"""The ``koopcore`` command line: every command validates its options, then calls its module."""
+"""The ``koopcore`` command line: options and their ranges, and how every failure ends."""
 
 from __future__ import annotations
 
 import sys
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, get_args
 
 import typer
 
 import koopcore
-from koopcore.lab.experiments import reproduce
+from koopcore.lab.options import ModelName, OptimizerName, PartitionName, Precision, Schedule
 
+MISUSE = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+RESULTS = Path("koopcore-results")
+
+_HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     help="Koopman operators of training trajectories, thousands at once.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_HELP,
 )
-
-app.add_typer(reproduce.app, name="reproduce")
-
-_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-
-
-class Optimizer(str, Enum):
-    """Keys of `koopcore.lab.problems.descent.OPTIMIZERS`, not importable without torch."""
-
-    adagrad = "adagrad"
-    adadelta = "adadelta"
-    adam = "adam"
+reproduce = typer.Typer(
+    help="Repeat an experiment of the literature and print it beside the published figures.",
+    no_args_is_help=True,
+    context_settings=_HELP,
+)
+app.add_typer(reproduce, name="reproduce")
 
 
-class PartitionName(str, Enum):
-    """`koopcore.lab.demo.demo.PARTITIONS`."""
+def main() -> None:
+    """Run the command line and exit.
 
-    network = "network"
-    layers = "layers"
-    nodes = "nodes"
-    weights = "weights"
-
-
-class Model(str, Enum):
-    """`koopcore.lab.demo.demo.MODELS`."""
-
-    auto = "auto"
-    affine = "affine"
-    linear = "linear"
-    trend = "trend"
-
-
-class Precision(str, Enum):
-    """Floating-point type of training and snapshots."""
-
-    float32 = "float32"
-    float64 = "float64"
+    What a user can cause is one line on standard error and exit code 2: bad options and values,
+    files, missing packages. An interrupt is exit code 130. Anything else is a defect, with its
+    traceback.
+    """
+    try:
+        # Not in standalone mode the code of typer.Exit is returned, usage errors come through.
+        code = app(standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED  # which typer returns itself for an interrupt inside a command
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in {"", "koopcore"}:
+            raise
+        typer.echo(f'koopcore: {missing} is not installed: pip install "koopcore[demo]"', err=True)
+        code = MISUSE
+    except (ValueError, OSError) as error:
+        typer.echo(f"koopcore: {error}", err=True)
+        code = MISUSE
+    except Exception as error:
+        # Typer of some versions brings its own click, so its exceptions have no name to import.
+        if not (hasattr(error, "show") and hasattr(error, "exit_code")):
+            raise
+        error.show()
+        if hasattr(error, "option_name") and hasattr(error, "possibilities"):
+            context: Any = getattr(error, "ctx", None)
+            parameters = context.command.get_params(context) if context else []
+            accepted = [name for p in parameters for name in p.opts if name.startswith("--")]
+            typer.echo(f"Accepted are {', '.join(accepted)}.", err=True)
+        code = error.exit_code
+    if code == INTERRUPTED:
+        typer.echo("koopcore: interrupted; what was finished is kept", err=True)
+    sys.exit(code)
 
 
 def _version(wanted: bool) -> None:
@@ -73,6 +84,17 @@ def _root(
     """Koopman operators of training trajectories, thousands at once."""
 
 
+def _one_of(names: Any) -> dict[str, Any]:
+    """For `typer.Option`: a list of names of a `Literal`, of which typer itself takes just one."""
+
+    def parse(name: str) -> str:
+        if name not in get_args(names):
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(get_args(names))}.")
+        return name
+
+    return {"parser": parse, "metavar": f"[{'|'.join(get_args(names))}]"}
+
+
 @app.command()
 def info() -> None:
     """Print what was built, and which backend runs each stage here, and why not the others."""
@@ -84,12 +106,14 @@ def info() -> None:
 @app.command()
 def demo(
     optimizer: Annotated[
-        list[Optimizer], typer.Option(help="Ordinary training; repeat for several.")
-    ] = [Optimizer.adagrad],  # noqa: B006
+        list[str],
+        typer.Option(help="Ordinary training; repeat for several.", **_one_of(OptimizerName)),
+    ] = ["adagrad"],  # noqa: B006
     partition: Annotated[
-        list[PartitionName], typer.Option(help="What shares an operator; repeat for several.")
-    ] = [PartitionName.network],  # noqa: B006
-    model: Annotated[Model, typer.Option(help="Operator; auto chooses by hindcast.")] = Model.auto,
+        list[str],
+        typer.Option(help="What shares an operator; repeat for several.", **_one_of(PartitionName)),
+    ] = ["network"],  # noqa: B006
+    model: Annotated[ModelName, typer.Option(help="Operator; auto chooses by hindcast.")] = "auto",
     networks: Annotated[int, typer.Option(min=1, help="Networks trained as one batch.")] = 12,
     seed: Annotated[int, typer.Option(min=0, help="Of the initial weights.")] = 0,
     steps: Annotated[int, typer.Option(min=0, help="Optimizer steps before recording.")] = 8000,
@@ -101,36 +125,27 @@ def demo(
             min=1, help="Snapshots to predict.", show_default="80; 32 for adam", metavar="T"
         ),
     ] = None,
-    precision: Annotated[
-        Precision, typer.Option(help="Of training and snapshots.")
-    ] = Precision.float32,
+    precision: Annotated[Precision, typer.Option(help="Of training and snapshots.")] = "float32",
     output: Annotated[
         Path, typer.Option(help="Picture to write: .png, .pdf or .svg.", metavar="PATH")
     ] = Path("koopcore-demo.png"),
 ) -> None:
     """Train oscillator networks, predict their weights, compare with training on (Dogra 2020)."""
-    try:
-        from koopcore.lab.demo.command import run
+    from koopcore.lab.demo.command import run
 
-        run(
-            output=output,
-            precision=precision.value,
-            optimizers=tuple(o.value for o in dict.fromkeys(optimizer)),
-            partitions=tuple(p.value for p in dict.fromkeys(partition)),
-            model=model.value,
-            networks=networks,
-            seed=seed,
-            steps=steps,
-            window=window,
-            stride=stride,
-            horizon=horizon,
-        )
-    except ModuleNotFoundError as error:
-        _explain_missing(error)
-    except (ValueError, OSError) as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("interrupted; no picture was written", _INTERRUPTED)
+    run(
+        output=output,
+        precision=precision,
+        optimizers=tuple(dict.fromkeys(optimizer)),
+        partitions=tuple(dict.fromkeys(partition)),
+        model=model,
+        networks=networks,
+        seed=seed,
+        steps=steps,
+        window=window,
+        stride=stride,
+        horizon=horizon,
+    )
 
 
 @app.command()
@@ -155,50 +170,165 @@ def bench(
     ] = 1.25,
     output: Annotated[
         Path, typer.Option(help="Folder for results.", metavar="FOLDER", file_okay=False)
-    ] = Path("koopcore-results"),
+    ] = RESULTS,
 ) -> None:
     """Measure how cost grows, against memory, peers and training steps, on this machine."""
-    try:
-        from koopcore.lab.bench.run import run
+    from koopcore.lab.bench.run import run
 
-        code = run(output=output, quick=quick, only=only, against=compare, tolerance=tolerance)
-    except ModuleNotFoundError as error:
-        _explain_missing(error)
-    except (ValueError, OSError) as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("interrupted; finished studies are kept", _INTERRUPTED)
+    code = run(output=output, quick=quick, only=only, against=compare, tolerance=tolerance)
     raise typer.Exit(code)
 
 
-def _explain_missing(error: ModuleNotFoundError) -> NoReturn:
-    """One line for a missing third-party package; a missing module of our own is a defect."""
-    missing = (error.name or "").partition(".")[0]
-    if missing in {"", "koopcore"}:
-        raise error
-    _fail(f'{missing} is not installed: pip install "koopcore[demo]"')
+Quick = Annotated[bool, typer.Option("--quick", help="A small version, about a minute.")]
+Output = Annotated[
+    Path, typer.Option(help="Folder for results and pictures.", metavar="FOLDER", file_okay=False)
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Compute again what was finished earlier.")]
+Only = Annotated[
+    str, typer.Option(help="Cells to compute, a pattern such as 'adam*'.", metavar="PATTERN")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with the four IDX files of MNIST, in place of the 10,000 digits carried.",
+        metavar="FOLDER",
+        exists=True,
+        file_okay=False,
+    ),
+]
+Iterations = Annotated[
+    int | None, typer.Option(min=1, help="Of each learner.", show_default="by size")
+]
 
 
-def _fail(message: str, code: int = 2) -> NoReturn:
-    typer.echo(f"koopcore: {message}", err=True)
-    raise typer.Exit(code)
+def _run(experiment: str, **options: Any) -> None:
+    from koopcore.lab.experiments.experiment import run
+
+    run(experiment, **options)
 
 
-def main() -> None:
-    """Run the command line; a misspelt option is answered with all that are accepted."""
-    try:
-        # Not in standalone mode the exit code of typer.Exit is returned, and usage errors come
-        # through to be completed.
-        code = app(standalone_mode=False)
-    except Exception as error:
-        # Typer of some versions brings its own click, so its exceptions have no name to import.
-        if not (hasattr(error, "show") and hasattr(error, "exit_code")):
-            raise
-        error.show()
-        if hasattr(error, "option_name") and hasattr(error, "possibilities"):
-            context: Any = getattr(error, "ctx", None)
-            parameters = context.command.get_params(context) if context else []
-            accepted = [name for p in parameters for name in p.opts if name.startswith("--")]
-            typer.echo(f"Accepted are {', '.join(accepted)}.", err=True)
-        code = error.exit_code
-    sys.exit(code)
+@reproduce.command()
+def table1(
+    schedule: Annotated[
+        Schedule,
+        typer.Option(help="A short strided window, or the paper's 10,000 snapshots at many rates."),
+    ] = "short",
+    quick: Quick = False,
+    output: Output = RESULTS,
+    fresh: Fresh = False,
+    only: Only = "*",
+) -> None:
+    """Oscillator, 25 networks, three optimizers (Dogra & Redman 2020, Table 1)."""
+    name = "table1" if schedule == "short" else "table1-paper"
+    _run(name, quick=quick, output=output, fresh=fresh, only=only)
+
+
+@reproduce.command()
+def table2(
+    quick: Quick = False,
+    output: Output = RESULTS,
+    fresh: Fresh = False,
+    only: Only = "*",
+    data: Data = None,
+) -> None:
+    """MNIST, 10 seeds, minibatch Adadelta (Dogra & Redman 2020, Table 2)."""
+    _run("table2", quick=quick, output=output, fresh=fresh, only=only, data=_text(data))
+
+
+@reproduce.command()
+def figure2(
+    quick: Quick = False, output: Output = RESULTS, fresh: Fresh = False, only: Only = "*"
+) -> None:
+    """Oscillator: loss and weights, trained and predicted (Dogra & Redman 2020, Fig. 2)."""
+    _run("figure2", quick=quick, output=output, fresh=fresh, only=only)
+
+
+@reproduce.command()
+def figure3(
+    quick: Quick = False,
+    output: Output = RESULTS,
+    fresh: Fresh = False,
+    only: Only = "*",
+    data: Data = None,
+) -> None:
+    """MNIST: validation loss, trained and predicted (Dogra & Redman 2020, Fig. 3)."""
+    _run("figure3", quick=quick, output=output, fresh=fresh, only=only, data=_text(data))
+
+
+@reproduce.command()
+def end_to_end(
+    quick: Quick = False, output: Output = RESULTS, fresh: Fresh = False, only: Only = "*"
+) -> None:
+    """Oscillator: steps and seconds to a loss, against tuned plain training."""
+    _run("end-to-end", quick=quick, output=output, fresh=fresh, only=only)
+
+
+@reproduce.command()
+def end_to_end_mnist(
+    quick: Quick = False,
+    output: Output = RESULTS,
+    fresh: Fresh = False,
+    only: Only = "*",
+    data: Data = None,
+) -> None:
+    """MNIST: steps and seconds to a validation loss, against tuned plain training."""
+    _run("end-to-end-mnist", quick=quick, output=output, fresh=fresh, only=only, data=_text(data))
+
+
+@reproduce.command()
+def van_der_pol(
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Random dictionaries per row.", show_default="by size"),
+    ] = None,
+    n_iterations: Iterations = None,
+    quick: Quick = False,
+    output: Output = RESULTS,
+    fresh: Fresh = False,
+    only: Only = "*",
+) -> None:
+    """Van der Pol, learned and predicted (Liu, Ding, Chen, Yeung 2020, Fig. 1)."""
+    _run(
+        "van-der-pol",
+        quick=quick,
+        output=output,
+        fresh=fresh,
+        only=only,
+        seeds=seeds,
+        n_iterations=n_iterations,
+    )
+
+
+@reproduce.command()
+def glycolysis(
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=7, help="Processes.", show_default="1")
+    ] = None,
+    n_iterations: Iterations = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Random first weights, in turn.", show_default="1")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="The first of these seeds.", show_default="1000")
+    ] = None,
+    quick: Quick = False,
+    output: Output = RESULTS,
+    fresh: Fresh = False,
+    only: Only = "*",
+) -> None:
+    """Glycolysis, learned and predicted (Liu, Ding, Chen, Yeung 2020, Fig. 2)."""
+    _run(
+        "glycolysis",
+        quick=quick,
+        output=output,
+        fresh=fresh,
+        only=only,
+        workers=workers,
+        n_iterations=n_iterations,
+        seeds=seeds,
+        seed=seed,
+    )
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from koopcore.learning import OneLayer
-from koopcore.learning.workers.mailbox import FINAL
+from koopcore.learning.workers.messages import FINAL, Envelope
 from koopcore.learning.workers.supervisor import Report
-from koopcore.learning.workers.transport import Envelope
 
 
 @dataclass

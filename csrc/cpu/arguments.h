@@ -1,8 +1,9 @@
 // What Python passes to _cpu, checked once and turned into the views that the stages work on.
+//
+// Mirrors cuda/arguments.h.
 #pragma once
 
-#include "cpu/problem.h"
-#include "algorithms/lanes.h"
+#include "cpu/plan.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -18,7 +19,6 @@ namespace koopcore::cpu {
 
 using Index =
     pybind11::array_t<std::int64_t, pybind11::array::c_style | pybind11::array::forcecast>;
-using Doubles = pybind11::array_t<double, pybind11::array::c_style | pybind11::array::forcecast>;
 
 // float64 (true) or float32 (false), in the byte order of this machine.
 inline bool is_float64(const pybind11::array &array, const char *name) {
@@ -65,10 +65,10 @@ private:
   std::vector<const char *> rows_;
 };
 
-// (group_ptr, start, length, stride) of a partition; their contents are checked by the stages.
+// (group_ptr, start, length, stride) of a partition of snapshots of `size` parameters.
 class GroupsArgument {
 public:
-  explicit GroupsArgument(const pybind11::tuple &segments) {
+  GroupsArgument(const pybind11::tuple &segments, std::int64_t size) {
     if (segments.size() != 4)
       throw std::invalid_argument("segments must be (group_ptr, start, length, stride)");
     for (int i = 0; i < 4; ++i)
@@ -82,12 +82,21 @@ public:
       throw std::invalid_argument("group_ptr must run from 0 to the number of segments, and start, "
                                   "length and stride have one entry per segment");
     view = {arrays_[0].data(), arrays_[1].data(), arrays_[2].data(), arrays_[3].data(), groups};
+    check_groups(view, size);
   }
 
   Groups view;
 
 private:
   Index arrays_[4];
+};
+
+// The same of groups that all have m parameters.
+struct EqualGroupsArgument : GroupsArgument {
+  EqualGroupsArgument(const pybind11::tuple &segments, std::int64_t size)
+      : GroupsArgument(segments, size), m(equal_size(view)) {}
+
+  int m;
 };
 
 // The fields of a Companion, as NumPy arrays.

@@ -1,12 +1,10 @@
 // Predictions x_{n+T} = x_n + B (w - 1): one pass over the snapshots for several horizons.
 //
-// One or two horizons are made in registers while the snapshots stream by. For more, x_1, the
-// differences and x_n of some columns are converted once, into a panel in the second-level cache.
+// Mirrors cuda/combine.cu. One or two horizons are made in registers while the snapshots stream by.
+// For more, x_1, the differences and x_n of some columns are converted once, into a panel in the
+// second-level cache.
 #include "cpu/kernels.h"
-#include "cpu/problem.h"
 #include "cpu/simd.h"
-
-#include <cfloat>
 
 namespace koopcore::cpu::KOOPCORE_ISA {
 
@@ -17,10 +15,7 @@ constexpr int kTileVectors = kLanes == 8 ? 2 : 1; // with eight horizons: what f
 constexpr int kStreamed = 2;                      // horizons made without a panel, at most
 
 template <class U> KOOPCORE_INLINE void store(Vec value, char *p, std::ptrdiff_t step, int count) {
-  const double limit = sizeof(U) == sizeof(float) ? double(FLT_MAX) : DBL_MAX;
-  value = value > limit ? SimdLanes::broadcast(limit) : value;
-  value = value < -limit ? SimdLanes::broadcast(-limit) : value;
-  const Narrow<U> x = narrow<U>(value);
+  const Narrow<U> x = narrow<U>(clip<U>(value));
   if (count == kLanes && step == sizeof(U)) {
     __builtin_memcpy(p, &x, sizeof x);
     return;
@@ -262,14 +257,14 @@ void combine_of(const CombineJob &job, const Piece *pieces, int count, const dou
   const std::ptrdiff_t each = std::ptrdiff_t(job.window.n) * job.n_horizons;
   Panel<T, U> together(job, panel);
   for (int i = 0; i < count; ++i) {
-    const double *own = weights + i * each;
+    const double *moves = weights + i * each; // w - 1
     for_each_run(job, pieces[i], [&](const Run &run) {
       if (job.n_horizons == 1)
-        combine_streaming<T, U, 1>(job, run, own);
+        combine_streaming<T, U, 1>(job, run, moves);
       else if (job.n_horizons == kStreamed)
-        combine_streaming<T, U, kStreamed>(job, run, own);
+        combine_streaming<T, U, kStreamed>(job, run, moves);
       else
-        together.add(run, own);
+        together.add(run, moves);
     });
   }
   together.write();

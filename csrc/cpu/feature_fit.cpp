@@ -1,17 +1,75 @@
 // The whole fit of W small groups while their matrices are in the cache, and their endpoints.
 //
-// What feature_gram, project, rollout_dense and the read-out do one after the other.
-#include "cpu/kernels.h"
-#include "cpu/small_endpoint.h"
-#include "cpu/transposed.h"
+// What feature_gram, project, rollout_dense and the read-out do one after the other. cuda/ has no
+// counterpart: there these stages stay apart (cuda/features.cu, cuda/project.cu).
+#include "algorithms/dense_rollout.h"
 #include "algorithms/projection.h"
+#include "cpu/accumulate.h"
+#include "cpu/kernels.h"
 
 namespace koopcore::cpu::KOOPCORE_ISA {
 
 namespace {
 
+// Operators of groups of m parameters and rank at most r, one group per lane.
+struct SmallOperators {
+  int m, r;
+  bool affine;
+  const Vec *k, *z, *readout;       // (r, r), (r), (m, r)
+  const Vec *last;                  // (m) x_n
+  Reflection<SimdLanes> reflection; // of the linear model
+};
+
+std::size_t endpoint_work(int m, int r, const Horizons &horizons) {
+  const int levels = dense_rollout_levels(r, horizons.ascending, horizons.count);
+  return std::size_t(2 * m + dense_rollout_work(r, levels));
+}
+
+// The columns of W groups of one row of the output, kept finite.
+template <class T>
+void store_columns(const Vec *values, const std::ptrdiff_t *offset, int m, int count, char *row) {
+  for (int i = 0; i < m; ++i) {
+    const Narrow<T> narrowed = narrow<T>(clip<T>(values[i]));
+    for (int lane = 0; lane < count; ++lane) {
+      const T one = narrowed[lane];
+      __builtin_memcpy(row + offset[i * kLanes + lane], &one, sizeof one);
+    }
+  }
+}
+
+// x_{n+T} of the first `count` lanes at every horizon. A lane that diverged, whose state grew past
+// kWeightLimit, is given its last snapshot. work: endpoint_work.
+void write_endpoints(const SmallOperators &of, const Groups &groups, std::int64_t first, int count,
+                     const Horizons &horizons, const Output &out, Vec *work) {
+  const int m = of.m, r = of.r;
+  Vec *y = work;
+  auto *to = reinterpret_cast<std::ptrdiff_t *>(y + m);
+  find_offsets(groups, out.step, first, count, to);
+  const int levels = dense_rollout_levels(r, horizons.ascending, horizons.count);
+  const Vec limit = SimdLanes::broadcast(kWeightLimit);
+  const auto emit = [&](int h, const Vec *state, const Vec &) {
+    IntVec diverged{};
+    for (int i = 0; i < r; ++i)
+      diverged |= ~(SimdLanes::abs(state[i]) <= limit); // a NaN too
+    apply<SimdLanes>(of.readout, m, r, state, y);
+    Vec along{};
+    if (!of.affine)
+      for (int i = 0; i < m; ++i)
+        along += y[i] * of.reflection.v[i];
+    along *= of.reflection.twice;
+    for (int i = 0; i < m; ++i) {
+      const Vec moved = of.affine ? y[i] + of.last[i] : y[i] - along * of.reflection.v[i];
+      y[i] = diverged ? of.last[i] : moved;
+    }
+    char *row = out.data + horizons.slot[h] * out.row;
+    (out.is_double ? store_columns<double> : store_columns<float>)(y, to, m, count, row);
+  };
+  rollout_dense<SimdLanes>(of.k, of.z, r, of.affine, false, horizons.ascending, horizons.count,
+                           levels, work + 2 * m, emit);
+}
+
 struct FitWork {
-  Vec *a, *h, *k, *readout, *v;                  // (m, m); v is null if no whitener is kept
+  Vec *h, *k, *readout, *v;                      // (m, m)
   Vec *g, *z, *held, *state, *predicted, *probe; // (m)
   Vec *rest;
 };
@@ -20,17 +78,16 @@ constexpr int kMostHoldoutLevels = 8;
 
 std::size_t fit_work(int m, const Horizons &horizons) {
   const std::size_t parts[] = {std::size_t(dense_rollout_work(m, kMostHoldoutLevels)),
-                               std::size_t(projection_work(m)),
-                               small_endpoint_work(m, m, horizons)};
+                               std::size_t(projection_work(m)), endpoint_work(m, m, horizons)};
   std::size_t most = 0;
   for (std::size_t part : parts)
     most = part > most ? part : most;
-  return std::size_t(5 * m * m + 6 * m) + most;
+  return std::size_t(4 * m * m + 6 * m) + most;
 }
 
 FitWork share_out(Vec *at, int m) {
   FitWork work{};
-  Vec **const squares[] = {&work.a, &work.h, &work.k, &work.readout, &work.v};
+  Vec **const squares[] = {&work.h, &work.k, &work.readout, &work.v};
   Vec **const vectors[] = {&work.g, &work.z, &work.held, &work.state, &work.predicted, &work.probe};
   for (Vec **square : squares) {
     *square = at;
@@ -44,34 +101,14 @@ FitWork share_out(Vec *at, int m) {
   return work;
 }
 
-// A, of which the lower triangle is enough, and H from the sums. Reflected coordinates that hold
-// only rounding are silenced, as in `silence_rounding` of fitted/feature.py.
-const Vec *unpack_sums(const Moments &sums, int m, bool affine, FitWork &work) {
+// H from the sums; A is `sums.c`, of which the lower triangle is enough.
+void unpack_sums(const Moments &sums, int m, Vec *h) {
   for (int i = 0; i < m; ++i) {
     for (int j = 0; j <= i; ++j)
-      work.h[i * m + j] = sums.c[i * m + j] + sums.e[i * m + j];
+      h[i * m + j] = sums.c[i * m + j] + sums.e[i * m + j];
     for (int j = i + 1; j < m; ++j)
-      work.h[i * m + j] = sums.c[j * m + i] + sums.e[i * m + j];
+      h[i * m + j] = sums.c[j * m + i] + sums.e[i * m + j];
   }
-  if (affine)
-    return sums.c;
-  for (int i = 0; i < m * m; ++i)
-    work.a[i] = sums.c[i];
-  Vec trace{};
-  for (int i = 0; i < m; ++i)
-    trace += work.a[i * m + i];
-  const Vec floor = trace * (16.0 * 0x1p-52 * (16.0 * 0x1p-52));
-  for (int j = 0; j < m; ++j) {
-    const IntVec noise = work.a[j * m + j] <= floor;
-    if (!SimdLanes::any(noise))
-      continue;
-    for (int i = 0; i < m; ++i) {
-      work.a[i * m + j] = noise ? Vec{} : work.a[i * m + j];
-      work.a[j * m + i] = noise ? Vec{} : work.a[j * m + i];
-      work.h[i * m + j] = noise ? Vec{} : work.h[i * m + j];
-    }
-  }
-  return work.a;
 }
 
 Vec norm_of_difference(const Vec *a, const Vec *b, int m) {
@@ -105,7 +142,7 @@ template <class T> Vec hindcast_of(const FeatureFitJob &job, const Moments &sums
   return movement > 0.0 ? missed / SimdLanes::sqrt(movement) : Vec{};
 }
 
-void keep_operators(const FeatureFitJob &job, const FitWork &work, std::int64_t first, int count) {
+void put_operators(const FeatureFitJob &job, const FitWork &work, std::int64_t first, int count) {
   const int m = job.m, matrix = m * m;
   from_lanes(work.k, matrix, count, matrix, job.operators + first * matrix);
   from_lanes(work.v, matrix, count, matrix, job.whitener + first * matrix);
@@ -116,26 +153,26 @@ void keep_operators(const FeatureFitJob &job, const FitWork &work, std::int64_t 
 template <class T>
 void fit_of(const FeatureFitJob &job, std::int64_t first, int count, double *scratch) {
   const int m = job.m;
-  const std::int64_t kept = job.window.n - job.holdout;
-  const bool hindcast = kept - 1 - int(job.affine) >= 1, keep = job.operators != nullptr;
-  const std::int64_t stops[2] = {kept, job.window.n};
+  const std::int64_t shorter = job.window.n - job.holdout;
+  const bool hindcast = shorter - 1 - int(job.affine) >= 1, wanted = job.operators != nullptr;
+  const std::int64_t stops[2] = {shorter, job.window.n};
   FitWork work = share_out(reinterpret_cast<Vec *>(scratch + accumulation_scratch(m)), m);
   Vec error = Vec{} + __builtin_nan("");
   const auto after = [&](int stop, const Moments &sums) {
     const bool last = !hindcast || stop == 1;
-    const Vec *a = unpack_sums(sums, m, job.affine, work);
+    unpack_sums(sums, m, work.h);
     for (int i = 0; i < m; ++i) {
       work.g[i] = sums.newest[i];
       work.probe[i] = sums.newest[i] - sums.change[i]; // the newest column of F
     }
     Vec condition;
-    const ProjectionArrays<SimdLanes> arrays{a,
+    const ProjectionArrays<SimdLanes> arrays{sums.c,
                                              work.h,
                                              work.g,
                                              work.k,
                                              work.z,
                                              work.readout,
-                                             last && keep ? work.v : nullptr,
+                                             last && wanted ? work.v : nullptr,
                                              last ? work.probe : nullptr};
     // With fewer columns than parameters the rank is theirs, whatever rounding adds.
     const int columns = int(stops[stop + !hindcast]) - 1 - int(job.affine);
@@ -156,8 +193,8 @@ void fit_of(const FeatureFitJob &job, std::int64_t first, int count, double *scr
       job.residual[first + lane] = residual[lane];
       job.hindcast[first + lane] = error[lane];
     }
-    if (keep)
-      keep_operators(job, work, first, count);
+    if (wanted)
+      put_operators(job, work, first, count);
     if (job.horizons.count > 0)
       write_endpoints({m, m, job.affine, work.k, work.z, work.readout, sums.last, sums.reflection},
                       job.groups, first, count, job.horizons, job.out, work.rest);
@@ -168,12 +205,36 @@ void fit_of(const FeatureFitJob &job, std::int64_t first, int count, double *scr
 
 } // namespace
 
-std::size_t feature_fit_scratch(int m, const Horizons &horizons) {
-  return accumulation_scratch(m) + fit_work(m, horizons) * kLanes;
+std::size_t feature_fit_scratch(const FeatureFitJob &job) {
+  return accumulation_scratch(job.m) + fit_work(job.m, job.horizons) * kLanes;
 }
 
 void feature_fit_batch(const FeatureFitJob &job, std::int64_t first, int count, double *scratch) {
   (job.window.is_double ? fit_of<double> : fit_of<float>)(job, first, count, scratch);
+}
+
+std::size_t feature_endpoint_scratch(const FeatureEndpointJob &job) {
+  const int m = job.m, r = job.rank;
+  return (std::size_t(r * r + r + m * r + 3 * m) + endpoint_work(m, r, job.horizons)) * kLanes;
+}
+
+void feature_endpoint_batch(const FeatureEndpointJob &job, std::int64_t first, int count,
+                            double *scratch) {
+  const int m = job.m, r = job.rank;
+  Vec *k = reinterpret_cast<Vec *>(scratch), *z = k + r * r, *readout = z + r;
+  Vec *last = readout + m * r, *v = last + m;
+  auto *from = reinterpret_cast<std::ptrdiff_t *>(v + m);
+  to_lanes(job.operators + first * r * r, r * r, count, r * r, k);
+  to_lanes(job.start + first * r, r, count, r, z);
+  to_lanes(job.readout + first * m * r, m * r, count, m * r, readout);
+  find_offsets(job.groups, job.window.step, first, count, from);
+  const char *newest = job.window.rows[job.window.n - 1];
+  for (int i = 0; i < m; ++i)
+    last[i] = job.window.is_double ? gather_at<double>(newest, from + i * kLanes)
+                                   : gather_at<float>(newest, from + i * kLanes);
+  SmallOperators of{m, r, job.affine, k, z, readout, last, {v, Vec{}, Vec{}}};
+  of.reflection.set(last, m);
+  write_endpoints(of, job.groups, first, count, job.horizons, job.out, v + 2 * m);
 }
 
 } // namespace koopcore::cpu::KOOPCORE_ISA

@@ -1,4 +1,6 @@
 // Feature-side moments of W groups at a time, and copies of single snapshots by group.
+//
+// Mirrors cuda/features.cu.
 #include "cpu/accumulate.h"
 #include "cpu/kernels.h"
 
@@ -29,11 +31,11 @@ void moments_of(const MomentsJob &job, std::int64_t first, int count, double *sc
 }
 
 template <class T> void gather_group(const GatherJob &job, std::int64_t group) {
-  for (int r = 0; r < job.n_rows; ++r) {
+  for (int r = 0; r < job.window.n; ++r) {
     double *out = job.out + (r * job.groups.count + group) * job.m;
     for (std::int64_t s = job.groups.ptr[group]; s < job.groups.ptr[group + 1]; ++s) {
-      const std::ptrdiff_t step = job.step * job.groups.stride[s];
-      const char *from = job.rows[r] + job.step * job.groups.start[s];
+      const std::ptrdiff_t step = job.window.step * job.groups.stride[s];
+      const char *from = job.window.rows[r] + job.window.step * job.groups.start[s];
       for (std::int64_t k = 0; k < job.groups.length[s]; ++k) {
         T x;
         __builtin_memcpy(&x, from + k * step, sizeof x);
@@ -44,8 +46,6 @@ template <class T> void gather_group(const GatherJob &job, std::int64_t group) {
 }
 
 template <class T> void scatter_group(const ScatterJob &job, std::int64_t group) {
-  constexpr double limit =
-      sizeof(T) == sizeof(float) ? 3.4028234663852886e38 : 1.7976931348623157e308;
   for (int r = 0; r < job.n_rows; ++r) {
     const double *from = job.values + (r * job.groups.count + group) * job.m;
     for (std::int64_t s = job.groups.ptr[group]; s < job.groups.ptr[group + 1]; ++s) {
@@ -53,8 +53,8 @@ template <class T> void scatter_group(const ScatterJob &job, std::int64_t group)
       char *to = job.out.data + r * job.out.row + job.out.step * job.groups.start[s];
       for (std::int64_t k = 0; k < job.groups.length[s]; ++k) {
         double x = *from++;
-        x = x > limit ? limit : x;
-        const T one = T(x < -limit ? -limit : x);
+        x = x > kLargest<T> ? kLargest<T> : x;
+        const T one = T(x < -kLargest<T> ? -kLargest<T> : x);
         __builtin_memcpy(to + k * step, &one, sizeof one);
       }
     }
@@ -63,19 +63,23 @@ template <class T> void scatter_group(const ScatterJob &job, std::int64_t group)
 
 } // namespace
 
-std::size_t moments_scratch(int m) { return accumulation_scratch(m); }
+std::size_t feature_gram_scratch(const MomentsJob &job) { return accumulation_scratch(job.m); }
 
-void moments_batch(const MomentsJob &job, std::int64_t first, int count, double *scratch) {
+void feature_gram_batch(const MomentsJob &job, std::int64_t first, int count, double *scratch) {
   (job.window.is_double ? moments_of<double> : moments_of<float>)(job, first, count, scratch);
 }
 
-void gather_groups(const GatherJob &job, std::int64_t first, std::int64_t end) {
-  for (std::int64_t group = first; group < end; ++group)
-    (job.is_double ? gather_group<double> : gather_group<float>)(job, group);
+std::size_t gather_scratch(const GatherJob &) { return 0; }
+
+void gather_batch(const GatherJob &job, std::int64_t first, int count, double *) {
+  for (std::int64_t group = first; group < first + count; ++group)
+    (job.window.is_double ? gather_group<double> : gather_group<float>)(job, group);
 }
 
-void scatter_groups(const ScatterJob &job, std::int64_t first, std::int64_t end) {
-  for (std::int64_t group = first; group < end; ++group)
+std::size_t scatter_scratch(const ScatterJob &) { return 0; }
+
+void scatter_batch(const ScatterJob &job, std::int64_t first, int count, double *) {
+  for (std::int64_t group = first; group < first + count; ++group)
     (job.out.is_double ? scatter_group<double> : scatter_group<float>)(job, group);
 }
 

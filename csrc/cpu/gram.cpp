@@ -1,15 +1,188 @@
 // Gram matrices G = BᵀB: a panel of the difference basis, then a register-tiled SYRK along it.
 //
-// Every product of two rows is summed in the lanes of one register; the lanes are added once, at
-// the end of the piece. The entries come out in the order of the tiles; `gram_map` says which is
-// which.
+// Mirrors cuda/gram.cu. Every product of two rows is summed in the lanes of one register; the lanes
+// are added once, at the end of the piece. The entries come out in the order of the tiles;
+// `gram_map` says which is which.
+#include "algorithms/lanes.h"
 #include "cpu/kernels.h"
-#include "cpu/panel.h"
-#include "cpu/tiles.h"
+#include "cpu/simd.h"
 
 namespace koopcore::cpu::KOOPCORE_ISA {
 
 namespace {
+
+// The panel: the difference basis of a piece, converted once to float64, in the cache. Chunks of W
+// parameters; in a chunk the n rows x_1, d_1, …, d_{n-1}, W numbers each. Lanes past the last
+// parameter are zero, so sums over whole chunks are exact.
+
+// Writes the n rows of one chunk; `row(k)` gives the vector of snapshot k.
+template <class Row> KOOPCORE_INLINE void difference_rows(int n, double *chunk, Row row) {
+  Vec previous = row(0);
+  __builtin_memcpy(chunk, &previous, sizeof(Vec));
+  for (int k = 1; k < n; ++k) {
+    const Vec current = row(k);
+    const Vec difference = current - previous;
+    __builtin_memcpy(chunk + k * kLanes, &difference, sizeof(Vec));
+    previous = current;
+  }
+}
+
+// Adds the parameters one by one to a chunk that holds `lane` of them already.
+template <class T>
+void fill_lanes(const Window &w, std::ptrdiff_t offset, std::ptrdiff_t step, int lane, int count,
+                double *chunk) {
+  for (int i = 0; i < count; ++i, ++lane, offset += step) {
+    double previous = 0.0;
+    for (int k = 0; k < w.n; ++k) {
+      T x;
+      __builtin_memcpy(&x, w.rows[k] + offset, sizeof x);
+      chunk[k * kLanes + lane] = k == 0 ? double(x) : double(x) - previous;
+      previous = x;
+    }
+  }
+}
+
+// Packs the next `columns` parameters of the piece and moves it on. Returns where the last of them
+// ends in a snapshot, in bytes.
+template <class T>
+std::ptrdiff_t pack(const Window &w, const Groups &groups, Piece &at, int columns, double *panel) {
+  const int chunk_size = w.n * kLanes;
+  std::ptrdiff_t end = 0;
+  int done = 0;
+  while (done < columns) {
+    const std::int64_t stride = groups.stride[at.segment];
+    const std::int64_t left = groups.length[at.segment] - at.within;
+    int take = columns - done;
+    if (left < take)
+      take = int(left);
+    const std::int64_t first = groups.start[at.segment] + at.within * stride;
+    const std::ptrdiff_t step = w.step * stride;
+    std::ptrdiff_t offset = w.step * first;
+    end = offset + take * step;
+    at.within += take;
+    if (at.within == groups.length[at.segment]) {
+      ++at.segment;
+      at.within = 0;
+    }
+    const int lane = done % kLanes;
+    if (lane != 0) { // complete the chunk that the segment before has begun
+      const int some = take < kLanes - lane ? take : kLanes - lane;
+      fill_lanes<T>(w, offset, step, lane, some, panel + done / kLanes * chunk_size);
+      done += some;
+      take -= some;
+      offset += some * step;
+    }
+    double *chunk = panel + done / kLanes * chunk_size;
+    done += take;
+    if (step == sizeof(T)) {
+      for (; take >= kLanes; take -= kLanes, offset += kLanes * step, chunk += chunk_size)
+        difference_rows(w.n, chunk, [&](int k) { return load<T>(w.rows[k] + offset); });
+    } else {
+      for (; take >= kLanes; take -= kLanes, offset += kLanes * step, chunk += chunk_size)
+        difference_rows(w.n, chunk,
+                        [&](int k) { return gather<T>(w.rows[k] + offset, step, kLanes); });
+    }
+    if (take > 0 && step == sizeof(T))
+      difference_rows(w.n, chunk, [&](int k) { return load_first<T>(w.rows[k] + offset, take); });
+    else if (take > 0)
+      difference_rows(w.n, chunk, [&](int k) { return gather<T>(w.rows[k] + offset, step, take); });
+  }
+  return end;
+}
+
+// The tiles: products of rows of the panel, summed in vector lanes along it.
+
+// Rows of a tile: 16 sums and 5 operands fit 32 registers, 9 and 4 fit 16.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kTile = 4;
+#else
+constexpr int kTile = 3;
+#endif
+
+constexpr int padded(int sums) { return (sums + kLanes - 1) / kLanes * kLanes; }
+constexpr int tile_sums(int rows, bool diagonal) {
+  return diagonal ? rows * (rows + 1) / 2 : rows * kTile;
+}
+
+// Whether the sums of a tile go on from the panel before, and whether this panel is the last: their
+// lanes are then added and written out.
+struct Stage {
+  bool resume, finish;
+};
+
+template <int R, bool Diagonal>
+void tile(const double *panel, int chunks, int n, int top, int left, Stage stage, Vec *sums,
+          double *entries) {
+  constexpr int used = tile_sums(R, Diagonal);
+  constexpr int C = Diagonal ? R : kTile;
+  Vec s[padded(used)];
+  for (int i = 0; i < padded(used); ++i)
+    s[i] = stage.resume && i < used ? sums[i] : Vec{};
+  const double *a = panel + top * kLanes, *b = panel + left * kLanes;
+  for (int chunk = 0; chunk < chunks; ++chunk, a += n * kLanes, b += n * kLanes) {
+    Vec x[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+      __builtin_memcpy(&x[r], a + r * kLanes, sizeof(Vec));
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      Vec y;
+      if (Diagonal)
+        y = x[c];
+      else
+        __builtin_memcpy(&y, b + c * kLanes, sizeof(Vec));
+#pragma GCC unroll 4
+      for (int r = Diagonal ? c : 0; r < R; ++r)
+        s[Diagonal ? r * (r + 1) / 2 + c : r * kTile + c] += x[r] * y;
+    }
+  }
+  if (!stage.finish) {
+    for (int i = 0; i < used; ++i)
+      sums[i] = s[i];
+    return;
+  }
+  for (int i = 0; i < padded(used); i += kLanes) {
+    const Vec total = sum_lanes(s + i);
+    __builtin_memcpy(entries + i, &total, sizeof total);
+  }
+}
+
+// The tile of as many rows as there are, kTile at most.
+template <bool Diagonal, int R = kTile>
+void tile_of(int rows, const double *panel, int chunks, int n, int top, int left, Stage stage,
+             Vec *sums, double *entries) {
+  if constexpr (R > 1)
+    if (rows < R)
+      return tile_of<Diagonal, R - 1>(rows, panel, chunks, n, top, left, stage, sums, entries);
+  tile<R, Diagonal>(panel, chunks, n, top, left, stage, sums, entries);
+}
+
+int rows_at(int n, int top) { return n - top < kTile ? n - top : kTile; }
+
+int tile_count(int n) {
+  const int blocks = (n + kTile - 1) / kTile;
+  return blocks * (blocks + 1) / 2;
+}
+
+// Adds the products of all rows of the panel, tile by tile: `sums` in the order of the tiles, and
+// at the end the totals of the lanes in `entries`, unless the lanes stand for different groups.
+// before(i) is called before tile i.
+template <class Before>
+void add_tiles(const double *panel, int chunks, int n, Stage stage, Vec *sums, double *entries,
+               Before &&before) {
+  int at = 0, tiles = 0;
+  for (int top = 0; top < n; top += kTile) {
+    const int rows = rows_at(n, top);
+    for (int across = 0; across < top; across += kTile) {
+      before(tiles++);
+      tile_of<false>(rows, panel, chunks, n, top, across, stage, sums + at, entries + at);
+      at += padded(tile_sums(rows, false));
+    }
+    before(tiles++);
+    tile_of<true>(rows, panel, chunks, n, top, top, stage, sums + at, entries + at);
+    at += padded(tile_sums(rows, true));
+  }
+}
 
 constexpr int kPanelBytes = 32768;
 // Groups of at most this many parameters are taken W at a time, one per lane.

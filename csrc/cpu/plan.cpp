@@ -1,4 +1,4 @@
-// How the groups of a partition are cut into tasks: independent of the number of threads.
+// Groups of a partition: whether they are sound, and how they are cut into tasks.
 #include "cpu/plan.h"
 
 #include <algorithm>
@@ -61,6 +61,19 @@ void check_groups(const Groups &groups, std::int64_t size) {
   if (!good)
     throw std::invalid_argument("the partition has segments outside the " + std::to_string(size) +
                                 " parameters of a snapshot; fit with the partition's own layout");
+}
+
+int equal_size(const Groups &groups) {
+  if (groups.count == 0)
+    throw std::invalid_argument("the partition has no groups; this stage needs at least one");
+  const std::int64_t m = group_size(groups, 0);
+  for (std::int64_t g = 1; g < groups.count; ++g)
+    if (group_size(groups, g) != m)
+      throw std::invalid_argument("group " + std::to_string(g) + " has " +
+                                  std::to_string(group_size(groups, g)) +
+                                  " parameters and group 0 " + std::to_string(m) +
+                                  "; this stage needs groups of equal size");
+  return int(m);
 }
 
 Plan make_plan(const Groups &groups, int lanes) {

@@ -1,4 +1,6 @@
-// How the groups of a partition are cut into tasks: independent of the number of threads.
+// Groups of a partition: whether they are sound, and how they are cut into tasks.
+//
+// The counterpart of native_cuda/plan.py. A plan does not depend on the number of threads.
 #pragma once
 
 #include "cpu/problem.h"
@@ -30,6 +32,9 @@ std::int64_t group_size(const Groups &groups, std::int64_t group);
 
 // Throws std::invalid_argument unless every segment lies inside a snapshot of `size` parameters.
 void check_groups(const Groups &groups, std::int64_t size);
+
+// Parameters of every group; throws std::invalid_argument unless all have as many.
+int equal_size(const Groups &groups);
 
 // Ranges hold multiples of `lanes` groups (but for the last) and some thousand parameters. Groups
 // of more than two parts' size are cut.

@@ -1,4 +1,7 @@
-// What the kernels work on: a window of snapshots, groups of parameters, and pieces of groups.
+// What the kernels work on: a window of snapshots, groups of parameters, pieces of groups, and
+// jobs.
+//
+// Mirrors cuda/problem.h and the arguments of cuda/stages.h.
 #pragma once
 
 #include <cstddef>
@@ -32,6 +35,8 @@ struct Horizons {
   const std::int64_t *ascending;
   const int *slot;
   int count;
+
+  double steps() const { return count == 0 ? 0.0 : double(ascending[count - 1]); }
 };
 
 // Where predictions go: row h of parameter j at data + h·row + j·step, in bytes.
@@ -48,6 +53,9 @@ struct CompanionArrays {
   double *residual, *condition, *hindcast;
 };
 
+// The jobs. `count` is the number of their groups, `nanoseconds` an estimate of their work on one
+// core, which only decides about threads.
+
 struct SolveJob {
   int n;
   bool affine;
@@ -63,6 +71,12 @@ struct RolloutJob {
   Horizons horizons;
   double *weights; // (n_horizons, groups, n)
   double *growth;  // (n_horizons, groups)
+
+  std::int64_t count() const { return groups; }
+  double nanoseconds() const {
+    const double steps = horizons.steps() < 1024.0 ? horizons.steps() : 1024.0;
+    return double(groups) * columns * (0.04 * steps + 4.0 * horizons.count);
+  }
 };
 
 // Pieces that are combined in one call, at most.
@@ -75,29 +89,26 @@ struct CombineJob {
   std::int64_t weight_rows;
   int n_horizons;
   Output out; // (n_horizons, size)
-};
 
-struct MomentsJob {
-  Window window;
-  Groups groups; // all of m parameters
-  int m;
-  bool affine;
-  Horizons stops;
-  double *out; // (n_stops, groups, 2, m, m)
+  double nanoseconds(std::int64_t parameters) const {
+    return n_horizons == 0 ? 0.0 : double(parameters) * window.n * (0.15 + 0.05 * n_horizons);
+  }
 };
 
 struct ProjectJob {
+  std::int64_t groups;
   int size; // N
-  int rank; // 0 keeps all
+  int rank; // 0: full
   double ridge;
   bool raw;
-  const double *a, *h; // (groups, N, N), a group every a_step or h_step numbers
-  std::ptrdiff_t a_step, h_step;
-  const double *g;              // (groups, N)
+  const double *a, *h, *g;      // (groups, N, N) twice, (groups, N)
   double *operators, *whitener; // (groups, N, N)
   double *start;                // (groups, N)
   std::int64_t *ranks;          // (groups,)
   double *condition;            // (groups,)
+
+  std::int64_t count() const { return groups; }
+  double nanoseconds() const { return double(groups) * size * size * (2.0 + 0.4 * size); }
 };
 
 struct DenseRolloutJob {
@@ -108,85 +119,81 @@ struct DenseRolloutJob {
   Horizons horizons;
   double *states; // (n_horizons, groups, r)
   double *growth; // (n_horizons, groups)
+
+  std::int64_t count() const { return groups; }
+  double nanoseconds() const {
+    const double steps = horizons.steps() < 200.0 ? horizons.steps() : 200.0;
+    return double(groups) * size * size * 0.1 * steps;
+  }
 };
 
-struct FeatureFitJob {
+// In the following all groups have m parameters.
+
+struct MomentsJob {
   Window window;
-  Groups groups; // all of m parameters
+  Groups groups;
   int m;
   bool affine;
-  int holdout;
-  double *operators, *whitener, *readout; // (groups, m, m), or null: not kept
-  double *start;                          // (groups, m), likewise
-  std::int64_t *ranks;                    // (groups,)
-  double *condition, *residual, *hindcast;
-  Horizons horizons; // predicted at once, into `out`
-  Output out;        // (n_horizons, size)
-};
+  Horizons stops;
+  double *out; // (n_stops, groups, 2, m, m)
 
-struct FeatureEndpointJob {
-  Window window;
-  Groups groups; // all of m parameters
-  int m, rank;
-  bool affine;
-  const double *operators, *start, *readout; // (groups, r, r), (groups, r), (groups, m, r)
-  Horizons horizons;
-  Output out; // (n_horizons, size)
+  std::int64_t count() const { return groups.count; }
+  double nanoseconds() const { return double(count()) * window.n * m * (1.0 + 0.1 * m); }
 };
 
 struct GatherJob {
-  const char *const *rows;
-  int n_rows;
-  std::ptrdiff_t step; // bytes
-  bool is_double;
-  Groups groups; // all of m parameters
+  Window window;
+  Groups groups;
   int m;
   double *out; // (n_rows, groups, m)
+
+  std::int64_t count() const { return groups.count; }
+  double nanoseconds() const { return double(count()) * m * window.n; }
 };
 
 struct ScatterJob {
   const double *values; // (n_rows, groups, m)
   int n_rows;
-  Groups groups; // all of m parameters
+  Groups groups;
   int m;
   Output out; // (n_rows, size)
+
+  std::int64_t count() const { return groups.count; }
+  double nanoseconds() const { return double(count()) * m * n_rows; }
 };
 
-// The kernels of one instruction set. Each works on one batch or piece in the calling thread; the
-// scratch sizes are in doubles, the scratch is aligned to a cache line.
-struct Kernels {
-  int lanes; // groups that a batch takes at most
-  int (*gram_entries)(int n);
-  void (*gram_map)(int n, std::int32_t *map);
-  std::size_t (*gram_scratch)(int n);
-  void (*gram_piece)(const Window &, const Groups &, Piece, double *entries, double *scratch);
-  bool (*gram_lanes)(const Window &, const Groups &, std::int64_t first, const std::int32_t *map,
-                     double *lanes, double *scratch);
-  void (*interleave)(const double *const *groups, const std::int32_t *map, int entries,
-                     double *lanes);
-  void (*separate)(const double *lanes, int entries, int count, double *out);
-  std::size_t (*solve_scratch)(int n);
-  void (*solve_batch)(const SolveJob &, const double *lanes, std::int64_t first, int count,
-                      double *scratch);
-  std::size_t (*rollout_scratch)(int columns);
-  void (*rollout_batch)(const RolloutJob &, std::int64_t first, int count, double *scratch);
-  std::size_t (*combine_scratch)(int n, int n_horizons);
-  void (*combine_pieces)(const CombineJob &, const Piece *, const std::int64_t *weight_rows,
-                         int count, double *scratch);
-  std::size_t (*moments_scratch)(int m);
-  void (*moments_batch)(const MomentsJob &, std::int64_t first, int count, double *scratch);
-  std::size_t (*project_scratch)(int size);
-  void (*project_batch)(const ProjectJob &, std::int64_t first, int count, double *scratch);
-  std::size_t (*rollout_dense_scratch)(int size, const Horizons &horizons);
-  void (*rollout_dense_batch)(const DenseRolloutJob &, std::int64_t first, int count,
-                              double *scratch);
-  std::size_t (*feature_fit_scratch)(int m, const Horizons &horizons);
-  void (*feature_fit_batch)(const FeatureFitJob &, std::int64_t first, int count, double *scratch);
-  std::size_t (*feature_endpoint_scratch)(int m, int rank, const Horizons &horizons);
-  void (*feature_endpoint_batch)(const FeatureEndpointJob &, std::int64_t first, int count,
-                                 double *scratch);
-  void (*gather_groups)(const GatherJob &, std::int64_t first, std::int64_t end);
-  void (*scatter_groups)(const ScatterJob &, std::int64_t first, std::int64_t end);
+struct FeatureFitJob {
+  Window window;
+  Groups groups;
+  int m;
+  bool affine;
+  int holdout;
+  double *operators, *whitener, *readout; // (groups, m, m), or null: not wanted
+  double *start;                          // (groups, m), likewise
+  std::int64_t *ranks;                    // (groups,)
+  double *condition, *residual, *hindcast;
+  Horizons horizons; // predicted at once, into `out`
+  Output out;        // (n_horizons, size)
+
+  std::int64_t count() const { return groups.count; }
+  double nanoseconds() const {
+    return double(count()) * m * (window.n * (1.0 + 0.1 * m) + m * (4.0 + 0.3 * m));
+  }
+};
+
+struct FeatureEndpointJob {
+  Window window;
+  Groups groups;
+  int m, rank;
+  bool affine;
+  const double *operators, *start, *readout; // (groups, r, r), (groups, r), (groups, m, r)
+  Horizons horizons;
+  Output out; // (n_horizons, size)
+
+  std::int64_t count() const { return groups.count; }
+  double nanoseconds() const {
+    return double(count()) * rank * rank * (4.0 + 2.0 * horizons.count);
+  }
 };
 
 } // namespace koopcore::cpu

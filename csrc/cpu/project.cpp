@@ -1,12 +1,15 @@
 // Dense fits and rollouts of W groups at a time: one group per lane of the vector registers.
-#include "cpu/kernels.h"
-#include "cpu/transposed.h"
+//
+// Mirrors cuda/project.cu: the algorithms of csrc/algorithms as they are.
 #include "algorithms/dense_rollout.h"
 #include "algorithms/projection.h"
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
 
 namespace koopcore::cpu::KOOPCORE_ISA {
 
-std::size_t project_scratch(int size) {
+std::size_t project_scratch(const ProjectJob &job) {
+  const int size = job.size;
   return std::size_t(5 * size * size + 2 * size + projection_work(size)) * kLanes;
 }
 
@@ -15,8 +18,8 @@ void project_batch(const ProjectJob &job, std::int64_t first, int count, double 
   Vec *a = reinterpret_cast<Vec *>(scratch), *h = a + matrix, *v = h + matrix, *k = v + matrix;
   Vec *readout = k + matrix, *g = readout + matrix, *z = g + size, *work = z + size;
   const ProjectionModel model{size, job.rank, job.ridge, job.raw, job.ridge > 0.0};
-  to_lanes(job.a + first * job.a_step, job.a_step, count, matrix, a);
-  to_lanes(job.h + first * job.h_step, job.h_step, count, matrix, h);
+  to_lanes(job.a + first * matrix, matrix, count, matrix, a);
+  to_lanes(job.h + first * matrix, matrix, count, matrix, h);
   to_lanes(job.g + first * size, size, count, size, g);
   Vec condition;
   const ProjectionArrays<SimdLanes> arrays{a, h, g, k, z, readout, v, nullptr};
@@ -30,8 +33,9 @@ void project_batch(const ProjectJob &job, std::int64_t first, int count, double 
   }
 }
 
-std::size_t rollout_dense_scratch(int size, const Horizons &horizons) {
-  const int levels = dense_rollout_levels(size, horizons.ascending, horizons.count);
+std::size_t rollout_dense_scratch(const DenseRolloutJob &job) {
+  const int size = job.size;
+  const int levels = dense_rollout_levels(size, job.horizons.ascending, job.horizons.count);
   return std::size_t(size * size + size + dense_rollout_work(size, levels)) * kLanes;
 }
 

@@ -1,10 +1,13 @@
-// SIMD of _cpu: the lane policy on vector registers, loads of columns, transposing sums.
+// SIMD of _cpu: the lane policy on vector registers, loads and stores of columns and of lanes.
 //
-// Included only by files that are compiled per instruction set. Written in the vector extensions of
-// GCC and Clang: without x86 the same code runs on two lanes.
+// The counterpart of cuda/batch_lanes.h. Included only by files that are compiled per instruction
+// set. Written in the vector extensions of GCC and Clang: without x86 the same code runs on two
+// lanes.
 #pragma once
 
 #include "algorithms/lanes.h"
+
+#include <cfloat>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -96,6 +99,10 @@ template <> KOOPCORE_INLINE Narrow<float> narrow<float>(Vec x) {
   return __builtin_convertvector(x, Narrow<float>);
 #endif
 }
+
+// The largest finite number of a type.
+template <class T>
+constexpr double kLargest = sizeof(T) == sizeof(float) ? double(FLT_MAX) : DBL_MAX;
 
 // Bytes by which snapshots are fetched ahead: the hardware follows n streams, but not across pages.
 constexpr std::ptrdiff_t kPrefetchAhead = 1024, kPrefetchLine = 64;
@@ -198,5 +205,49 @@ KOOPCORE_INLINE Vec sum_lanes(const Vec *v) {
   return __builtin_shufflevector(v[0], v[1], 0, 2) + __builtin_shufflevector(v[0], v[1], 1, 3);
 #endif
 }
+
+// The nearest number that T can hold; a NaN stays one.
+template <class T> KOOPCORE_INLINE Vec clip(Vec x) {
+  const Vec limit = SimdLanes::broadcast(kLargest<T>);
+  x = x > limit ? limit : x;
+  return x < -limit ? -limit : x;
+}
+
+namespace {
+
+// Rows of numbers, one group each, into vectors of one group per lane: out[i] <- entry i of W rows,
+// `rows` apart; lanes past `count` repeat the first row.
+inline void to_lanes(const double *from, std::ptrdiff_t rows, int count, int entries, Vec *out) {
+  const double *row[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane)
+    row[lane] = from + (lane < count ? lane : 0) * rows;
+  int i = 0;
+  for (; i + kLanes <= entries; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane)
+      __builtin_memcpy(&out[i + lane], row[lane] + i, sizeof(Vec));
+    transpose(out + i);
+  }
+  for (; i < entries; ++i)
+    for (int lane = 0; lane < kLanes; ++lane)
+      out[i][lane] = row[lane][i];
+}
+
+// The way back, for the first `count` lanes.
+inline void from_lanes(const Vec *from, std::ptrdiff_t rows, int count, int entries, double *out) {
+  int i = 0;
+  for (; i + kLanes <= entries; i += kLanes) {
+    Vec block[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane)
+      block[lane] = from[i + lane];
+    transpose(block);
+    for (int lane = 0; lane < count; ++lane)
+      __builtin_memcpy(out + lane * rows + i, &block[lane], sizeof(Vec));
+  }
+  for (; i < entries; ++i)
+    for (int lane = 0; lane < count; ++lane)
+      out[lane * rows + i] = from[i][lane];
+}
+
+} // namespace
 
 } // namespace koopcore::cpu::KOOPCORE_ISA

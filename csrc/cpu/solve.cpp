@@ -1,8 +1,9 @@
 // Companion fits and rollouts of W groups at a time: one group per lane of the vector registers.
-#include "cpu/kernels.h"
-#include "cpu/problem.h"
-#include "cpu/transposed.h"
+//
+// Mirrors cuda/solve.cu: the algorithms of csrc/algorithms as they are.
 #include "algorithms/companion.h"
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
 
 namespace koopcore::cpu::KOOPCORE_ISA {
 
@@ -49,8 +50,8 @@ void solve_batch(const SolveJob &job, const double *lanes, std::int64_t first, i
   }
 }
 
-std::size_t rollout_scratch(int columns) {
-  return std::size_t(columns + columns + 2 + rollout_work(columns)) * kLanes;
+std::size_t rollout_scratch(const RolloutJob &job) {
+  return std::size_t(2 * job.columns + 2 + rollout_work(job.columns)) * kLanes;
 }
 
 void rollout_batch(const RolloutJob &job, std::int64_t first, int count, double *scratch) {

@@ -1,5 +1,7 @@
 // What Python passes to _cuda: addresses and sizes, checked where they can be and packed for
 // kernels.
+//
+// Mirrors cpu/arguments.h.
 #pragma once
 
 #include "cuda/device.h"

@@ -1,11 +1,15 @@
 // The lane policy of CUDA: one group per thread, the numbers of a warp's 32 groups side by side.
 //
+// The counterpart of cpu/simd.h.
+//
 // An array of Real is a thread's own column of a matrix with 32 columns: element i + 1 stands 256
 // bytes behind element i, so that the 32 threads of a warp read and write 256 bytes in a row. The
 // algorithms of csrc/algorithms index such arrays like any other; in registers a Real is a double.
 #pragma once
 
 #include "cuda/problem.h"
+
+#include <cuda_runtime.h>
 
 namespace koopcore::cuda {
 
@@ -44,6 +48,11 @@ KOOPCORE_HD inline BatchReal *lane_of(double *rows, int lane) {
 }
 KOOPCORE_HD inline const BatchReal *lane_of(const double *rows, int lane) {
   return reinterpret_cast<const BatchReal *>(rows + lane);
+}
+
+// The thread's column of its block's part of the work space: `rows` numbers.
+__device__ inline BatchReal *thread_space(double *space, std::int64_t rows) {
+  return lane_of(space + std::int64_t(blockIdx.x) * kBatch * rows, threadIdx.x);
 }
 
 } // namespace koopcore::cuda

@@ -1,5 +1,7 @@
 // Python bindings of _cuda: device addresses in, kernels launched on the caller's stream; nothing
 // waits.
+//
+// Mirrors cpu/bindings.cpp.
 #include "cuda/arguments.h"
 
 namespace koopcore::cuda {
@@ -122,16 +124,6 @@ void bind_one_pass(py::module_ &m) {
 }
 
 void bind_dense(py::module_ &m) {
-  m.def("feature_gram_space", [](std::int64_t groups, int size, int device) {
-    return feature_gram_space(device_of(device), groups, size);
-  });
-  m.def("feature_gram",
-        [](const py::tuple &window, const py::tuple &groups, int size, bool affine,
-           const Sizes &stops, Address out, Address space, const py::tuple &target) {
-          const Target on(target);
-          feature_gram(on.device, window_of(window), groups_of(groups), size, affine,
-                       horizons_of(stops), pointer<double>(out), pointer<double>(space), on.stream);
-        });
   m.def("project_space", [](std::int64_t groups, int size, int device) {
     return project_space(device_of(device), groups, size);
   });
@@ -163,7 +155,17 @@ void bind_dense(py::module_ &m) {
   });
 }
 
-void bind_copies(py::module_ &m) {
+void bind_features(py::module_ &m) {
+  m.def("feature_gram_space", [](std::int64_t groups, int size, int device) {
+    return feature_gram_space(device_of(device), groups, size);
+  });
+  m.def("feature_gram",
+        [](const py::tuple &window, const py::tuple &groups, int size, bool affine,
+           const Sizes &stops, Address out, Address space, const py::tuple &target) {
+          const Target on(target);
+          feature_gram(on.device, window_of(window), groups_of(groups), size, affine,
+                       horizons_of(stops), pointer<double>(out), pointer<double>(space), on.stream);
+        });
   m.def("gather", [](const py::tuple &window, const py::tuple &groups, int size, Address out,
                      const py::tuple &target) {
     const Target on(target);
@@ -175,6 +177,9 @@ void bind_copies(py::module_ &m) {
     scatter(groups_of(groups), size, pointer<const double>(values), n_rows, output_of(out),
             on.stream);
   });
+}
+
+void bind_capture(py::module_ &m) {
   m.def("copy_tensors", [](const py::tuple &tensors, Address row, int kind, bool into_row,
                            const py::tuple &target) {
     const Target on(target);
@@ -196,5 +201,6 @@ PYBIND11_MODULE(KOOPCORE_CUDA_MODULE, m) {
   bind_companion(m);
   bind_one_pass(m);
   bind_dense(m);
-  bind_copies(m);
+  bind_features(m);
+  bind_capture(m);
 }

@@ -1,7 +1,7 @@
-// Multi-tensor copies between parameters and a row of the ring, converting on the way; values by
-// group.
+// Multi-tensor copies between parameters and a row of the ring, converting on the way.
+//
+// cpu/ has no counterpart: there the ring is written by torch or NumPy.
 #include "cuda/numbers.h"
-#include "cuda/rows.h"
 #include "cuda/stages.h"
 
 namespace koopcore::cuda {
@@ -49,42 +49,6 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-// Calls take(i, column) for every parameter of the group, i counting them; a warp shares them.
-template <class Take>
-__device__ void each_parameter(const Groups &groups, std::int64_t group, int lane, Take &&take) {
-  std::int64_t i = 0;
-  for (std::int64_t s = groups.ptr[group]; s < groups.ptr[group + 1]; ++s) {
-    for (std::int64_t k = lane; k < groups.length[s]; k += 32)
-      take(i + k, groups.start[s] + k * groups.stride[s]);
-    i += groups.length[s];
-  }
-}
-
-__global__ void __launch_bounds__(kThreads, 4)
-    gather_groups(Window window, Groups groups, int m, double *out) {
-  const Kind kind = window.is_double ? kFloat64 : kFloat32;
-  const std::int64_t step = std::int64_t(gridDim.x) * (kThreads / 32);
-  for (std::int64_t g = std::int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-       g < groups.count; g += step)
-    each_parameter(groups, g, threadIdx.x & 31, [&](std::int64_t i, std::int64_t column) {
-      for (int r = 0; r < window.n; ++r)
-        out[(r * groups.count + g) * m + i] =
-            read_number(window.at(r) + column * window.step, kind);
-    });
-}
-
-__global__ void __launch_bounds__(kThreads, 4)
-    scatter_groups(Groups groups, int m, const double *values, int n_rows, Output out) {
-  const std::int64_t step = std::int64_t(gridDim.x) * (kThreads / 32);
-  for (std::int64_t g = std::int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-       g < groups.count; g += step)
-    each_parameter(groups, g, threadIdx.x & 31, [&](std::int64_t i, std::int64_t column) {
-      for (int r = 0; r < n_rows; ++r)
-        write_number(out.data + r * out.row + column * out.step, out.kind,
-                     clamp_to(out.kind, values[(r * groups.count + g) * m + i]));
-    });
-}
-
 } // namespace
 
 void check_code() {
@@ -97,19 +61,6 @@ void copy_tensors(const Tensors &tensors, char *row, Kind kind, bool into_row, S
   if (tensors.blocks > 0)
     launch("copying tensors", copy_blocks, blocks_for(tensors.blocks), kThreads, 0, stream, tensors,
            row, kind, into_row);
-}
-
-void gather(const Window &window, const Groups &groups, int m, double *out, Stream stream) {
-  launch("gathering values by group", gather_groups,
-         blocks_for((groups.count + kThreads / 32 - 1) / (kThreads / 32)), kThreads, 0, stream,
-         window, groups, m, out);
-}
-
-void scatter(const Groups &groups, int m, const double *values, int n_rows, const Output &out,
-             Stream stream) {
-  launch("scattering values by group", scatter_groups,
-         blocks_for((groups.count + kThreads / 32 - 1) / (kThreads / 32)), kThreads, 0, stream,
-         groups, m, values, n_rows, out);
 }
 
 } // namespace koopcore::cuda

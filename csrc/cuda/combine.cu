@@ -94,8 +94,9 @@ __global__ void __launch_bounds__(32 * kWarps, resident_blocks(1))
   const std::int64_t batches = (groups.count + kBatch - 1) / kBatch;
   for (std::int64_t batch = std::int64_t(blockIdx.x) * kWarps + threadIdx.x / 32; batch < batches;
        batch += step) {
-    const std::int64_t own = batch * kBatch + lane;
-    unsigned int left = __ballot_sync(kAllLanes, own < groups.count && rank[own] != columns);
+    const std::int64_t candidate = batch * kBatch + lane;
+    unsigned int left =
+        __ballot_sync(kAllLanes, candidate < groups.count && rank[candidate] != columns);
     for (; left != 0; left &= left - 1) {
       const std::int64_t group = batch * kBatch + __ffs(int(left)) - 1;
       for (int h = 0; h < n_horizons; ++h) {

@@ -1,11 +1,12 @@
 // Weights of groups whose window has no full rank, without asking the host: they are projected.
 //
-// Mirrors `project_window` and `_weights` of fitted/projected.py, one group per thread. Groups of
-// full rank, which most are, cost one look at their rank.
-#include "cuda/batch_lanes.h"
-#include "cuda/stages.h"
+// Mirrors `project_window` and `_weights` of fitted/projected.py, one group per thread; cpu/ has no
+// counterpart, for there the host is at hand. Groups of full rank, which most are, cost one look at
+// their rank.
 #include "algorithms/dense_rollout.h"
 #include "algorithms/projection.h"
+#include "cuda/batch_lanes.h"
+#include "cuda/stages.h"
 
 namespace koopcore::cuda {
 namespace {
@@ -40,25 +41,25 @@ __device__ void window_matrices(const BatchReal *gram, int n, bool affine, Batch
   }
 }
 
-// Weights (n) on B of a whitened state; returns whether they are tame.
+// Weights (n) on B of a whitened state, all 1 where they diverged; returns whether they did.
 __device__ bool put_weights(const BatchReal *v, const BatchReal *state, int size, bool affine,
                             double *weights) {
   const int first = affine ? 2 : 1;
-  bool tame = true;
+  bool diverged = false;
   for (int i = 0; i < size; ++i) {
     double c = affine ? 1.0 : 0.0;
     for (int k = 0; k < size; ++k)
       c += v[i * size + k] * state[k];
     weights[first + i] = c;
-    tame = tame && ::fabs(c) <= kWeightLimit;
+    diverged = diverged || !(::fabs(c) <= kWeightLimit);
   }
   weights[0] = affine ? 1.0 : weights[1];
   if (affine)
     weights[1] = 1.0;
-  if (!tame)
+  if (diverged)
     for (int i = 0; i < size + first; ++i)
       weights[i] = 1.0;
-  return tame;
+  return diverged;
 }
 
 __global__ void __launch_bounds__(kBatch, 1)
@@ -66,7 +67,7 @@ __global__ void __launch_bounds__(kBatch, 1)
                       bool affine, int levels, Horizons at, double *weights, double *growth,
                       std::int64_t rows, double *space) {
   const int size = n - 1 - int(affine), matrix = size * size, lane = threadIdx.x;
-  BatchReal *a = lane_of(space + std::int64_t(blockIdx.x) * kBatch * rows, lane), *h = a + matrix;
+  BatchReal *a = thread_space(space, rows), *h = a + matrix;
   BatchReal *v = h + matrix, *k = v + matrix, *readout = k + matrix, *g = readout + matrix;
   BatchReal *z = g + size, *work = z + size;
   const std::int64_t step = std::int64_t(gridDim.x) * kBatch;
@@ -84,8 +85,8 @@ __global__ void __launch_bounds__(kBatch, 1)
         k, z, size, affine, true, at.ascending, at.count, levels, work,
         [&](int i, const BatchReal *state, const BatchReal &grown) {
           const std::int64_t row = at.slot[i] * groups + group;
-          const bool tame = put_weights(v, state, size, affine, weights + row * n);
-          growth[row] = tame ? double(grown) : HUGE_VAL;
+          const bool diverged = put_weights(v, state, size, affine, weights + row * n);
+          growth[row] = diverged ? HUGE_VAL : double(grown);
         });
   }
 }

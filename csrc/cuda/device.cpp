@@ -61,9 +61,9 @@ const Device &device_of(int number) {
   static std::mutex lock;
   static std::map<int, Device> known;
   const std::lock_guard<std::mutex> guard(lock);
-  const auto found = known.find(number);
-  if (found != known.end())
-    return found->second;
+  const auto device = known.find(number);
+  if (device != known.end())
+    return device->second;
   const DeviceScope scope(number);
   check_code(); // once per device: whether this module has code for it
   return known.emplace(number, ask(number)).first->second;

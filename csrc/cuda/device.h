@@ -1,4 +1,6 @@
 // What can be asked of a device without touching it, and the checks that precede every launch.
+//
+// The counterpart of cpu/isa.h.
 #pragma once
 
 #include "cuda/stages.h"

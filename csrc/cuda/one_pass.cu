@@ -1,8 +1,9 @@
 // Fit, rollout and prediction in one pass: a block reads the snapshots of one group once.
 //
-// They stay in shared memory (tile.h) while the warps sum the Gram matrix and the first one solves
-// and rolls (warp_companion.h), and the prediction is made from there. Nothing but results goes
-// back to memory. While one block solves, others on the multiprocessor read and sum.
+// The counterpart of gram_solve in cpu/stages.cpp. Snapshots stay in shared memory (tile.h) while
+// the warps sum the Gram matrix and the first one solves and rolls (warp_companion.h), and the
+// prediction is made from there. Nothing but results goes back to memory. While one block solves,
+// others on the multiprocessor read and sum.
 #include "cuda/predictions.h"
 #include "cuda/stages.h"
 #include "cuda/sums.h"

@@ -2,10 +2,10 @@
 //
 // Mirrors cpu/solve.cpp. A warp's 32 groups stand side by side (batch_lanes.h): their factors in
 // shared memory while they fit, else in the work space that the caller passes.
+#include "algorithms/companion.h"
 #include "cuda/batch_lanes.h"
 #include "cuda/stages.h"
 #include "cuda/warp.h"
-#include "algorithms/companion.h"
 
 namespace koopcore::cuda {
 namespace {
@@ -26,10 +26,10 @@ __global__ void __launch_bounds__(kBatch, 1)
                   double noise, int factor_size, CompanionArrays out, double *space) {
   KOOPCORE_SHARED(shared);
   const int lane = threadIdx.x, columns = n - 1 - int(affine);
-  double *own = space + std::int64_t(blockIdx.x) * kBatch * (factor_size + rollout_work(n));
-  double *factors = factor_size > 0 ? own : reinterpret_cast<double *>(shared);
+  double *part = space + std::int64_t(blockIdx.x) * kBatch * (factor_size + rollout_work(n));
+  double *factors = factor_size > 0 ? part : reinterpret_cast<double *>(shared);
   BatchReal *work = lane_of(factors, lane);
-  BatchReal *rolling = lane_of(own + std::int64_t(factor_size) * kBatch, lane);
+  BatchReal *rolling = lane_of(part + std::int64_t(factor_size) * kBatch, lane);
   const std::int64_t batches = (groups + kBatch - 1) / kBatch;
   for (std::int64_t batch = blockIdx.x; batch < batches; batch += gridDim.x) {
     const std::int64_t group = batch * kBatch + lane;
@@ -65,19 +65,19 @@ __device__ double weigh_registers(const double (&a)[N], const double (&power)[N]
   for (int i = N - 1; i >= 0; --i) {
     sum += power[i];
     w[i] = affine ? 1.0 + total[i] : sum;
-    largest = ::fabs(w[i]) <= largest ? largest : ::fabs(w[i]); // a NaN is kept
+    largest = ::fabs(w[i]) <= largest ? largest : ::fabs(w[i]); // a NaN stays
   }
-  const bool tame = largest <= kWeightLimit;
+  const bool diverged = !(largest <= kWeightLimit);
   const int first = affine ? 2 : 1, skipped = N - columns;
   KOOPCORE_UNROLL
   for (int i = 0; i < N; ++i)
     if (i >= skipped)
-      weights[first + i - skipped] = tame ? w[i] : 1.0;
+      weights[first + i - skipped] = diverged ? 1.0 : w[i];
   if (affine)
     weights[0] = weights[1] = 1.0;
   else
-    weights[0] = tame ? sum : 1.0;
-  return tame ? ::sqrt(square / reference) : HUGE_VAL;
+    weights[0] = diverged ? 1.0 : sum;
+  return diverged ? HUGE_VAL : ::sqrt(square / reference);
 }
 
 // c <- x·c mod p, step by step, with coefficients in registers. Shorter recurrences stand at the
@@ -120,8 +120,7 @@ __global__ void __launch_bounds__(kBatch, 1)
     rollout_batches(const double *coefficients, std::int64_t groups, int columns, bool affine,
                     Horizons at, double *weights, double *growth, double *space) {
   const int lane = threadIdx.x, n = columns + 1 + int(affine);
-  BatchReal *a = lane_of(
-      space + std::int64_t(blockIdx.x) * kBatch * (columns + n + rollout_work(columns)), lane);
+  BatchReal *a = thread_space(space, columns + n + rollout_work(columns));
   BatchReal *w = a + columns, *work = w + n;
   const std::int64_t batches = (groups + kBatch - 1) / kBatch;
   for (std::int64_t batch = blockIdx.x; batch < batches; batch += gridDim.x) {

@@ -1,5 +1,7 @@
 // The stages of _cuda over device pointers. None of them waits for the device or allocates.
 //
+// Mirrors cpu/stages.h.
+//
 // `space` is work space of as many doubles as the stage's function of that name says.
 #pragma once
 
@@ -22,7 +24,7 @@ struct CompanionArrays {
 };
 
 // Blocks of one batch of 32 groups each that have `numbers` of work space per group: as many as
-// keep the device busy, but no more than a quarter of a gigabyte.
+// occupy the device, but no more than a quarter of a gigabyte.
 inline std::int64_t space_blocks(const Device &device, std::int64_t groups, std::int64_t numbers) {
   const std::int64_t batches = (groups + kBatch - 1) / kBatch, busy = 8 * device.processors;
   const std::int64_t fitting = (std::int64_t(1) << 28) / (kBatch * 8 * (numbers > 0 ? numbers : 1));
@@ -48,7 +50,8 @@ void rollout(const Device &device, const double *coefficients, std::int64_t grou
 std::int64_t rollout_space(const Device &device, std::int64_t groups, int columns, bool affine,
                            std::int64_t last);
 
-// Weights and growth, over those of `rollout`, of the groups that `solve` found to be deficient.
+// Weights and growth, over those of `rollout`, of the groups that are deficient by the ranks of
+// `solve`.
 void roll_deficient(const Device &device, const double *gram, const std::int64_t *rank,
                     std::int64_t groups, int n, bool affine, const Horizons &at, double *weights,
                     double *growth, double *space, Stream stream);
@@ -89,12 +92,7 @@ void check_code();
 // Copies between tensors and a row of `kind` where tensor t stands from start[t] on.
 void copy_tensors(const Tensors &tensors, char *row, Kind kind, bool into_row, Stream stream);
 
-// Values (n_rows, groups, m) of groups of equal m: from a window, and into an output.
-void gather(const Window &window, const Groups &groups, int m, double *out, Stream stream);
-void scatter(const Groups &groups, int m, const double *values, int n_rows, const Output &out,
-             Stream stream);
-
-// The dense stages (dense.cu); see algorithms/projection.h, moments.h, dense_rollout.h.
+// The dense stages; see algorithms/projection.h, moments.h, dense_rollout.h.
 struct ProjectArrays {
   const double *a, *h, *g; // (groups, N, N) twice, (groups, N)
   double *operators, *whitener, *start;
@@ -115,5 +113,10 @@ std::int64_t rollout_dense_space(const Device &device, std::int64_t groups, int 
 void feature_gram(const Device &device, const Window &window, const Groups &groups, int m,
                   bool affine, const Horizons &stops, double *out, double *space, Stream stream);
 std::int64_t feature_gram_space(const Device &device, std::int64_t groups, int m);
+
+// Values (n_rows, groups, m) of groups of equal m: from a window, and into an output.
+void gather(const Window &window, const Groups &groups, int m, double *out, Stream stream);
+void scatter(const Groups &groups, int m, const double *values, int n_rows, const Output &out,
+             Stream stream);
 
 } // namespace koopcore::cuda

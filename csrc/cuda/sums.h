@@ -79,7 +79,7 @@ struct TwoFloat {
   }
 };
 
-// The same for parts without fast fp64: lanes own 4 × 4 tiles, and slices of the parameters where
+// The same for parts without fast fp64: lanes have 4 × 4 tiles, and slices of the parameters where
 // there are fewer tiles than lanes. Differences go through shared memory as floats: exact where
 // successive snapshots are within a factor of two, and else rounded like the snapshots themselves.
 template <int NT> class TwoFloatSums {
@@ -87,8 +87,8 @@ public:
   static constexpr int kBlocks = 2 * NT;
   static constexpr int kTiles = kBlocks * (kBlocks + 1) / 2;
   static constexpr int kSlices = kTiles < 32 ? 32 / kTiles : 1;
-  static constexpr int kOwn = (kTiles + 31) / 32; // tiles of a lane
-  static constexpr int kValues = 16 * kOwn;
+  static constexpr int kLaneTiles = (kTiles + 31) / 32; // tiles of a lane
+  static constexpr int kValues = 16 * kLaneTiles;
   static constexpr int kPitch = kChunk + 1; // odd: lanes of different rows use different banks
   static constexpr int kScratch = 8 * NT * kPitch;
 
@@ -113,17 +113,17 @@ public:
     }
     __syncwarp();
     KOOPCORE_UNROLL
-    for (int own = 0; own < kOwn; ++own) {
-      if (!owns(own, lane))
+    for (int t = 0; t < kLaneTiles; ++t) {
+      if (!has(t, lane))
         continue;
-      const Entry at = corner(own, lane);
+      const Entry at = corner(t, lane);
       const float *a = scratch_ + at.row * kPitch, *b = scratch_ + at.column * kPitch;
       for (int k = slice(lane); k < kChunk; k += kSlices) {
         KOOPCORE_UNROLL
         for (int r = 0; r < 4; ++r)
           KOOPCORE_UNROLL
         for (int c = 0; c < 4; ++c)
-          sum_[16 * own + 4 * r + c].add_product(a[r * kPitch + k], b[c * kPitch + k]);
+          sum_[16 * t + 4 * r + c].add_product(a[r * kPitch + k], b[c * kPitch + k]);
       }
     }
     if (++chunks_ % kTogether == 0)
@@ -135,20 +135,20 @@ public:
     collect();
     KOOPCORE_UNROLL
     for (int k = 0; k < kValues; ++k) {
-      const double own = double(total_[k].hi) + double(total_[k].lo);
-      double all = own;
+      const double part = double(total_[k].hi) + double(total_[k].lo);
+      double all = part;
       for (int s = 1; s < kSlices; ++s)
-        all += __shfl_sync(kAllLanes, own, (lane + s * kTiles) & 31);
+        all += __shfl_sync(kAllLanes, part, (lane + s * kTiles) & 31);
       value[k] = all;
     }
   }
 
-  // Entries of lanes that own nothing lie outside every matrix.
+  // Entries of lanes that have none lie outside every matrix.
   __device__ static Entry place(int k, int lane) {
-    const int own = k / 16;
-    if (!owns(own, lane) || (kSlices > 1 && lane >= kTiles))
+    const int t = k / 16;
+    if (!has(t, lane) || (kSlices > 1 && lane >= kTiles))
       return {1 << 20, 0};
-    const Entry at = corner(own, lane);
+    const Entry at = corner(t, lane);
     return {at.row + k % 16 / 4, at.column + k % 4};
   }
 
@@ -167,11 +167,11 @@ private:
   }
 
   __device__ static int slice(int lane) { return kSlices > 1 ? lane / kTiles : 0; }
-  __device__ static bool owns(int own, int lane) {
-    return kSlices > 1 ? lane < kSlices * kTiles : own * 32 + lane < kTiles;
+  __device__ static bool has(int t, int lane) {
+    return kSlices > 1 ? lane < kSlices * kTiles : t * 32 + lane < kTiles;
   }
-  __device__ static Entry corner(int own, int lane) {
-    const int tile = kSlices > 1 ? lane % kTiles : own * 32 + lane;
+  __device__ static Entry corner(int t, int lane) {
+    const int tile = kSlices > 1 ? lane % kTiles : t * 32 + lane;
     int i = 0;
     while ((i + 1) * (i + 2) / 2 <= tile)
       ++i;

@@ -1,8 +1,9 @@
 // The companion fit and rollout of one group by a whole warp: lane i has row i of the matrix.
 //
-// The same factorization, rules and formulas as algorithms/cholesky.h, companion.h and recurrence.h,
-// where a lane has a group of its own. A warp together takes a small fraction of the time that one
-// lane takes, and more than a 32nd of it: this is for kernels that wait for a single group.
+// The same factorization, rules and formulas as algorithms/cholesky.h, companion.h and
+// recurrence.h, where a lane has a group of its own. A warp together takes a small fraction of the
+// time that one lane takes, and more than a 32nd of it: this is for kernels that wait for a single
+// group.
 #pragma once
 
 #include "cuda/problem.h"
@@ -43,21 +44,21 @@ public:
 
   // w - 1 (n) on B at the horizon reached, all zero where the rollout diverged.
   __device__ void weigh(bool affine, double *moves) const {
-    const bool own = lane_ > 0 && lane_ <= columns_;
-    double sum = own ? power_ : 0.0; // of the lanes from this one on
+    const bool inside = lane_ > 0 && lane_ <= columns_;
+    double sum = inside ? power_ : 0.0; // of the lanes from this one on
     for (int apart = 1; apart < 32; apart *= 2) {
       const double later = __shfl_down_sync(kAllLanes, sum, apart);
       sum += lane_ + apart < 32 ? later : 0.0;
     }
     const double move = affine ? total_ : sum - 1.0;
-    const bool tame = __all_sync(kAllLanes, !own || ::fabs(move) <= kWeightLimit);
+    const bool diverged = __any_sync(kAllLanes, inside && !(::fabs(move) <= kWeightLimit));
     __syncwarp(); // others may still read what stands there
-    if (own)
-      moves[lane_ + (affine ? 1 : 0)] = tame ? move : 0.0;
+    if (inside)
+      moves[lane_ + (affine ? 1 : 0)] = diverged ? 0.0 : move;
     if (affine && lane_ < 2)
       moves[lane_] = 0.0;
     if (!affine && lane_ == 1)
-      moves[0] = tame ? move : 0.0; // x_1 has the weight of the first difference
+      moves[0] = diverged ? 0.0 : move; // x_1 has the weight of the first difference
     __syncwarp();
   }
 
@@ -142,8 +143,8 @@ public:
   }
   // ‖B w - x_n‖ / ‖x_n - x_{n-holdout}‖ of the fit to all but the last `holdout` snapshots.
   __device__ double hindcast(int holdout) {
-    const int kept = columns_ - holdout;
-    WarpRollout rollout(recurrence(kept), kept, lane_);
+    const int shorter = columns_ - holdout;
+    WarpRollout rollout(recurrence(shorter), shorter, lane_);
     rollout.advance(holdout);
     rollout.weigh(first_ == 1, vector_);
     const bool after = lane_ >= n_ - holdout && lane_ < n_;

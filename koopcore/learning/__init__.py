@@ -14,9 +14,11 @@ from koopcore.learning.alternating import AlternatingLearner
 from koopcore.learning.dictionaries.blocks import Blocks
 from koopcore.learning.dictionaries.fixed import Monomials, RadialBasis
 from koopcore.learning.dictionaries.layered import Layered
-from koopcore.learning.dictionaries.one_layer import Dictionary, OneLayer
+from koopcore.learning.dictionaries.one_layer import OneLayer
+from koopcore.learning.dictionaries.protocol import Dictionary
 from koopcore.learning.dictionaries.state_inclusive import StateInclusive
-from koopcore.learning.history import DivergenceWarning, History
+from koopcore.learning.divergence import DivergenceWarning
+from koopcore.learning.history import History
 from koopcore.learning.learned_operator import (
     LearnedOperator,
     PredictionErrors,

@@ -1,19 +1,30 @@
-"""scikit-learn's conventions for learners, without importing scikit-learn: parameters, predict."""
+"""What every learner is, in scikit-learn's conventions: settings, data in, operator and score out.
+
+scikit-learn itself is not imported.
+"""
 
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from koopcore.learning.dictionaries.one_layer import Dictionary
-from koopcore.learning.history import History, check_tracked
-from koopcore.learning.learned_operator import LearnedOperator
-from koopcore.learning.readout import check_readout
+from koopcore.backends import backend_for
+from koopcore.learning.checks import finite_array, not_negative, whole
+from koopcore.learning.dictionaries.protocol import Dictionary, check_dictionary
+from koopcore.learning.divergence import Point, check_finite, check_sizes, recover
+from koopcore.learning.history import Criterion, History
+from koopcore.learning.learned_operator import (
+    LearnedOperator,
+    Readout,
+    check_readout,
+    fit_readout,
+)
+from koopcore.learning.objective import exact_operator
 from koopcore.learning.step_sizes import StepK, StepW, check_step
-from koopcore.learning.trajectories import Trajectories, pairs, separate
+from koopcore.learning.trajectories import Scaled, Trajectories, pairs, scaled, separate
 from koopcore.types import FloatArray
 
 
@@ -27,7 +38,7 @@ class Learner:
 
     dictionary: ψ. n_iterations: T. readout: "auto", "least-squares" or "state-inclusive".
     standardize: learn on (x - mean) / standard deviation. ridge: Tikhonov term of exact solves
-    for K, relative. polish: solve for K exactly once more, at the kept θ: the small singular
+    for K, relative. polish: solve for K exactly once more, at the best θ: the small singular
     directions of ψ, which gradient steps of 1/L_K hardly move, then fit too. random_state: seed of
     θ. progress: a bar on standard error. K starts at the identity.
     """
@@ -35,7 +46,7 @@ class Learner:
     dictionary: Dictionary
     _: KW_ONLY
     n_iterations: int = 500
-    readout: str = "auto"
+    readout: Readout = "auto"
     standardize: bool = False
     ridge: float = 0.0
     polish: bool = False
@@ -64,41 +75,15 @@ class Learner:
         return self
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self._shown())})"
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self._changed())})"
 
-    def _shown(self) -> list[tuple[str, Any]]:
+    def _changed(self) -> list[tuple[str, Any]]:
         """Settings that differ from their defaults."""
         return [
             (setting.name, getattr(self, setting.name))
             for setting in fields(self)
             if setting.init and getattr(self, setting.name) is not setting.default
         ]
-
-    def _check(self) -> None:
-        """Raise for settings that cannot work, before any work."""
-        whole("n_iterations", self.n_iterations)
-        check_readout(self.readout, self.dictionary)
-        not_negative("ridge", self.ridge)
-
-    def _start(
-        self, initial: tuple[npt.ArrayLike, npt.ArrayLike] | None
-    ) -> tuple[FloatArray, FloatArray]:
-        """(θ, K) to start from: copies of what was given, or random θ and the identity."""
-        h, p = self.dictionary.n_features, self.dictionary.n_parameters
-        if initial is None:
-            return self.dictionary.initial(np.random.default_rng(self.random_state)), np.eye(h)
-        given = [np.array(one, dtype=np.float64) for one in initial]
-        if [one.shape for one in given] != [(p,), (h, h)]:
-            raise ValueError(
-                f"initial has shapes {', '.join(str(one.shape) for one in given)}; the dictionary "
-                f"needs θ {(p,)} and K {(h, h)}"
-            )
-        return given[0], given[1]
-
-    def _learned(self) -> LearnedOperator:
-        if not hasattr(self, "operator_"):
-            raise AttributeError(f"this {type(self).__name__} has not learned yet; call fit(X)")
-        return self.operator_
 
     def predict(self, x0: npt.ArrayLike, n_steps: int = 1) -> FloatArray:
         """States 1 … n_steps after x_0 from x_0 alone; see `LearnedOperator.predict`."""
@@ -109,14 +94,97 @@ class Learner:
         learned = self._learned()
         data = pairs(X, len(learned.shift))
         true = data.states[data.following]
-        ahead = learned.states(learned.features(data.states[data.current]) @ learned.operator.T)
-        spread = float(np.sum((true - true.mean(axis=0)) ** 2))
-        return 1.0 - float(np.sum((ahead - true) ** 2)) / spread if spread else float("nan")
+        with np.errstate(over="ignore", invalid="ignore"):
+            ahead = learned.states(learned.features(data.states[data.current]) @ learned.operator.T)
+            spread = float(np.sum((true - true.mean(axis=0)) ** 2))
+            error = float(np.sum((ahead - true) ** 2))
+        if not spread:
+            return float("nan")
+        return 1.0 - error / spread if np.isfinite(error) else -float("inf")
 
     def transform(self, X: Trajectories) -> list[FloatArray]:
         """ψ of every trajectory, as a list of (length, h)."""
         learned = self._learned()
         return [learned.features(x) for x in separate(X)]
+
+    def _learned(self) -> LearnedOperator:
+        if not hasattr(self, "operator_"):
+            raise AttributeError(f"this {type(self).__name__} has not learned yet; call fit(X)")
+        return self.operator_
+
+    def _check(self) -> None:
+        """Raise for settings that cannot work, before any work."""
+        whole("n_iterations", self.n_iterations)
+        check_dictionary("dictionary", self.dictionary)
+        check_readout(self.readout, self.dictionary)
+        not_negative("ridge", self.ridge)
+        if self.polish:
+            backend_for("cpu")  # what solves for K; raises where KOOPCORE_BACKEND is none
+
+    def _begin(
+        self, X: Trajectories, initial: tuple[npt.ArrayLike, npt.ArrayLike] | None
+    ) -> tuple[Scaled, Point]:
+        """The data in the units that are learned in, and (θ, K) to start from."""
+        problem = scaled(pairs(X, self.dictionary.n_states), self.standardize)
+        start, states = self._start(initial), problem.data.states
+        with np.errstate(over="ignore", invalid="ignore"):
+            features = self.dictionary.features(start[0], states)
+        check_sizes(largest(features), largest(states), self._takes_gradients())
+        return problem, start
+
+    def _takes_gradients(self) -> bool:
+        """Whether K or θ are learned by gradient steps."""
+        return True
+
+    def _start(self, initial: tuple[npt.ArrayLike, npt.ArrayLike] | None) -> Point:
+        """(θ, K) to start from: copies of what was given, or random θ and the identity."""
+        h, p = self.dictionary.n_features, self.dictionary.n_parameters
+        if initial is None:
+            return self.dictionary.initial(np.random.default_rng(self.random_state)), np.eye(h)
+        theta = finite_array("θ of initial", initial[0])
+        k = finite_array("K of initial", initial[1])
+        if (theta.shape, k.shape) != ((p,), (h, h)):
+            raise ValueError(
+                f"initial has shapes {theta.shape}, {k.shape}; the dictionary needs θ {(p,)} and "
+                f"K {(h, h)}"
+            )
+        return theta, k
+
+    def _conclude(
+        self, problem: Scaled, start: Point, iterate: Point, steps: str, delay: int = 0
+    ) -> None:
+        """Set ``operator_`` from the best iterate; ``fit`` calls it last.
+
+        steps: where learning ended and by which steps, for the warning if it diverged; then the
+        start may be better than the iterate.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.history_.stopped == "diverged":
+                iterate = recover(
+                    self.history_, self.dictionary, problem.data, start, iterate, steps, delay
+                )
+            self.operator_ = self._assembled(problem, iterate)
+
+    def _assembled(self, problem: Scaled, iterate: Point) -> LearnedOperator:
+        """The operator of an iterate: K solved for once more with ``polish``, and the read-out.
+
+        Raises FloatingPointError where it is not finite.
+        """
+        parameters, operator = iterate
+        data = problem.data
+        features = self.dictionary.features(parameters, data.states)
+        if self.polish:
+            operator = exact_operator(features, data, self.ridge)
+        check_finite(features, data, operator)
+        readout = check_readout(self.readout, self.dictionary)
+        return LearnedOperator(
+            self.dictionary,
+            parameters,
+            operator,
+            fit_readout(self.dictionary, features, data.states, readout),
+            problem.shift,
+            problem.scale,
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -133,37 +201,29 @@ class SynchronousLearner(Learner):
     k_step: Literal["gradient", "exact"] = "gradient"
     step_k: StepK = "lipschitz"
     step_w: StepW = "backtracking"
-    track: Literal["gradient", "objective"] = "gradient"
+    track: Criterion = "gradient"
+
+    _searches: ClassVar[tuple[str, ...]] = ("backtracking",)  # the words that step_w may be
 
     def _steps(self) -> str:
         """The steps as they were set, for messages."""
         return f"step_k={self.step_k!r}, step_w={self.step_w!r}"
 
-    def _check_steps(self, searches: tuple[str, ...]) -> None:
-        """Raise for steps that cannot work; ``searches`` are the words that step_w may be."""
+    def _takes_gradients(self) -> bool:
+        return self.k_step == "gradient" or self.dictionary.n_parameters > 0
+
+    def _check(self) -> None:
+        super()._check()
         if self.k_step not in ("gradient", "exact"):
             raise ValueError(f"k_step is {self.k_step!r}; 'gradient' or 'exact' is needed")
+        if self.k_step == "exact":
+            backend_for("cpu")
         check_step("step_k", self.step_k, ("lipschitz",))
-        check_step("step_w", self.step_w, searches)
-        check_tracked(self.track)
+        check_step("step_w", self.step_w, self._searches)
+        if self.track not in ("gradient", "objective"):
+            raise ValueError(f"track is {self.track!r}; 'gradient' or 'objective' is needed")
 
 
-def whole(name: str, number: object, least: int = 1) -> int:
-    """``number`` as an int >= ``least``, or an error that names it."""
-    if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
-        raise TypeError(f"{name} is {number!r}; a whole number >= {least} is needed")
-    if number < least:
-        raise ValueError(f"{name} is {number}; a whole number >= {least} is needed")
-    return int(number)
-
-
-def not_negative(name: str, number: float) -> None:
-    """Raise ValueError unless ``number`` is finite and >= 0."""
-    if not 0.0 <= number < np.inf:
-        raise ValueError(f"{name} is {number}; a finite number >= 0 is needed")
-
-
-def positive_seconds(name: str, number: float) -> None:
-    """Raise ValueError unless ``number`` is a time > 0."""
-    if not number > 0.0:
-        raise ValueError(f"{name} is {number}; seconds > 0 are needed")
+def largest(array: FloatArray) -> float:
+    """The largest magnitude; NaN where there is one."""
+    return float(np.abs(array).max())

@@ -1,19 +1,15 @@
-"""What a learner records: F, both gradient norms and steps per iteration; the optimal tracker."""
+"""What a learner records: F, both gradient norms and steps per iteration; and the best iterate."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from koopcore.types import FloatArray
 
-TRACKED = ("gradient", "objective")
-_RUNAWAY = 1e6  # F this far above its first value is divergence, before it overflows
-
-
-class DivergenceWarning(UserWarning):
-    """The steps were too long; the last good iterate was kept."""
+Criterion: TypeAlias = Literal["gradient", "objective"]
 
 
 @dataclass
@@ -30,7 +26,7 @@ class History:
     step_k: list[float] = field(default_factory=list)
     step_w: list[float] = field(default_factory=list)
     stopped: str = "iterations"  # or "tolerance", "callback", "diverged"
-    best: int = -1  # the iteration whose iterate was kept
+    best: int = -1  # the iteration whose iterate is the result; -1: the start
     safe_step: float = float("nan")  # where learning diverged: 1/L of the joint gradient
 
     def add(self, value: float, k: float, w: float, step_k: float, step_w: float) -> None:
@@ -52,31 +48,24 @@ class History:
 
 @dataclass
 class Tracker:
-    """Keeps (θ, K) of the smallest E, or of the smallest F (``by="objective"``)."""
+    """The iterate (θ, K) of the smallest E = ‖∇‖², or of the smallest F (``by="objective"``)."""
 
-    by: str
+    by: Criterion
     parameters: FloatArray  # of the start, until an iterate is offered
     operator: FloatArray
     least: float = float("inf")
     iteration: int = -1
 
     def offer(
-        self, iteration: int, value: float, e: float, parameters: FloatArray, operator: FloatArray
+        self,
+        iteration: int,
+        value: float,
+        slope: float,
+        parameters: FloatArray,
+        operator: FloatArray,
     ) -> None:
-        """Keep the iterate if it is the best so far; arrays are kept by reference, not copied."""
-        score = e if self.by == "gradient" else value
+        """Keep the iterate if its F or its ‖∇‖ is the least; arrays by reference, not copied."""
+        score = slope if self.by == "gradient" else value
         if score < self.least:
             self.least, self.iteration = score, iteration
             self.parameters, self.operator = parameters, operator
-
-
-def check_tracked(track: str) -> None:
-    """Raise ValueError for an unknown criterion."""
-    if track not in TRACKED:
-        raise ValueError(f"track is {track!r}; one of {', '.join(map(repr, TRACKED))} is needed")
-
-
-def diverges(value: float, history: History) -> bool:
-    """Whether F is not finite any more, or has run away from its first value."""
-    first = history.objective[0] if len(history) else value
-    return not value <= max(_RUNAWAY * first, 1e-300)  # also where either is NaN

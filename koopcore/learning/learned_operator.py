@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from koopcore import spectrum
-from koopcore.learning.dictionaries.one_layer import Dictionary
+from koopcore.learning.checks import finite_array, real_array, whole
+from koopcore.learning.dictionaries.protocol import Dictionary, state_features
 from koopcore.learning.trajectories import pairs
 from koopcore.types import FloatArray
+
+Readout: TypeAlias = Literal["auto", "least-squares", "state-inclusive"]
+
+_CUTOFF = 1e-9  # relative singular value below which features count as dependent
 
 
 @dataclass(frozen=True)
@@ -24,30 +30,49 @@ class LearnedOperator:
     shift: FloatArray  # (n,)
     scale: FloatArray  # (n,)
 
+    def __post_init__(self) -> None:
+        n, h = self.dictionary.n_states, self.dictionary.n_features
+        shapes = {
+            "parameters": (self.dictionary.n_parameters,),
+            "operator": (h, h),
+            "readout": (n, h),
+            "shift": (n,),
+            "scale": (n,),
+        }
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if not isinstance(array, np.ndarray) or array.dtype != np.float64:
+                raise TypeError(f"{name} is no array of float64; convert it")
+            if array.shape != shape:
+                raise ValueError(f"{name} has shape {array.shape}, its dictionary needs {shape}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} is not finite, so there is nothing to predict with")
+        if not (self.scale > 0.0).all():
+            raise ValueError("scale has numbers that are not > 0; states cannot have such units")
+
     def features(self, states: npt.ArrayLike) -> FloatArray:
         """ψ of states (M, n) in their own unit: (M, h)."""
-        x = np.atleast_2d(np.asarray(states, dtype=np.float64))
+        x = np.atleast_2d(real_array("states", states)).astype(np.float64, copy=False)
         if x.ndim != 2 or x.shape[1] != len(self.shift):
-            raise ValueError(
-                f"states has shape {np.shape(states)}; (…, {len(self.shift)}) is needed"
-            )
+            raise ValueError(f"states has shape {x.shape}; (…, {len(self.shift)}) is needed")
         return self.dictionary.features(self.parameters, (x - self.shift) / self.scale)
 
     def states(self, features: FloatArray) -> FloatArray:
         """States (…, n) read out of features (…, h)."""
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # of a prediction that grew without bound
+        # A prediction that grew without bound overflows here.
+        with np.errstate(over="ignore", invalid="ignore"):
             return (features @ self.readout.T) * self.scale + self.shift
 
     def predict_features(self, x0: npt.ArrayLike, n_steps: int) -> FloatArray:
         """K ψ(x_0), …, K^T ψ(x_0): (T, h), or (batch, T, h) for several x_0 (batch, n)."""
-        if isinstance(n_steps, bool) or not isinstance(n_steps, (int, np.integer)) or n_steps < 1:
-            raise ValueError(f"n_steps is {n_steps!r}; a whole number >= 1 is needed")
-        start = np.asarray(x0, dtype=np.float64)
-        if not np.isfinite(start).all():
-            raise ValueError("x0 is not finite; a prediction starts from a finite state")
-        current = self.features(start)
+        whole("n_steps", n_steps)
+        start = finite_array("x0", x0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            current = self.features(start)
+        if not np.isfinite(current).all():
+            raise ValueError(
+                "x0 is so far from the data that were learned from that its features are not finite"
+            )
         result = np.empty((len(current), n_steps, current.shape[1]))
         with np.errstate(over="ignore", invalid="ignore"):  # |λ| > 1 over many steps is the answer
             for step in range(n_steps):
@@ -117,3 +142,38 @@ def relative(predicted: FloatArray, true: FloatArray) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         error = float(np.linalg.norm(predicted - true) / np.linalg.norm(true))
     return error if np.isfinite(error) else float("inf")
+
+
+def check_readout(readout: str, dictionary: Dictionary) -> Readout:
+    """The read-out, "auto" resolved; ValueError if the dictionary cannot have it."""
+    if readout not in ("auto", "least-squares", "state-inclusive"):
+        raise ValueError(
+            f"readout is {readout!r}; 'auto', 'least-squares' or 'state-inclusive' is needed"
+        )
+    inclusive = state_features(dictionary) is not None
+    if readout == "state-inclusive" and not inclusive:
+        raise ValueError(
+            "readout='state-inclusive' needs the state among the features; wrap the dictionary "
+            f"(of every block) as StateInclusive(...), not {dictionary!r}"
+        )
+    if readout == "least-squares" or not inclusive:
+        return "least-squares"
+    return "state-inclusive"
+
+
+def fit_readout(
+    dictionary: Dictionary, features: FloatArray, states: FloatArray, readout: Readout
+) -> FloatArray:
+    """C (n, h): ones at the states' own features, or least squares of states on features.
+
+    Least squares leaves out directions of the features below 1e-9 of the strongest: nearly
+    collinear features would be read with huge weights of both signs, which a prediction's small
+    errors do not survive.
+    """
+    places = state_features(dictionary) if readout == "state-inclusive" else None
+    if places is not None:
+        selection = np.zeros((dictionary.n_states, dictionary.n_features))
+        selection[np.arange(len(places)), places] = 1.0
+        return selection
+    solution = np.linalg.lstsq(features, states, rcond=_CUTOFF)[0]
+    return np.ascontiguousarray(solution.T)

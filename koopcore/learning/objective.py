@@ -1,4 +1,4 @@
-"""The objective F(W, K), its gradients, and the centralized simultaneous gradient step."""
+"""The objective F(W, K): value, gradients, a joint gradient step, and its minimum over K."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from koopcore.learning.dictionaries.one_layer import Dictionary
-from koopcore.learning.trajectories import Pairs
+from koopcore.backends import backend_for
+from koopcore.learning.dictionaries.protocol import Dictionary
+from koopcore.learning.trajectories import Pairs, power_of_two
 from koopcore.types import FloatArray
 
 
@@ -30,16 +31,21 @@ def value(error: FloatArray) -> float:
     return float(np.vdot(error, error)) / len(error)
 
 
+def objective(
+    dictionary: Dictionary, parameters: FloatArray, operator: FloatArray, pairs: Pairs
+) -> float:
+    """F at (θ, K). Cost: 2 N h² flops and the features."""
+    return value(errors(dictionary.features(parameters, pairs.states), pairs, operator))
+
+
 def operator_gradient(features: FloatArray, pairs: Pairs, error: FloatArray) -> FloatArray:
     """∇_K F = -(2/N) Σ e_n ψ(x_n)ᵀ, (h, h)."""
     return (-2.0 / pairs.n_pairs) * (error.T @ features[pairs.current])
 
 
-def feature_gradient(
-    pairs: Pairs, error: FloatArray, back: FloatArray, n_states_rows: int
-) -> FloatArray:
+def feature_gradient(pairs: Pairs, error: FloatArray, back: FloatArray) -> FloatArray:
     """∂F/∂ψ at every point (M, h), from e (N, h) and ``back``, the rows Kᵀe_n (N, h)."""
-    result = np.zeros((n_states_rows, error.shape[1]))
+    result = np.zeros((len(pairs.states), error.shape[1]))
     result[pairs.following] += error
     result[pairs.current] -= back
     result *= 2.0 / pairs.n_pairs
@@ -59,7 +65,7 @@ def gradient(
     """
     features, pullback = dictionary.linearized(parameters, pairs.states)
     error = errors(features, pairs, operator)
-    at_features = feature_gradient(pairs, error, error @ operator, len(features))
+    at_features = feature_gradient(pairs, error, error @ operator)
     return Gradient(value(error), operator_gradient(features, pairs, error), pullback(at_features))
 
 
@@ -83,3 +89,39 @@ def simultaneous_step(
         operator - step_k * slopes.operator,
         slopes,
     )
+
+
+def exact_operator(
+    features: FloatArray,
+    pairs: Pairs,
+    ridge: float = 0.0,
+    rows: slice = slice(None),
+    backend: str | None = None,
+) -> FloatArray:
+    """K (h, h) = argmin F(W, ·) = (Σ ψ(x_{n+1}) ψ(x_n)ᵀ) (Σ ψ(x_n) ψ(x_n)ᵀ)⁺, or some rows of it.
+
+    features: ψ of all states (M, h). ridge: Tikhonov term relative to the mean diagonal of the
+    equilibrated Gram matrix. The pseudo-inverse is that of the engine's stage `project`: pivoted
+    Cholesky, stopped at the rounding of the Gram matrix, so features that depend on each other
+    (singular values below about 1e-8 of the largest) are left out and not amplified.
+    A row of K depends on its own features ahead only: ``rows`` is what one worker solves.
+    Features are squared in units of their own, powers of two, so that K does not depend on units.
+    All NaN where a feature is not finite. backend: of the engine; None: as KOOPCORE_BACKEND says.
+    Cost: 4 N h² flops and one h³ factorization. Source: variable projection, Golub & Pereyra 1973.
+    """
+    now, ahead = features[pairs.current], features[pairs.following]
+    if rows != slice(None):
+        ahead = ahead[:, rows]
+    if not np.isfinite(features).all():
+        return np.full((ahead.shape[1], now.shape[1]), np.nan)
+    unit = power_of_two(features)
+    now, ahead = now / unit, ahead / unit[rows]
+    gram = now.T @ now
+    start = np.zeros((1, len(gram)))
+    whitened = backend_for("cpu", backend).project(
+        gram[None], gram[None], start, None, ridge, False
+    )
+    whitener: FloatArray = whitened.whitener[0]  # V with V Vᵀ = gram⁺
+    operator = ((ahead.T @ now) @ whitener) @ whitener.T
+    with np.errstate(over="ignore"):  # of units that are far apart
+        return operator * (unit[rows, None] / unit)

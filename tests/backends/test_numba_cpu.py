@@ -198,7 +198,7 @@ def test_deficient_groups_get_the_same_rank_and_disturb_no_neighbour(n: int, aff
         close(getattr(actual, name), getattr(expected, name), SOLVED)
 
 
-@pytest.mark.parametrize("scale", [1e-140, 1e-30, 1.0, 1e30, 1e140])
+@pytest.mark.parametrize("scale", [1e-110, 1e-30, 1.0, 1e30, 1e140])
 def test_the_fit_does_not_depend_on_the_unit(scale: float) -> None:
     gram = full_rank_gram(3, 8)
     one, scaled = (numba_cpu.solve(g, 8, True, 1) for g in (gram, gram * scale**2))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from koopcore.backends.numba import backend as numba_backend
-from koopcore.backends.numba import spread as spreading
-from koopcore.backends.numba import views
+from koopcore.backends.numba import runtime, views
 from koopcore.backends.numba.backend import NumbaCpu
 from koopcore.backends.numba.simd import WIDTH
 from koopcore.backends.protocol import Ahead, FeatureSolved, Projection, Snapshots
@@ -180,7 +179,7 @@ def test_a_group_that_is_not_finite_says_so_and_no_other(bad: float, affine: boo
 def test_fused_results_do_not_depend_on_the_number_of_threads(
     affine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spreading, "SERIAL", 0)
+    monkeypatch.setattr(runtime, "SERIAL", 0)
     snapshots, part = mixed(9, 3, 90)
     results: list[list[Any]] = []
     for threads in ("1", "3"):
@@ -198,7 +197,7 @@ def test_fused_results_do_not_depend_on_the_number_of_threads(
 def test_companion_endpoints_ahead_are_the_bits_of_the_stages(
     horizons: list[int], pieces: int | None, affine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spreading, "SERIAL", 0)
+    monkeypatch.setattr(runtime, "SERIAL", 0)
     monkeypatch.setattr(numba_backend, "CACHED", 3000)  # several blocks
     if pieces:  # the large group is shared by threads
         monkeypatch.setattr(views, "PIECE", pieces)

@@ -136,7 +136,7 @@ def test_pictures_in_other_formats(koopcore_command, tmp_path, name, start):
 def test_an_interrupted_write_leaves_the_old_picture_and_nothing_else(tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("matplotlib")
-    from koopcore.lab.demo.command import write_whole
+    from koopcore.files import write_whole
 
     picture = tmp_path / "a.png"
     picture.write_bytes(b"old")
@@ -186,20 +186,32 @@ def test_control_c_ends_with_130_one_line_and_no_file(tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out.strip() == ""
-    assert err.strip() == "koopcore: interrupted; no picture was written"
+    assert err.strip() == "koopcore: interrupted; what was finished is kept"
     assert os.listdir(tmp_path) == []
 
 
-def test_an_interrupt_before_the_command_has_begun_is_130_too(monkeypatch):
-    from koopcore import __main__
-
-    def interrupted():
+def test_an_interrupt_before_the_command_has_begun_is_130_too(koopcore_command, monkeypatch):
+    def interrupted(**_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "main", interrupted)
-    with pytest.raises(SystemExit) as end:
-        __main__.main()
-    assert end.value.code == 130
+    monkeypatch.setattr(cli, "app", interrupted)
+    assert koopcore_command("info")[0] == 130
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_a_missing_command_line_package_is_one_line_too(missing, tmp_path):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "sys.argv = ['koopcore', 'demo', '--steps', '1']\n"
+        "from koopcore.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert missing in done.stderr
+    assert 'pip install "koopcore[demo]"' in done.stderr
 
 
 def test_info_names_version_build_backends_and_threads(koopcore_command, monkeypatch):

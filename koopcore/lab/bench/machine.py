@@ -36,8 +36,8 @@ def describe() -> dict[str, str | int | float]:
 
 def processor() -> str:
     """The model name that the system gives, or what Python knows of it."""
-    found = re.search(r"^model name\s*:\s*(.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    model = re.search(r"^model name\s*:\s*(.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
+    return model[1].strip() if model else platform.processor() or platform.machine()
 
 
 @cache
@@ -45,19 +45,19 @@ def last_level_cache() -> int:
     """Bytes of the largest cache of the first processor."""
     sizes = [0]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        found = re.match(r"(\d+)([KMG]?)", _text(path))
-        if found:
-            sizes.append(int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]])
+        size = re.match(r"(\d+)([KMG]?)", _text(path))
+        if size:
+            sizes.append(int(size[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[size[2]])
     return max(sizes) or ASSUMED_CACHE
 
 
 def memory() -> tuple[int, int]:
     """Bytes of memory: all of it, and what can be had without swapping."""
     lines = re.findall(r"^(\w+):\s*(\d+) kB$", _text(Path("/proc/meminfo")), re.MULTILINE)
-    found: dict[str, str] = dict(lines)
-    if "MemTotal" in found:
-        total = int(found["MemTotal"]) * 1024
-        return total, int(found.get("MemAvailable", found["MemTotal"])) * 1024
+    sizes: dict[str, str] = dict(lines)
+    if "MemTotal" in sizes:
+        total = int(sizes["MemTotal"]) * 1024
+        return total, int(sizes.get("MemAvailable", sizes["MemTotal"])) * 1024
     if hasattr(os, "sysconf"):
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return total, total // 2

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from itertools import groupby
 
 from koopcore.lab.bench import probes
-from koopcore.lab.bench.race_cache import forget
-from koopcore.lab.bench.study import Case, Job, Row, Size, Study, Unavailable
+from koopcore.lab.bench.study import Case, Job, Row, Size, Study, Unavailable, forget
 
 PACE_TURNS = 20_000  # of the multiply-add loop: about a millisecond
 FEWEST = 3  # turns of every case, unless they take PATIENCE times what was asked for
@@ -70,7 +69,7 @@ def run_race(
     for case, job, row in running:
         again = job.error(prepared(job)())
         row.error = again if again != again else max(row.error, again)
-        row.rounds, row.pace = len(times[row.case]), pace
+        row.rounds, row.pace, row.figures = len(times[row.case]), pace, dict(job.figures)
         if not row.wrong:
             row.seconds = job.scale * min(times[row.case])
             row.median = job.scale * statistics.median(times[row.case])

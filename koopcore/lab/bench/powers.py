@@ -71,18 +71,18 @@ def fit_power(x: Sequence[float], seconds: Sequence[float], fixed: bool = True) 
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", optimize.OptimizeWarning)
-                found, covariance = optimize.curve_fit(raised, logs, times, start, maxfev=20_000)
+                fitted, covariance = optimize.curve_fit(raised, logs, times, start, maxfev=20_000)
         except (RuntimeError, optimize.OptimizeWarning):  # the points tell of no fixed cost
             return fit_power(x, seconds, fixed=False)
-        if not np.all(np.isfinite(covariance)) or np.exp(found[2]) < 0.01 * ts.min():
+        if not np.all(np.isfinite(covariance)) or np.exp(fitted[2]) < 0.01 * ts.min():
             return fit_power(x, seconds, fixed=False)
     else:
-        found, covariance = optimize.curve_fit(plain, logs, times, (intercept, slope))
+        fitted, covariance = optimize.curve_fit(plain, logs, times, (intercept, slope))
     quantile = stats.t.ppf(0.975, len(xs) - unknowns)
     return Power(
-        exponent=float(found[1]),
+        exponent=float(fitted[1]),
         half_width=float(quantile * np.sqrt(covariance[1, 1])),
-        fixed=float(np.exp(found[2])) if fixed else 0.0,
-        factor=float(np.exp(found[0])),
+        fixed=float(np.exp(fitted[2])) if fixed else 0.0,
+        factor=float(np.exp(fitted[0])),
         points=len(xs),
     )

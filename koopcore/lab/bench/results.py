@@ -1,21 +1,24 @@
-"""Results of a run as JSON: rows, exponents, claims of every study, with machine and versions."""
+"""Results of a run as JSON, with machine and versions; and two runs beside each other."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from koopcore.files import write_whole
 from koopcore.lab.bench.machine import describe
 from koopcore.lab.bench.study import Row, Size, Study
-from koopcore.lab.demo.command import write_whole
 
 _NULL = {"x": math.nan, "pace": math.nan, "error": math.nan, "bound": math.inf}
 """What null stands for: JSON has neither NaN nor infinity."""
+
+TOLERANCE = 1.25
+"""A case slower by this factor is a regression. Best times repeat within 1.1 on a quiet machine."""
 
 
 class Results:
@@ -30,7 +33,7 @@ class Results:
             if earlier["size"] == size.value:
                 self.studies = earlier["studies"]
 
-    def keep(self, study: Study, rows: Sequence[Row]) -> None:
+    def add(self, study: Study, rows: Sequence[Row]) -> None:
         """Add or replace one study, and write the whole file."""
         summary = study.summary(rows)
         self.studies[study.name] = {
@@ -39,6 +42,9 @@ class Results:
             "machine": describe(),
             "rows": [_plain(asdict(row)) for row in rows],
             "powers": {name: power._asdict() for name, power in summary.powers.items()},
+            "shares": [
+                {**_plain(share._asdict()), "roof": _known(share.roof)} for share in summary.shares
+            ],
             "claims": [{**_plain(claim._asdict()), "met": claim.met} for claim in summary.claims],
             "notes": summary.notes,
         }
@@ -57,21 +63,20 @@ class Results:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The file's contents; ValueError, saying what to give, if ``koopcore bench`` wrote it not."""
+    """The contents of a file that ``koopcore bench`` wrote; ValueError for any other."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        Size(found["size"])
-        for study in found["studies"].values():
+        contents: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        Size(contents["size"])
+        for study in contents["studies"].values():
             rows_of(study)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(
             f"{path} holds no results of koopcore bench; give a JSON file that it wrote"
         ) from None
-    contents: dict[str, Any] = found
     return contents
 
 
-def rows_of(study: dict[str, Any]) -> list[Row]:
+def rows_of(study: Mapping[str, Any]) -> list[Row]:
     """The rows of a study as it stands in the file."""
     names = {field.name for field in fields(Row)}
     rows = []
@@ -87,6 +92,68 @@ def rows_of(study: dict[str, Any]) -> list[Row]:
 def _plain(entry: dict[str, Any]) -> dict[str, Any]:
     """NaN and infinity as null."""
     return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in entry.items()
+        name: _known(value) if isinstance(value, float) else value for name, value in entry.items()
     }
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+class Change(NamedTuple):
+    """One case in both runs.
+
+    ratio: its time now over its time then, both in units of the race's loop of multiply-adds, so
+    that a slower clock is no regression; NaN where either has no time. reason: what is the matter;
+    empty if nothing is.
+    """
+
+    study: str
+    race: str
+    case: str
+    before: float | None
+    now: float | None
+    ratio: float
+    reason: str
+
+
+def compare(
+    before: Mapping[str, Any], now: Mapping[str, Any], tolerance: float = TOLERANCE
+) -> list[Change]:
+    """Changes of all engine cases that both have, the worst first.
+
+    before, now: contents of result files. Raises ValueError for runs of different sizes, other
+    processors, or nothing in common.
+    """
+    if before["size"] != now["size"]:
+        raise ValueError(
+            f"the earlier run is {before['size']}, this one is {now['size']}; compare runs of one "
+            "size (with or without --quick)"
+        )
+    changes = []
+    for name in before["studies"].keys() & now["studies"].keys():
+        then, this = before["studies"][name], now["studies"][name]
+        processors = {study["machine"]["processor"] for study in (then, this)}
+        if len(processors) > 1:
+            raise ValueError(
+                f"study {name} ran on {' and on '.join(sorted(processors))}; ratios of times need "
+                "one machine"
+            )
+        earlier = {(row.race, row.case): row for row in rows_of(then) if row.engine}
+        for row in rows_of(this):
+            old = earlier.get((row.race, row.case))
+            if old is None or not row.engine:
+                continue
+            ratio, reason = float("nan"), ""
+            if row.seconds is not None and old.seconds is not None:
+                ratio = (row.seconds / row.pace) / (old.seconds / old.pace)
+                if ratio > tolerance:
+                    reason = f"slower by {ratio:.2f}"
+            elif old.seconds is not None:
+                reason = f"missing: {row.missing}" if row.missing else f"wrong: {row.error:.2g}"
+            changes.append(
+                Change(name, row.race, row.case, old.seconds, row.seconds, ratio, reason)
+            )
+    if not changes:
+        raise ValueError("the earlier run has no case in common with this one")
+    return sorted(changes, key=lambda c: (not c.reason, -c.ratio if c.ratio == c.ratio else 0.0))

@@ -7,13 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from koopcore.lab.bench.compare import TOLERANCE, Change, compare
+from koopcore.files import write_whole
 from koopcore.lab.bench.measure import run_study
-from koopcore.lab.bench.report import html, picture
-from koopcore.lab.bench.results import Results, load, rows_of
+from koopcore.lab.bench.report import change_table, html, picture, study_table, troubles
+from koopcore.lab.bench.results import TOLERANCE, Change, Results, compare, load, rows_of
 from koopcore.lab.bench.study import Size
-from koopcore.lab.bench.tables import change_table, study_table, troubles
-from koopcore.lab.demo.command import write_whole
 from koopcore.lab.studies.catalogue import studies
 
 SECONDS = {Size.full: 0.6, Size.quick: 0.05}  # of timing per case
@@ -29,15 +27,15 @@ def run(
 ) -> int:
     """Run the studies whose name matches ``only``; write bench.json, .html, .png (bench-quick.*).
 
-    Results of other studies that the JSON file has are kept, so that a long run may be done in
-    pieces. against: an earlier JSON file. Returns the exit code: 0, or 1 if a result was wrong or a
-    case became slower than ``tolerance`` times what it was. Raises ValueError or OSError before
-    any work for what cannot be used.
+    Results of other studies stay in the JSON file, so that a long run may be done in pieces.
+    against: an earlier JSON file. Returns the exit code: 0, or 1 if a result was wrong or a case
+    became slower than ``tolerance`` times what it was. Raises ValueError or OSError before any
+    work for what cannot be used.
     """
     if not tolerance > 1:
         raise ValueError(f"tolerance is {tolerance}; give a ratio above 1")
     size = Size.quick if quick else Size.full
-    chosen = studies(only)
+    matching = studies(only)
     earlier = load(against) if against is not None else None
     if earlier is not None and earlier["size"] != size.value:
         compare(earlier, {"size": size.value, "studies": {}}, tolerance)
@@ -53,29 +51,31 @@ def run(
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        counts = [len(study.cases(size)) for study in chosen]
+        counts = [len(study.cases(size)) for study in matching]
         task = progress.add_task("", total=sum(counts))
-        for study in chosen:
+        for study in matching:
             progress.update(task, description=study.name)
             rows = run_study(study, size, SECONDS[size], lambda _: progress.advance(task))
-            results.keep(study, rows)
-            found = results.studies[study.name]
-            console.print(f"[bold]{study.name}[/]: {found['question']}", highlight=False)
-            if found["powers"] or found["claims"]:
-                console.print(study_table(found))
-            for line in found["notes"]:
+            results.add(study, rows)
+            outcome = results.studies[study.name]
+            console.print(f"[bold]{study.name}[/]: {outcome['question']}", highlight=False)
+            if outcome["powers"] or outcome["shares"] or outcome["claims"]:
+                console.print(study_table(outcome))
+            for line in outcome["notes"]:
                 console.print(f"  {line}", highlight=False, markup=False)
-            for line in troubles(found):
+            for line in troubles(outcome):
                 console.print(f"  {line}", style="red", highlight=False, markup=False)
     contents = {**results.head(), "studies": results.studies}
     changes: list[Change] = []
+    table = None
     if earlier is not None:
-        done = {study.name: results.studies[study.name] for study in chosen}
-        changes = compare(earlier, {**results.head(), "studies": done}, tolerance)
-        console.print(change_table(changes, tolerance))
-    page = html(contents, studies(), changes)
+        finished = {study.name: results.studies[study.name] for study in matching}
+        changes = compare(earlier, {**results.head(), "studies": finished}, tolerance)
+        table = change_table(changes, tolerance)
+        console.print(table)
+    page = html(contents, studies(), table)
     write_whole(output / f"{stem}.html", lambda path: path.write_text(page, encoding="utf-8"))
     write_whole(output / f"{stem}.png", picture(contents, studies()).savefig)
     console.print(f"results: {output / stem}.json, .html, .png", soft_wrap=True)
-    wrong = any(row.wrong for study in chosen for row in rows_of(results.studies[study.name]))
+    wrong = any(row.wrong for study in matching for row in rows_of(results.studies[study.name]))
     return int(wrong or any(change.reason for change in changes))

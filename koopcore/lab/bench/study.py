@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from koopcore.lab.bench.powers import Power
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Size(str, Enum):
@@ -38,7 +42,7 @@ class Job:
     error  : how wrong the result is, as a share of the true movement where it is a prediction.
     bound  : the largest error with which a time is reported at all.
     scale  : times are multiplied by it, where only a part of the work is done.
-    figures: what the study needs to know besides the time: bytes, flops.
+    figures: what the study needs to know besides the time: bytes, flops; a call may add to them.
     before : runs untimed before every call, to put memory or other threads in a certain state.
     most   : the most calls that are timed; a slow case needs no hundred repetitions.
     engine : whether koopcore does the work; not for peers, probes and what else it stands beside.
@@ -52,6 +56,9 @@ class Job:
     before: Callable[[], object] | None = None
     most: int = 200
     engine: bool = True
+
+
+INSTALL = 'pip install "koopcore[bench]"'
 
 
 class Unavailable(Exception):
@@ -89,7 +96,7 @@ class Row:
 
 
 class Claim(NamedTuple):
-    """A figure with its target: ``value`` at most (or at least) ``limit``."""
+    """A figure with a target that arithmetic allows: ``value`` at most (or at least) ``limit``."""
 
     text: str
     value: float
@@ -101,12 +108,31 @@ class Claim(NamedTuple):
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 
 
-class Summary(NamedTuple):
-    """What a study concludes: exponents, claims, and notes for the reader."""
+class Share(NamedTuple):
+    """What a job makes of the machine: its work per second, as shares of both roofs.
 
-    powers: dict[str, Power]
-    claims: list[Claim]
-    notes: list[str]
+    flops: floating-point operations, of what multiply-adds in registers reach. bytes: read and
+    written, of what reading (or writing) alone reaches. Neither can be above one for long, and the
+    larger is the share of the roof: what is missing to one could be gained at most.
+    """
+
+    text: str
+    flops: float
+    bytes: float
+
+    @property
+    def roof(self) -> float:
+        return max(self.flops, self.bytes)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a study concludes: exponents, shares of the roof, claims, notes for the reader."""
+
+    powers: dict[str, Power] = field(default_factory=dict)
+    shares: list[Share] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -154,3 +180,22 @@ def spread(values: Sequence[float | None], count: int) -> float:
     """Largest over smallest of ``count`` values; NaN if any is missing or not a number."""
     known = [value for value in values if value is not None and value == value]
     return max(known) / min(known) if len(known) == count else float("nan")
+
+
+_caches: list[Any] = []
+
+
+def shared(function: Callable[P, T]) -> Callable[P, T]:
+    """Make once what the cases of a race share: the last result stays until `forget`.
+
+    Or until other arguments come.
+    """
+    cached = lru_cache(maxsize=1)(function)
+    _caches.append(cached)
+    return cached  # type: ignore[return-value]
+
+
+def forget() -> None:
+    """Release what every `shared` function holds: snapshots may be gigabytes."""
+    for cached in _caches:
+        cached.cache_clear()

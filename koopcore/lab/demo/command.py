@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from koopcore.files import beside, write_whole
 from koopcore.lab.demo.demo import DemoSettings, Outcome, run_demo
 from koopcore.lab.demo.figure import demo_figure
 from koopcore.lab.demo.table import demo_table
@@ -61,7 +60,7 @@ def checked_output(path: Path) -> Path:
         )
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"output {path} is write-protected; choose another name")
-    probe = _beside(path)
+    probe = beside(path)
     try:
         probe.touch()
         probe.unlink()
@@ -70,24 +69,3 @@ def checked_output(path: Path) -> Path:
             f"output {path}: cannot write in {path.parent} ({error.strerror}); choose another"
         ) from None
     return path
-
-
-def write_whole(path: Path, save: Callable[[Path], object]) -> None:
-    """Let ``save`` write beside ``path``, then put it in place in one step.
-
-    Whatever interrupts it, ``path`` holds what it held before, or the whole new file, and nothing
-    is left beside it.
-    """
-    partial = _beside(path)
-    try:
-        save(partial)
-        os.replace(partial, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            partial.unlink()
-        raise
-
-
-def _beside(path: Path) -> Path:
-    """A hidden name in the same directory, so that `os.replace` stays on one file system."""
-    return path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

@@ -11,13 +11,12 @@ from torch import Tensor
 
 import koopcore as kc
 from koopcore.lab.experiments.stopwatch import in_turns
-from koopcore.lab.problems.descent import OPTIMIZERS, Descent, Trace, one_thread
-from koopcore.lab.problems.oscillator import PARAMETERS, SHAPES, OscillatorBatch
+from koopcore.lab.options import ModelName, OptimizerName, PartitionName, check_names
+from koopcore.lab.problems.descent import Descent, Trace, one_thread
+from koopcore.lab.problems.oscillator import PARAMETERS, OscillatorBatch, batched_partition
 from koopcore.lab.problems.scores import Floats, equivalent_steps, error_ratio
 
-PARTITIONS = ("network", "layers", "nodes", "weights")
-MODELS = ("auto", "affine", "linear", "trend")
-HORIZONS = {"adagrad": 80, "adadelta": 80, "adam": 32}
+HORIZONS: dict[OptimizerName, int] = {"adagrad": 80, "adadelta": 80, "adam": 32}
 """Snapshots ahead: 2.5 windows; Adam's weights alone are no autonomous system, so 1 window."""
 
 _TIMED_STEPS = 20  # in each of the stopwatch's rounds
@@ -34,9 +33,9 @@ class DemoSettings:
     model   : as in `koopcore.fit`.
     """
 
-    optimizers: tuple[str, ...] = ("adagrad",)
-    partitions: tuple[str, ...] = ("network",)
-    model: str = "auto"
+    optimizers: tuple[OptimizerName, ...] = ("adagrad",)
+    partitions: tuple[PartitionName, ...] = ("network",)
+    model: ModelName = "auto"
     networks: int = 12
     seed: int = 0
     steps: int = 8000
@@ -47,27 +46,20 @@ class DemoSettings:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        for what, given, accepted in (
-            ("optimizer", self.optimizers, tuple(OPTIMIZERS)),
-            ("partition", self.partitions, PARTITIONS),
-            ("model", (self.model,), MODELS),
-        ):
-            for name in given:
-                if name not in accepted:
-                    raise ValueError(f"{what} is {name!r}; accepted are {', '.join(accepted)}")
-            if not given:
-                raise ValueError(f"no {what} is given; accepted are {', '.join(accepted)}")
+        check_names("optimizer", self.optimizers, OptimizerName)
+        check_names("partition", self.partitions, PartitionName)
+        check_names("model", (self.model,), ModelName)
         for name, least in (("networks", 1), ("steps", 0), ("window", 4), ("stride", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
         if self.horizon is not None and self.horizon < 1:
             raise ValueError(f"horizon is {self.horizon}; it must be 1 or more")
 
-    def horizon_of(self, optimizer: str) -> int:
+    def horizon_of(self, optimizer: OptimizerName) -> int:
         """Snapshots to predict for this optimizer."""
         return HORIZONS[optimizer] if self.horizon is None else self.horizon
 
-    def steps_of(self, optimizer: str) -> tuple[int, int, int]:
+    def steps_of(self, optimizer: OptimizerName) -> tuple[int, int, int]:
         """Optimizer steps before, inside and after the recorded window."""
         after = int(np.ceil(_OVERRUN * self.horizon_of(optimizer)))
         return self.steps, (self.window - 1) * self.stride, after * self.stride
@@ -82,7 +74,7 @@ class DemoSettings:
 class OrdinaryRun:
     """What ordinary training did before, inside and after the window."""
 
-    optimizer: str
+    optimizer: OptimizerName
     problem: OscillatorBatch
     before: Trace
     recorded: Trace
@@ -100,7 +92,7 @@ class Outcome:
     """
 
     run: OrdinaryRun
-    partition: str
+    partition: PartitionName
     horizon: int
     stride: int
     weights: Tensor  # (horizon + 1, networks, 152) from t2 to t2 + T
@@ -156,7 +148,7 @@ def run_demo(settings: DemoSettings, tick: Callable[[], object] | None = None) -
 
 
 def train(
-    settings: DemoSettings, optimizer: str, tick: Callable[[], object] | None = None
+    settings: DemoSettings, optimizer: OptimizerName, tick: Callable[[], object] | None = None
 ) -> OrdinaryRun:
     """Ordinary training of all networks: ``steps``, then the window, then 1.5 horizons."""
     problem = OscillatorBatch(
@@ -170,7 +162,7 @@ def train(
     return OrdinaryRun(optimizer, problem, before, recorded, after)
 
 
-def predict(settings: DemoSettings, run: OrdinaryRun, partition: str) -> Outcome:
+def predict(settings: DemoSettings, run: OrdinaryRun, partition: PartitionName) -> Outcome:
     """Fit all networks in one call on the window, predict the horizon, and score the endpoint."""
     horizon = settings.horizon_of(run.optimizer)
     window, networks = run.recorded.snapshots.shape[:2]
@@ -182,14 +174,14 @@ def predict(settings: DemoSettings, run: OrdinaryRun, partition: str) -> Outcome
     with one_thread(weights.device):
         losses = run.problem.loss(weights.flatten(0, 1)).reshape(horizon + 1, networks)
 
-    own = snapshots[:, :PARAMETERS].contiguous()
-    own_part = batched_partition(partition, 1)
+    first = snapshots[:, :PARAMETERS].contiguous()
+    first_part = batched_partition(partition, 1)
     alone = Descent(run.problem, run.optimizer, start=run.recorded.snapshots[-1, :1])
     together = Descent(run.problem, run.optimizer, start=run.recorded.snapshots[-1])
     step, fit, batch_step, batch_fit = in_turns(
         (
             lambda: alone.advance(_TIMED_STEPS),
-            lambda: kc.fit(own, own_part, model=settings.model).predict(horizon),
+            lambda: kc.fit(first, first_part, model=settings.model).predict(horizon),
             lambda: together.advance(_TIMED_STEPS),
             lambda: kc.fit(snapshots, part, model=settings.model).predict(horizon),
         )
@@ -210,18 +202,3 @@ def predict(settings: DemoSettings, run: OrdinaryRun, partition: str) -> Outcome
         batch_step_seconds=batch_step * per_step,
         batch_fit_seconds=batch_fit,
     )
-
-
-def batched_partition(partition: str, networks: int) -> kc.Partition:
-    """The partition of ``networks`` networks lying side by side in one flat vector.
-
-    "layers", "nodes" and "weights" are those of one long chain of layers; "network" gives every
-    network its own group. No operator ever sees two networks.
-    """
-    if partition == "network":
-        size = networks * PARAMETERS
-        own = [slice(k, k + PARAMETERS) for k in range(0, size, PARAMETERS)]
-        return kc.Partition.groups(size, own)
-    layout = kc.Layout.from_shapes(SHAPES * networks)
-    made: kc.Partition = getattr(kc.Partition, partition)(layout)
-    return made

@@ -9,10 +9,8 @@ from rich.box import SIMPLE_HEAVY
 from rich.table import Table
 
 from koopcore.lab.demo.demo import Outcome
+from koopcore.lab.problems.oscillator import PAPER
 from koopcore.lab.problems.scores import Floats
-
-PAPER_SPEEDUP = {"adam": 98, "adagrad": 132, "adadelta": 141}
-PAPER_ERROR_RATIO = 0.0044
 
 NOTES = (
     "T^eq: steps that ordinary training needs from t2 to reach the predicted network's loss; "
@@ -52,7 +50,7 @@ def demo_table(outcomes: Sequence[Outcome]) -> Table:
 def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, list[str], str]]:
     speedups = {outcome.run.optimizer: "" for outcome in outcomes}
     named = (
-        f"{PAPER_SPEEDUP[name]}x {name.capitalize() if len(speedups) > 1 else ''}".strip()
+        f"{PAPER['speedup'][name]}x {name.capitalize() if len(speedups) > 1 else ''}".strip()
         for name in speedups
     )
     rows = (
@@ -66,7 +64,7 @@ def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, list[str], str]]:
         (
             "error ratio",
             lambda o: f"{np.median(o.error_ratio):.4f}",
-            f"{PAPER_ERROR_RATIO}",
+            f"{PAPER['error_ratio']}",
         ),
         ("one training step", lambda o: _time(o.step_seconds), "-"),
         (

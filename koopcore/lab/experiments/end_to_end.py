@@ -1,24 +1,42 @@
-"""End to end: steps and seconds to a loss, everything included, against tuned plain training."""
+"""End to end: steps and seconds to a loss, everything included, against tuned plain training.
+
+On the oscillator: plain training, averages of its weights, straight lines and koopcore.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAVY
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+import torch
+from rich.console import RenderableType
+from torch import Tensor, nn
 
-from koopcore.lab.experiments import oscillator_race as oscillator
-from koopcore.lab.experiments.experiment import Cell, Results
+from koopcore.lab.experiments.experiment import (
+    Cell,
+    Context,
+    Results,
+    annotated,
+    sheet,
+    spread,
+)
+from koopcore.lab.problems.descent import OPTIMIZERS, Descent, one_thread
+from koopcore.lab.problems.oscillator import OscillatorBatch
+from koopcore.lab.problems.scores import Floats
+from koopcore.training import ExponentialAverage, WindowAverage, attach
+
+METHODS = {"koopcore": ("koopman", "mean", "line"), "line": ("line",)}
+"""Candidates of each method that jumps; everything else about them is the same."""
 
 
 def settings(quick: bool) -> dict[str, Any]:
     """Rates, networks, seeds and the options of ``attach``, defaults but for Adam's snapshots."""
-    chosen: dict[str, Any] = {
+    regime: dict[str, Any] = {
         "networks": 8,
         "seed": 300,
         "tuning": 3,
@@ -41,14 +59,14 @@ def settings(quick: bool) -> dict[str, Any]:
         "average_every": 10,
     }
     if quick:
-        chosen |= {
+        regime |= {
             "networks": 2,
             "tuning": 1,
             "steps": 1500,
             "rates": {"adagrad": [0.1, 0.3], "adadelta": [0.3, 1.0], "adam": [0.01, 0.03]},
             "jump_rates": {"adagrad": [0.1, 0.3], "adadelta": [1.0, 2.0], "adam": [0.01, 0.03]},
         }
-    return {"oscillator": chosen}
+    return regime
 
 
 def _decaying(rates: Sequence[float], *decays: float) -> list[list[float]]:
@@ -57,8 +75,302 @@ def _decaying(rates: Sequence[float], *decays: float) -> list[list[float]]:
 
 
 def cells(settings: dict[str, Any]) -> Sequence[Cell]:
-    """The oscillator's cells."""
-    return oscillator.cells(settings["oscillator"])
+    """For each optimizer: plain training at every rate with averages beside it, then the jumps."""
+    runs = []
+    for optimizer, rates in settings["rates"].items():
+        reference = f"{optimizer}/plain"
+        ticks = len(rates) * settings["steps"]
+        runs.append(Cell(reference, ticks, partial(plain, settings, optimizer)))
+        ticks = len(settings["jump_rates"][optimizer]) * settings["tuning"] + settings["networks"]
+        for method in METHODS:
+            work = partial(jumping, settings, optimizer, method)
+            runs.append(Cell(f"{optimizer}/{method}", ticks, work, needs=(reference,)))
+    return runs
+
+
+Pace = tuple[float, float]
+"""Rate and decay of a run: the rate at step ``s`` is ``rate / (1 + decay s)``."""
+
+
+def paces(given: Sequence[float | Sequence[float]]) -> list[Pace]:
+    """A rate alone stays constant; a pair is (rate, decay)."""
+    return [(g[0], g[1]) if isinstance(g, Sequence) else (g, 0.0) for g in given]
+
+
+def label(pace: Pace) -> str:
+    """How a pace is named in results: ``0.06``, or ``0.06, decay 0.0001``."""
+    return f"{pace[0]:g}" + (f", decay {pace[1]:g}" if pace[1] else "")
+
+
+def plain(settings: dict[str, Any], optimizer: str, context: Context) -> dict[str, Any]:
+    """Train at every rate; the reference is the rate with the lowest median best loss.
+
+    Each network's target is the lowest loss of its reference run, its steps are where that run
+    first has it. The averages are evaluated every 10 steps of every rate's run, and the rate that
+    brings an average to the targets soonest is the one reported.
+    """
+    problem = make_problem(settings)
+    networks = settings["networks"]
+    curves: dict[Pace, Floats] = {}
+    averages: dict[Pace, dict[str, Floats]] = {}
+    for pace in paces(settings["rates"][optimizer]):
+        curve, means = _averaged(problem, optimizer, pace, settings, context)
+        curves[pace], averages[pace] = curve[:, :networks], means
+    medians = {pace: float(np.median(lowest(curve)[-1])) for pace, curve in curves.items()}
+    best = min(medians, key=medians.__getitem__)
+    target = {
+        "tuning": _tuning_targets(settings, optimizer, best),
+        "networks": curves[best].min(0).tolist(),
+    }
+    steps = curves[best].argmin(0)
+    every = settings["average_every"]
+    rivals: dict[str, Any] = {}
+    for name in next(iter(averages.values())):
+        for pace, means in averages.items():
+            factors = steps / first_below(means[name], curves[best].min(0), every)
+            if name not in rivals or np.median(factors) > np.median(rivals[name]["factors"]):
+                rivals[name] = {"rate": label(pace), "factors": factors.tolist()}
+    return {
+        "rate": label(best),
+        "medians": {label(pace): loss for pace, loss in medians.items()},
+        "target": target,
+        "steps": steps.tolist(),
+        "averages": rivals,
+    }
+
+
+def _averaged(
+    problem: OscillatorBatch,
+    optimizer: str,
+    pace: Pace,
+    settings: dict[str, Any],
+    context: Context,
+) -> tuple[Floats, dict[str, Floats]]:
+    """Loss of every network at each step, and of its averages every ``average_every`` steps."""
+    every = settings["average_every"]
+    rate, decay = pace
+    descent = Descent(problem, optimizer, rate=rate, decay=decay, start=problem.initial())
+    decays = {f"EMA {decay:g}": decay for decay in settings["ema"]}
+    ema = {name: ExponentialAverage([descent.params], decay) for name, decay in decays.items()}
+    lawa = WindowAverage([descent.params], settings["lawa"][0])
+    curves: dict[str, list[Tensor]] = {name: [] for name in (*ema, "LAWA")}
+    step = 0
+
+    def after_step() -> None:
+        nonlocal step
+        step += 1
+        context.tick()
+        for average in ema.values():
+            average.update()
+        if step % settings["lawa"][1] == 0:
+            lawa.update()
+        if step % every == 0:
+            for name, average in ema.items():
+                curves[name].append(problem.loss(average.average[0]))
+            if lawa.ring.count:
+                with lawa.applied():
+                    curves["LAWA"].append(problem.loss(descent.params))
+            else:
+                curves["LAWA"].append(problem.loss(descent.params))
+
+    with torch.no_grad():
+        trace = descent.advance(settings["steps"], tick=after_step)
+    losses = trace.losses.double().numpy()
+    return losses, {name: torch.stack(rows).double().numpy() for name, rows in curves.items()}
+
+
+def _tuning_targets(settings: dict[str, Any], optimizer: str, pace: Pace) -> list[float]:
+    """Lowest losses of plain training of the networks on which the jumps' rates are tuned."""
+    problem = make_problem(settings, tuning=True)
+    rate, decay = pace
+    descent = Descent(problem, optimizer, rate=rate, decay=decay, start=problem.initial())
+    trace = descent.advance(settings["steps"])
+    return trace.losses.min(0).values.tolist()
+
+
+def jumping(
+    settings: dict[str, Any], optimizer: str, method: str, context: Context
+) -> dict[str, Any]:
+    """Tune the rate on networks of another seed, then run every network at the best one."""
+    reference = context.results[f"{optimizer}/plain"]
+    options = {**settings["attach"][optimizer], "candidates": METHODS[method]}
+    tuning_steps = {}
+    with one_thread(torch.device("cpu")):
+        tuning = make_problem(settings, tuning=True)
+        for pace in paces(settings["jump_rates"][optimizer]):
+            counts = []
+            for network, target in enumerate(reference["target"]["tuning"]):
+                case = (tuning, network, optimizer, pace[0], target, settings["steps"], options)
+                run = race(*case, probe=1, decay=pace[1])
+                counts.append(run.steps if run.reached else 2 * settings["steps"])
+                context.tick()
+            # Middle of three networks; a network that never arrives counts twice the limit.
+            tuning_steps[pace] = float(np.median(counts))
+        best = min(tuning_steps, key=tuning_steps.__getitem__)
+        problem = make_problem(settings)
+        runs = []
+        for network, target in enumerate(reference["target"]["networks"]):
+            case = (problem, network, optimizer, best[0], target, settings["steps"], options)
+            run = race(*case, decay=best[1])
+            runs.append(run.as_dict())
+            context.tick()
+    steps = np.asarray(reference["steps"], float)
+    factors = [
+        s / max(r["steps"], 1) if r["reached"] else 0.0 for s, r in zip(steps, runs, strict=True)
+    ]
+    clock = [
+        s * r["plain_step_seconds"] / r["seconds"] if r["reached"] else 0.0
+        for s, r in zip(steps, runs, strict=True)
+    ]
+    return {
+        "rate": label(best),
+        "tuning_steps": {label(pace): count for pace, count in tuning_steps.items()},
+        "factors": factors,
+        "seconds_factors": clock,
+        "runs": runs,
+    }
+
+
+def make_problem(settings: dict[str, Any], tuning: bool = False) -> OscillatorBatch:
+    """The measured networks, or those of another seed on which rates are tuned."""
+    seed = settings["seed"] + (1 if tuning else 0)
+    networks = settings["tuning"] if tuning else settings["networks"]
+    return OscillatorBatch(networks, seed, duration=settings["duration"])
+
+
+def lowest(curve: Floats) -> Floats:
+    """Lowest loss so far; what is not finite counts as infinite."""
+    return np.minimum.accumulate(np.where(np.isfinite(curve), curve, np.inf), 0)
+
+
+def first_below(curve: Floats, target: Floats, every: int) -> Floats:
+    """Steps at which each column is first at its target or below, infinite if never.
+
+    Row ``i`` of ``curve`` stands for step ``(i + 1) every``.
+    """
+    below = curve <= target
+    steps = (below.argmax(0) + 1.0) * every
+    return np.where(below.any(0), steps, np.inf)
+
+
+class OscillatorNetwork(nn.Module):
+    """One 1:10:10:2 network of an `OscillatorBatch`, with its hand-written gradient.
+
+    A step costs what the problem costs, not what automatic differentiation adds to it.
+    """
+
+    def __init__(self, problem: OscillatorBatch, network: int) -> None:
+        super().__init__()
+        self.problem = problem
+        self.weights = nn.Parameter(problem.initial()[network : network + 1].clone())
+
+    def forward(self) -> Tensor:
+        """Loss, a scalar."""
+        return self.problem.loss(self.weights).sum()
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What a run took.
+
+    reached : whether the loss came down to the target within the allowed steps.
+    steps   : optimizer steps taken. seconds: processor time of all of it.
+    plain_step_seconds : of ordinary steps, taken directly before and after the run.
+    """
+
+    reached: bool
+    steps: int
+    seconds: float
+    plain_step_seconds: float
+    loss: float
+    evaluations: int
+    jumps: int
+    accepted: int
+    seconds_jumping: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers for ``json``."""
+        return asdict(self)
+
+
+def race(
+    problem: OscillatorBatch,
+    network: int,
+    optimizer: str,
+    rate: float,
+    target: float,
+    limit: int,
+    options: dict[str, Any],
+    probe: int = 200,
+    decay: float = 0.0,
+) -> Finish:
+    """Train one network with koopcore attached until its loss is at most ``target``.
+
+    options : of `koopcore.attach`. limit: steps after which it is given up. probe: ordinary steps
+    timed before, and again after, so that a slow spell of the machine meets both sides. decay: the
+    rate at step ``s`` is ``rate / (1 + decay s)``, as in `Descent`.
+
+    Seconds are processor time of this process, which no other process on the machine adds to; it
+    must run with one thread. Recording, fits, loss checks and rejected jumps are in it.
+    """
+    before = plain_seconds(problem, network, optimizer, rate, probe)
+    model = OscillatorNetwork(problem, network)
+    stepper = OPTIMIZERS[optimizer](model.parameters(), lr=rate)  # type: ignore[call-arg]
+    begun = time.process_time()
+    koop = attach(stepper, model, loss=model, **options)
+    reached, steps, loss = descend(model, stepper, target, limit, decay)
+    seconds = time.process_time() - begun
+    koop.detach()
+    after = plain_seconds(problem, network, optimizer, rate, probe)
+    stats = koop.stats
+    return Finish(
+        reached,
+        steps,
+        seconds,
+        (before + after) / 2,
+        loss,
+        stats.evaluations,
+        stats.jumps,
+        stats.accepted,
+        stats.seconds,
+    )
+
+
+def descend(
+    model: Callable[[], Tensor],
+    stepper: torch.optim.Optimizer,
+    target: float,
+    limit: int,
+    decay: float = 0.0,
+) -> tuple[bool, int, float]:
+    """Step until the loss, which every step evaluates anyway, is at most ``target``."""
+    loss = math.inf
+    rate = stepper.param_groups[0]["lr"]
+    for steps in range(limit + 1):
+        stepper.zero_grad()
+        value = model()
+        loss = float(value.detach())
+        if loss <= target:
+            return True, steps, loss
+        if steps == limit:
+            break
+        value.backward()
+        if decay:
+            stepper.param_groups[0]["lr"] = rate / (1.0 + decay * steps)
+        stepper.step()
+    return False, limit, loss
+
+
+def plain_seconds(
+    problem: OscillatorBatch, network: int, optimizer: str, rate: float, steps: int
+) -> float:
+    """Processor seconds of one ordinary step of the same loop."""
+    model = OscillatorNetwork(problem, network)
+    stepper = OPTIMIZERS[optimizer](model.parameters(), lr=rate)  # type: ignore[call-arg]
+    descend(model, stepper, -math.inf, 20)  # caches and first calls, not counted
+    begun = time.process_time()
+    descend(model, stepper, -math.inf, steps)
+    return (time.process_time() - begun) / (steps + 1)
 
 
 NOTES = (
@@ -74,44 +386,33 @@ NOTES = (
 
 def table(results: Results, settings: dict[str, Any]) -> RenderableType:
     """One line per optimizer and method."""
-    chosen = settings["oscillator"]
-    shown = Table(
-        title=f"End to end: {chosen['networks']} oscillator networks",
-        box=SIMPLE_HEAVY,
-        title_style="bold",
-    )
-    shown.add_column("method", no_wrap=True)
-    for head in ("rate", "steps", "seconds", "loss checks\nper step"):
-        shown.add_column(head, justify="right", no_wrap=True)
-    for optimizer in chosen["rates"]:
-        plain = results.get(f"oscillator/{optimizer}/plain")
-        if plain is None:
+    heads = ("rate", "steps", "seconds", "loss checks\nper step")
+    shown = sheet(f"End to end: {settings['networks']} oscillator networks", heads, "method")
+    for optimizer in settings["rates"]:
+        reference = results.get(f"{optimizer}/plain")
+        if reference is None:
             continue
-        shown.add_row(f"{optimizer}: plain", plain["rate"], "1", "1", "0")
-        for name, average in plain["averages"].items():
-            shown.add_row(f"  {name}", average["rate"], _spread(average["factors"]), "-", "")
-        for method in reversed(oscillator.METHODS):
-            own = results.get(f"oscillator/{optimizer}/{method}")
-            if own is None:
+        shown.add_row(f"{optimizer}: plain", reference["rate"], "1", "1", "0")
+        for name, average in reference["averages"].items():
+            shown.add_row(f"  {name}", average["rate"], spread(average["factors"]), "-", "")
+        for method in reversed(METHODS):
+            jumps = results.get(f"{optimizer}/{method}")
+            if jumps is None:
                 continue
-            checks = sum(r["evaluations"] for r in own["runs"])
-            taken = sum(r["steps"] for r in own["runs"])
+            checks = sum(run["evaluations"] for run in jumps["runs"])
+            steps = sum(run["steps"] for run in jumps["runs"])
             shown.add_row(
                 f"  {method}",
-                own["rate"],
-                _spread(own["factors"]),
-                _spread(own["seconds_factors"]),
-                f"{checks / max(taken, 1):.2f}",
+                jumps["rate"],
+                spread(jumps["factors"]),
+                spread(jumps["seconds_factors"]),
+                f"{checks / max(steps, 1):.2f}",
                 style="bold" if method == "koopcore" else None,
                 end_section=method == "koopcore",
             )
     regime = (
-        f"t in [0, {chosen['duration'] / math.pi:g} pi], {chosen['precision']}, "
-        f"{chosen['steps']:,} steps, rate / (1 + decay s) at step s, constant where no decay is "
-        f"named, seed {chosen['seed']}."
+        f"t in [0, {settings['duration'] / math.pi:g} pi], {settings['precision']}, "
+        f"{settings['steps']:,} steps, rate / (1 + decay s) at step s, constant where no decay is "
+        f"named, seed {settings['seed']}."
     )
-    return Group(shown, Text(regime + "\n" + NOTES, style="dim"))
-
-
-def _spread(factors: list[float]) -> str:
-    return f"{np.median(factors):.2f}x ({min(factors):.2f})"
+    return annotated(shown, regime, NOTES)

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAVY
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from numpy.typing import ArrayLike
+from rich.console import RenderableType
+from torch import Tensor, nn
 
-from koopcore.lab.experiments import mnist_race as race
-from koopcore.lab.experiments.experiment import Cell, Results, Tick
+from koopcore.lab.experiments.experiment import (
+    Cell,
+    Context,
+    Results,
+    annotated,
+    packed,
+    sheet,
+    spread,
+    unpacked,
+)
 from koopcore.lab.problems import mnist
-from koopcore.lab.problems.descent import one_thread
+from koopcore.lab.problems.descent import OPTIMIZERS, one_thread
 from koopcore.lab.problems.scores import Floats
+from koopcore.training import Attached, ExponentialAverage, WindowAverage, attach
+
+LOSSES = ("validation", "training")
+"""What is raced to: the mean cross entropy of the validation digits, and of digits trained on."""
+
+Curves: TypeAlias = dict[str, list[list[float]]]
+"""Model -> per evaluation the two `LOSSES`."""
 
 METHODS = {"koopcore": ("regression", "koopman"), "line": ("line", "regression")}
 """Candidates of each method that jumps; everything else about them is the same."""
@@ -27,9 +44,9 @@ _SHOWN = ("plain", "EMA 0.98")
 _HUES = {"plain": "#b9bec7", "EMA 0.98": "#2e9164", "koopcore": "#e0662c", "line": "#a2448f"}
 
 
-def settings(quick: bool) -> dict[str, Any]:
+def settings(quick: bool, data: str | None = None) -> dict[str, Any]:
     """Rates, seeds, the averages and the options of ``attach`` for minibatch noise."""
-    chosen: dict[str, Any] = {
+    regime: dict[str, Any] = {
         "seeds": list(range(500, 508)),
         "tuning": [400, 401],
         "steps": 1000,
@@ -58,53 +75,43 @@ def settings(quick: bool) -> dict[str, Any]:
         "probe": 200,
     }
     if quick:
-        chosen |= {"seeds": [300, 301], "tuning": [400], "steps": 400, "probe": 50}
-        chosen["rates"] = {"sgd": [0.2, 0.4], "adam": [0.004, 0.008], "adadelta": [2.0, 3.0]}
-        chosen["attach"] |= {"stride": 15}
-    return chosen
+        regime |= {"seeds": [300, 301], "tuning": [400], "steps": 400, "probe": 50}
+        regime["rates"] = {"sgd": [0.2, 0.4], "adam": [0.004, 0.008], "adadelta": [2.0, 3.0]}
+        regime["attach"] |= {"stride": 15}
+    return regime if data is None else {**regime, "data": data}
 
 
 def cells(settings: dict[str, Any]) -> Sequence[Cell]:
     """For each optimizer: plain training and averages at every rate, then the jumps."""
-    found = []
+    runs = []
     seeds, tuning = len(settings["seeds"]), len(settings["tuning"])
     for optimizer, rates in settings["rates"].items():
-        for rate in rates:
-            work = partial(trained, settings, optimizer, rate)
-            found.append(Cell(f"{optimizer}/rate {rate:g}", seeds, work))
-        runs = len(race.LOSSES) * tuning
-        found.append(Cell(f"{optimizer}/plain", runs, partial(plain, settings, optimizer)))
+        trained = {f"{optimizer}/rate {rate:g}": rate for rate in rates}
+        for name, rate in trained.items():
+            runs.append(Cell(name, seeds, partial(averaged, settings, optimizer, rate)))
+        reference, work = f"{optimizer}/plain", partial(plain, settings, optimizer)
+        runs.append(Cell(reference, len(LOSSES) * tuning, work, needs=tuple(trained)))
+        ticks = len(rates) * tuning + len(LOSSES) * seeds
         for method in METHODS:
-            runs = len(rates) * tuning + len(race.LOSSES) * seeds
             work = partial(jumping, settings, optimizer, method)
-            found.append(Cell(f"{optimizer}/{method}", runs, work))
-    return found
+            runs.append(Cell(f"{optimizer}/{method}", ticks, work, needs=(reference,)))
+    return runs
 
 
-def trained(
-    settings: dict[str, Any], optimizer: str, rate: float, tick: Tick, results: Results
+def averaged(
+    settings: dict[str, Any], optimizer: str, rate: float, context: Context
 ) -> dict[str, Any]:
-    """Train every seed at one rate: losses of the weights and of every average."""
+    """Train every seed at one rate: losses of the weights and of every average, four decimals."""
     digits = mnist.of_settings(settings)
     runs = []
     with one_thread(torch.device("cpu")):
         for seed in settings["seeds"]:
-            runs.append(race.plain_run(settings, digits, optimizer, rate, seed))
-            tick()
-    return {name: [packed(run[name]) for run in runs] for name in runs[0]}
+            runs.append(plain_run(settings, digits, optimizer, rate, seed))
+            context.tick()
+    return {name: [packed(run[name], ".4f") for run in runs] for name in runs[0]}
 
 
-def packed(curve: Sequence[Sequence[float]] | Floats) -> list[str]:
-    """One line per loss of a curve ``(evaluations, losses)``, four decimals each."""
-    return [" ".join(f"{value:.4f}" for value in values) for values in np.array(curve).T]
-
-
-def unpacked(lines: Sequence[str]) -> Floats:
-    """The curve ``(evaluations, losses)`` that `packed` wrote."""
-    return np.array([[float(value) for value in line.split()] for line in lines]).T
-
-
-def plain(settings: dict[str, Any], optimizer: str, tick: Tick, results: Results) -> dict[str, Any]:
+def plain(settings: dict[str, Any], optimizer: str, context: Context) -> dict[str, Any]:
     """Per loss, the reference is the rate of the lowest median best loss.
 
     Each seed's target is the lowest loss of its reference run, its steps are where that run first
@@ -113,27 +120,27 @@ def plain(settings: dict[str, Any], optimizer: str, tick: Tick, results: Results
     every = settings["evaluate_every"]
     curves: dict[float, dict[str, Floats]] = {}
     for rate in settings["rates"][optimizer]:
-        own = results[f"{optimizer}/rate {rate:g}"]
-        runs = {name: lines for name, lines in own.items() if name != "finished"}
+        cell = context.results[f"{optimizer}/rate {rate:g}"]
+        runs = {name: lines for name, lines in cell.items() if name != "finished"}
         curves[rate] = {n: np.array([unpacked(run) for run in of]) for n, of in runs.items()}
-    lowest = {rate: np.nanmin(own["plain"], 1) for rate, own in curves.items()}
+    lowest = {rate: np.nanmin(of["plain"], 1) for rate, of in curves.items()}
     best = {
         loss: _least({rate: float(np.median(low[:, k])) for rate, low in lowest.items()})
-        for k, loss in enumerate(race.LOSSES)
+        for k, loss in enumerate(LOSSES)
     }
-    tuned = _tuning_targets(settings, optimizer, best, tick)
-    found: dict[str, Any] = {}
+    tuned = _tuning_targets(settings, optimizer, best, context)
+    references: dict[str, Any] = {}
     for k, (loss, rate) in enumerate(best.items()):
         target = lowest[rate][:, k]
-        steps = race.first_steps(curves[rate]["plain"][..., k : k + 1], target[:, None], every)
+        steps = first_steps(curves[rate]["plain"][..., k : k + 1], target[:, None], every)
         rivals: dict[str, Any] = {}
-        for own_rate, of in curves.items():
+        for rival_rate, of in curves.items():
             for name, values in of.items():
-                taken = race.first_steps(values[..., k : k + 1], target[:, None], every)
-                factors = (steps / taken)[:, 0]
+                rival_steps = first_steps(values[..., k : k + 1], target[:, None], every)
+                factors = (steps / rival_steps)[:, 0]
                 if name not in rivals or np.median(factors) > np.median(rivals[name]["factors"]):
-                    rivals[name] = {"rate": own_rate, "factors": factors.tolist()}
-        found[loss] = {
+                    rivals[name] = {"rate": rival_rate, "factors": factors.tolist()}
+        references[loss] = {
             "rate": rate,
             "medians": {str(r): float(np.median(low[:, k])) for r, low in lowest.items()},
             "target": {"seeds": target.tolist(), "tuning": tuned[loss]},
@@ -141,74 +148,76 @@ def plain(settings: dict[str, Any], optimizer: str, tick: Tick, results: Results
             "rivals": rivals,
         }
     shown = curves[best["training"]]
-    found["curves"] = {name: packed(np.median(shown[name], 0)) for name in _SHOWN if name in shown}
-    return found
+    references["curves"] = {
+        name: packed(np.median(shown[name], 0), ".4f") for name in _SHOWN if name in shown
+    }
+    return references
 
 
 def _tuning_targets(
-    settings: dict[str, Any], optimizer: str, best: dict[str, float], tick: Tick
+    settings: dict[str, Any], optimizer: str, best: dict[str, float], context: Context
 ) -> dict[str, list[float]]:
     """Lowest losses of plain training of the seeds on which the jumps' rates are tuned."""
     digits = mnist.of_settings(settings)
-    found: dict[str, list[float]] = {}
+    targets: dict[str, list[float]] = {}
     with one_thread(torch.device("cpu")):
         for k, (loss, rate) in enumerate(best.items()):
-            found[loss] = []
+            targets[loss] = []
             for seed in settings["tuning"]:
-                run = race.plain_run(settings, digits, optimizer, rate, seed, averaged=False)
-                found[loss].append(float(np.min(np.array(run["plain"])[:, k])))
-                tick()
-    return found
+                run = plain_run(settings, digits, optimizer, rate, seed, averages=False)
+                targets[loss].append(float(np.min(np.array(run["plain"])[:, k])))
+                context.tick()
+    return targets
 
 
 def jumping(
-    settings: dict[str, Any], optimizer: str, method: str, tick: Tick, results: Results
+    settings: dict[str, Any], optimizer: str, method: str, context: Context
 ) -> dict[str, Any]:
     """Tune the rate on other seeds, per loss, then run every seed at the best ones."""
     digits = mnist.of_settings(settings)
-    reference = results[f"{optimizer}/plain"]
+    reference = context.results[f"{optimizer}/plain"]
     options = {**settings["attach"], "candidates": METHODS[method]}
     every, limit = settings["evaluate_every"], settings["steps"]
     goals = {
-        who: np.array([reference[loss]["target"][who] for loss in race.LOSSES]).T
+        who: np.array([reference[loss]["target"][who] for loss in LOSSES]).T
         for who in ("tuning", "seeds")
     }
-    tried = {}
-    found: dict[str, Any] = {}
+    tuning_steps = {}
+    scores: dict[str, Any] = {}
     with one_thread(torch.device("cpu")):
         for rate in settings["rates"][optimizer]:
-            averaged = []
+            curves = []
             for seed in settings["tuning"]:
-                run, _ = race.jumping_run(settings, digits, optimizer, rate, seed, options)
-                averaged.append(run["averaged"])
-                tick()
-            steps = race.first_steps(averaged, goals["tuning"], every)
+                run, _ = jumping_run(settings, digits, optimizer, rate, seed, options)
+                curves.append(run["averaged"])
+                context.tick()
+            steps = first_steps(curves, goals["tuning"], every)
             # A seed that never arrives counts twice the limit.
-            tried[rate] = np.mean(np.minimum(steps, 2 * limit), 0)
+            tuning_steps[rate] = np.mean(np.minimum(steps, 2 * limit), 0)
         best = {
-            loss: _least({rate: float(steps[k]) for rate, steps in tried.items()})
-            for k, loss in enumerate(race.LOSSES)
+            loss: _least({rate: float(steps[k]) for rate, steps in tuning_steps.items()})
+            for k, loss in enumerate(LOSSES)
         }
         for rate in sorted(set(best.values())):
-            wanted = [loss for loss in race.LOSSES if best[loss] == rate]
-            runs: list[race.Curves] = []
-            totals, step_seconds = [], []
+            losses = [loss for loss in LOSSES if best[loss] == rate]
+            runs: list[Curves] = []
+            totals, plain_seconds = [], []
             for seed in settings["seeds"]:
-                probe = partial(race.step_seconds, settings, digits, optimizer, rate, seed)
+                probe = partial(step_seconds, settings, digits, optimizer, rate, seed)
                 before = probe()
-                run, total = race.jumping_run(settings, digits, optimizer, rate, seed, options)
+                run, total = jumping_run(settings, digits, optimizer, rate, seed, options)
                 runs.append(run)
                 totals.append(total)
-                step_seconds.append((before + probe()) / 2)
-                tick()
-            for loss in wanted:
-                found[loss] = _scored(settings, reference[loss], loss, runs, totals, step_seconds)
-                found[loss]["rate"] = rate
-            if "training" in wanted:
-                curves = np.array([run["averaged"] for run in runs])
-                found["curves"] = packed(np.median(curves, 0))
-    found["tuning_steps"] = {str(rate): steps.tolist() for rate, steps in tried.items()}
-    return found
+                plain_seconds.append((before + probe()) / 2)
+                context.tick()
+            for loss in losses:
+                scores[loss] = _scores(settings, reference[loss], loss, runs, totals, plain_seconds)
+                scores[loss]["rate"] = rate
+            if "training" in losses:
+                medians = np.median(np.array([run["averaged"] for run in runs]), 0)
+                scores["curves"] = packed(medians, ".4f")
+    scores["tuning_steps"] = {str(rate): steps.tolist() for rate, steps in tuning_steps.items()}
+    return scores
 
 
 def _least(values: dict[float, float]) -> float:
@@ -216,38 +225,198 @@ def _least(values: dict[float, float]) -> float:
     return min(values, key=values.__getitem__)
 
 
-def _scored(
+def _scores(
     settings: dict[str, Any],
     reference: dict[str, Any],
     loss: str,
-    runs: list[race.Curves],
+    runs: list[Curves],
     totals: list[dict[str, Any]],
     step_seconds: list[float],
 ) -> dict[str, Any]:
     """Factors of one loss: of the averaged model, of the weights themselves, and in seconds."""
-    k, every = race.LOSSES.index(loss), settings["evaluate_every"]
+    k, every = LOSSES.index(loss), settings["evaluate_every"]
     target = np.array(reference["target"]["seeds"])[:, None]
     plain_steps = np.array(reference["steps"])
-    taken = {
-        kind: race.first_steps([np.array(run[kind])[:, k : k + 1] for run in runs], target, every)
+    counts = {
+        kind: first_steps([np.array(run[kind])[:, k : k + 1] for run in runs], target, every)
         for kind in ("averaged", "weights")
     }
     clock = []
     for steps, count, total, one in zip(
-        plain_steps, taken["averaged"][:, 0], totals, step_seconds, strict=True
+        plain_steps, counts["averaged"][:, 0], totals, step_seconds, strict=True
     ):
         reached = np.isfinite(count)
         spent = total["seconds_at"][int(count) // every - 1] if reached else np.inf
         clock.append(float(steps * one / spent))
     return {
-        "factors": (plain_steps / taken["averaged"][:, 0]).tolist(),
-        "weights_factors": (plain_steps / taken["weights"][:, 0]).tolist(),
+        "factors": (plain_steps / counts["averaged"][:, 0]).tolist(),
+        "weights_factors": (plain_steps / counts["weights"][:, 0]).tolist(),
         "seconds_factors": clock,
         "accepted": [total["accepted"] for total in totals],
         "jumps": [total["jumps"] for total in totals],
         "evaluations": [total["evaluations"] for total in totals],
         "kinds": [total["kinds"] for total in totals],
     }
+
+
+class Yardstick:
+    """Evaluates a model on digits that no method sees while it decides.
+
+    The jumps' own loss is over the first ``check`` training digits; "training" here is over the
+    ``judge`` that follow them, and "validation" over the validation digits.
+    """
+
+    def __init__(self, digits: mnist.Digits, check: int, judge: int) -> None:
+        own = slice(check, check + judge)
+        self._sets = (
+            (digits.validation_images, digits.validation_labels),
+            (digits.images[own], digits.labels[own]),
+        )
+
+    def __call__(self, model: nn.Module) -> list[float]:
+        """Both losses, in the order of `LOSSES`."""
+        with torch.no_grad():
+            return [float(nn.functional.cross_entropy(model(x), y)) for x, y in self._sets]
+
+
+def begin(
+    settings: Mapping[str, Any], digits: mnist.Digits, optimizer: str, rate: float, seed: int
+) -> tuple[nn.Module, torch.optim.Optimizer, mnist.Minibatches]:
+    """Network, optimizer and minibatches of one seed: the same for every method."""
+    model = mnist.network(seed)
+    stepper = OPTIMIZERS[optimizer](model.parameters(), lr=rate)  # type: ignore[call-arg]
+    return model, stepper, mnist.Minibatches(digits, settings["batch"], seed)
+
+
+def averages_of(
+    settings: Mapping[str, Any], parameters: Sequence[Tensor]
+) -> dict[str, tuple[ExponentialAverage | WindowAverage, int]]:
+    """Name -> (average, steps between its updates)."""
+    rivals: dict[str, tuple[ExponentialAverage | WindowAverage, int]] = {
+        f"EMA {decay:g}": (ExponentialAverage(parameters, decay), 1) for decay in settings["ema"]
+    }
+    for count, every in settings["lawa"]:
+        rivals[f"LAWA {count} x {every}"] = (WindowAverage(parameters, count), every)
+    return rivals
+
+
+def plain_run(
+    settings: Mapping[str, Any],
+    digits: mnist.Digits,
+    optimizer: str,
+    rate: float,
+    seed: int,
+    averages: bool = True,
+) -> Curves:
+    """Train without jumps; losses of the weights and of every average at each evaluation."""
+    model, stepper, batches = begin(settings, digits, optimizer, rate, seed)
+    judge = Yardstick(digits, settings["check"], settings["judge"])
+    rivals = averages_of(settings, list(model.parameters())) if averages else {}
+    curves: Curves = {"plain": [], **{name: [] for name in rivals}}
+    step = 0
+
+    def after_step() -> None:
+        nonlocal step
+        step += 1
+        for average, every in rivals.values():
+            if step % every == 0:
+                average.update()
+        if step % settings["evaluate_every"] == 0:
+            curves["plain"].append(judge(model))
+            for name, (average, every) in rivals.items():
+                with average.applied() if step >= every else nullcontext():
+                    curves[name].append(judge(model))
+
+    mnist.train(model, stepper, batches, settings["steps"], after_step)
+    return curves
+
+
+def attached_to(
+    settings: Mapping[str, Any],
+    digits: mnist.Digits,
+    model: nn.Module,
+    stepper: torch.optim.Optimizer,
+    options: Mapping[str, Any],
+) -> Attached:
+    """Attach with the loss of the first ``check`` training digits, always the same."""
+    images, labels = (data[: settings["check"]] for data in (digits.images, digits.labels))
+
+    def loss() -> Tensor:
+        return nn.functional.cross_entropy(model(images), labels)
+
+    return attach(stepper, model, loss=loss, **options)
+
+
+def jumping_run(
+    settings: Mapping[str, Any],
+    digits: mnist.Digits,
+    optimizer: str,
+    rate: float,
+    seed: int,
+    options: Mapping[str, Any],
+) -> tuple[Curves, dict[str, Any]]:
+    """Train with koopcore attached; losses of the weights and of their average, and the totals.
+
+    Seconds are processor time of the steps, recording, fits, loss checks and averages, without
+    the evaluations, which no method needs; ``seconds_at`` has them at each evaluation.
+    """
+    model, stepper, batches = begin(settings, digits, optimizer, rate, seed)
+    judge = Yardstick(digits, settings["check"], settings["judge"])
+    koop = attached_to(settings, digits, model, stepper, options)
+    curves: Curves = {"weights": [], "averaged": []}
+    seconds_at: list[float] = []
+    spent = 0.0
+    for _ in range(settings["steps"] // settings["evaluate_every"]):
+        begun = time.process_time()
+        mnist.train(model, stepper, batches, settings["evaluate_every"])
+        spent += time.process_time() - begun
+        seconds_at.append(spent)
+        curves["weights"].append(judge(model))
+        with koop.averaged():
+            curves["averaged"].append(judge(model))
+    stats = koop.stats
+    totals = {
+        "seconds_at": seconds_at,
+        "jumps": stats.jumps,
+        "accepted": stats.accepted,
+        "evaluations": stats.evaluations,
+        "kinds": sorted((j.kind, j.horizon) for j in stats.history if j.accepted),
+    }
+    koop.detach()
+    return curves, totals
+
+
+def step_seconds(
+    settings: Mapping[str, Any], digits: mnist.Digits, optimizer: str, rate: float, seed: int
+) -> float:
+    """Processor seconds of one ordinary step of the same loop, evaluations between as there.
+
+    They are not timed, but leave the caches to the steps that follow.
+    """
+    model, stepper, batches = begin(settings, digits, optimizer, rate, seed)
+    judge = Yardstick(digits, settings["check"], settings["judge"])
+    every = settings["evaluate_every"]
+    mnist.train(model, stepper, batches, every)  # first calls, not counted
+    stretches = math.ceil(settings["probe"] / every)
+    spent = 0.0
+    for _ in range(stretches):
+        judge(model)
+        judge(model)
+        begun = time.process_time()
+        mnist.train(model, stepper, batches, every)
+        spent += time.process_time() - begun
+    return spent / (stretches * every)
+
+
+def first_steps(curves: ArrayLike, targets: Floats, every: int) -> Floats:
+    """Steps at which each run first has each target or less; infinite if never.
+
+    curves : ``(runs, evaluations, losses)``. targets : ``(runs, losses)``. Returns the latter.
+    """
+    values = np.asarray(curves, np.float64)
+    below = values <= np.asarray(targets)[:, None]
+    steps = (below.argmax(1) + 1.0) * every
+    return np.where(below.any(1), steps, np.inf)
 
 
 NOTES = (
@@ -263,46 +432,34 @@ NOTES = (
 
 def table(results: Results, settings: dict[str, Any]) -> RenderableType:
     """One line per optimizer and method, for both losses."""
-    shown = Table(
-        title=f"End to end: MNIST, {len(settings['seeds'])} seeds",
-        box=SIMPLE_HEAVY,
-        title_style="bold",
-        padding=(0, 1, 0, 0),
-    )
-    shown.add_column("factors", no_wrap=True)
-    for loss in race.LOSSES:
-        for head in ("rate", f"{loss}\nsteps", "\nseconds"):
-            shown.add_column(head, justify="right", no_wrap=True)
+    heads = [head for loss in LOSSES for head in ("rate", f"{loss}\nsteps", "\nseconds")]
+    shown = sheet(f"End to end: MNIST, {len(settings['seeds'])} seeds", heads, "factors")
     for optimizer in settings["rates"]:
-        own = results.get(f"{optimizer}/plain")
-        if own is None:
+        reference = results.get(f"{optimizer}/plain")
+        if reference is None:
             continue
-        for name in own["validation"]["rivals"]:
+        for name in reference["validation"]["rivals"]:
             line = []
-            for loss in race.LOSSES:
-                rival = own[loss]["rivals"][name]
-                line += [f"{rival['rate']:g}", _spread(rival["factors"]), "-"]
+            for loss in LOSSES:
+                rival = reference[loss]["rivals"][name]
+                line += [f"{rival['rate']:g}", spread(rival["factors"]), "-"]
             shown.add_row(f"{optimizer}: plain" if name == "plain" else f"  {name}", *line)
         for method in reversed(METHODS):
             jumped = results.get(f"{optimizer}/{method}")
             if jumped is None:
                 continue
             line = []
-            for loss in race.LOSSES:
+            for loss in LOSSES:
                 scores = jumped[loss]
-                line += [f"{scores['rate']:g}", _spread(scores["factors"])]
-                line.append(_spread(scores["seconds_factors"]))
+                line += [f"{scores['rate']:g}", spread(scores["factors"])]
+                line.append(spread(scores["seconds_factors"]))
             bold = "bold" if method == "koopcore" else None
             shown.add_row(f"  {method}", *line, style=bold, end_section=method == "koopcore")
     regime = (
         f"784:20:20:20:10, batch {settings['batch']}, {settings['steps']:,} steps, constant rates; "
         f"{mnist.described(settings)}; seeds {settings['seeds'][0]} to {settings['seeds'][-1]}."
     )
-    return Group(shown, Text(regime + "\n" + NOTES, style="dim"))
-
-
-def _spread(factors: list[float]) -> str:
-    return f"{np.median(factors):.2f} ({min(factors):.2f})"
+    return annotated(shown, regime, NOTES)
 
 
 def picture(results: Results, settings: dict[str, Any]) -> Figure:
@@ -317,7 +474,7 @@ def picture(results: Results, settings: dict[str, Any]) -> Figure:
             if jumped is not None and "curves" in jumped:
                 curves[method] = jumped["curves"]
         for name, values in curves.items():
-            training = unpacked(values)[:, race.LOSSES.index("training")]
+            training = unpacked(values)[:, LOSSES.index("training")]
             steps = (np.arange(len(training)) + 1) * settings["evaluate_every"]
             axes.plot(steps, training, color=_HUES[name], lw=1.2, label=name)
         axes.set(title=optimizer, xlabel="optimizer steps", ylabel="training loss", yscale="log")

@@ -11,20 +11,18 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import RenderableType
-from rich.table import Table
 
 import koopcore as kc
-from koopcore.lab.demo.demo import batched_partition
-from koopcore.lab.experiments.experiment import Cell, Results, Tick
-from koopcore.lab.problems.descent import OPTIMIZERS, Descent, one_thread
-from koopcore.lab.problems.oscillator import OscillatorBatch
+from koopcore.lab.experiments.experiment import Cell, Context, Results, sheet
+from koopcore.lab.problems.descent import Descent, one_thread
+from koopcore.lab.problems.oscillator import OscillatorBatch, batched_partition
 
 _SHOWN = 6
 
 
 def settings(quick: bool) -> dict[str, Any]:
     """One network per optimizer; horizons as long as each optimizer's trajectory can be read."""
-    chosen: dict[str, Any] = {
+    regime: dict[str, Any] = {
         "seed": 0,
         "duration": 4 * math.pi,
         "precision": "float64",
@@ -34,8 +32,8 @@ def settings(quick: bool) -> dict[str, Any]:
         "horizon": {"adam": 500, "adagrad": 2500, "adadelta": 2500},
     }
     if quick:
-        chosen |= {"t1": 1000, "stride": 20, "horizon": dict.fromkeys(chosen["horizon"], 200)}
-    return chosen
+        regime |= {"t1": 1000, "stride": 20, "horizon": dict.fromkeys(regime["horizon"], 200)}
+    return regime
 
 
 def cells(settings: dict[str, Any]) -> Sequence[Cell]:
@@ -47,18 +45,16 @@ def cells(settings: dict[str, Any]) -> Sequence[Cell]:
     ]
 
 
-def curves(
-    settings: dict[str, Any], optimizer: str, tick: Tick, results: Results
-) -> dict[str, Any]:
+def curves(settings: dict[str, Any], optimizer: str, context: Context) -> dict[str, Any]:
     """Losses and six weights every stride: recorded, trained on and predicted."""
     dtype = getattr(torch, settings["precision"])
     problem = OscillatorBatch(1, settings["seed"], dtype=dtype, duration=settings["duration"])
-    descent = Descent(problem, optimizer, rate=OPTIMIZERS[optimizer][1])
+    descent = Descent(problem, optimizer)
     stride, horizon = settings["stride"], settings["horizon"][optimizer]
-    descent.advance(settings["t1"], tick=tick)
+    descent.advance(settings["t1"], tick=context.tick)
     inside = (settings["window"] - 1) * stride
-    recorded = descent.advance(inside, every=stride, tick=tick)
-    after = descent.advance(horizon, every=stride, tick=tick)
+    recorded = descent.advance(inside, every=stride, tick=context.tick)
+    after = descent.advance(horizon, every=stride, tick=context.tick)
     window = recorded.snapshots[:, 0].contiguous()
     path = kc.fit(window, batched_partition("network", 1)).trajectory(horizon // stride)
     predicted = torch.cat((window[-1:], path))
@@ -68,27 +64,26 @@ def curves(
     moved = (true[-1] - true[0]).abs()
     # Evenly through the movers, largest first: the largest alone are near copies of each other.
     order = moved.argsort(descending=True)[: len(moved) // 3]
-    chosen = order[torch.linspace(0, len(order) - 1, _SHOWN).long()]
+    shown = order[torch.linspace(0, len(order) - 1, _SHOWN).long()]
     return {
         "loss_recorded": recorded.losses[::stride, 0].tolist(),
         "loss_trained": after.losses[::stride, 0].tolist(),
         "loss_predicted": losses.tolist(),
-        "weights": chosen.tolist(),
-        "recorded": window[:, chosen].tolist(),
-        "trained": true[:, chosen].tolist(),
-        "predicted": predicted[:, chosen].tolist(),
+        "weights": shown.tolist(),
+        "recorded": window[:, shown].tolist(),
+        "trained": true[:, shown].tolist(),
+        "predicted": predicted[:, shown].tolist(),
     }
 
 
 def table(results: Results, settings: dict[str, Any]) -> RenderableType:
     """Loss at both ends of the prediction."""
-    shown = Table(title="Figure 2: losses of one oscillator network")
-    for head in ("optimizer", "T, steps", "at t2", "trained on", "predicted"):
-        shown.add_column(head, justify="right")
+    heads = ("T, steps", "at t2", "trained on", "predicted")
+    shown = sheet("Figure 2: losses of one oscillator network", heads, "optimizer")
     for name, horizon in settings["horizon"].items():
         if name in results:
-            own = results[name]
-            ends = (own["loss_trained"][0], own["loss_trained"][-1], own["loss_predicted"][-1])
+            cell = results[name]
+            ends = (cell["loss_trained"][0], cell["loss_trained"][-1], cell["loss_predicted"][-1])
             shown.add_row(name, f"{horizon:,}", *(f"{loss:.4e}" for loss in ends))
     return shown
 
@@ -100,21 +95,21 @@ def picture(results: Results, settings: dict[str, Any]) -> Figure:
     grid: Any = figure.subplots(len(names), 2, squeeze=False)
     stride = settings["stride"]
     for name, (left, right) in zip(names, grid, strict=True):
-        own = results[name]
-        past = (np.arange(len(own["recorded"])) - len(own["recorded"]) + 1) * stride
-        steps = np.arange(len(own["trained"])) * stride
-        left.plot(past, own["loss_recorded"], color="#22262e", label="recorded")
-        left.plot(steps, own["loss_trained"], color="#2f6db3", lw=3.5, alpha=0.4, label="trained")
-        left.plot(steps, own["loss_predicted"], "--", color="#e0662c", label="Koopman")
+        cell = results[name]
+        past = (np.arange(len(cell["recorded"])) - len(cell["recorded"]) + 1) * stride
+        steps = np.arange(len(cell["trained"])) * stride
+        left.plot(past, cell["loss_recorded"], color="#22262e", label="recorded")
+        left.plot(steps, cell["loss_trained"], color="#2f6db3", lw=3.5, alpha=0.4, label="trained")
+        left.plot(steps, cell["loss_predicted"], "--", color="#e0662c", label="Koopman")
         left.set(ylabel="loss", yscale="log", title=name.capitalize())
         left.legend(frameon=False)
-        start = np.array(own["recorded"])[-1]
+        start = np.array(cell["recorded"])[-1]
         for column in range(_SHOWN):
             hue = f"C{column}"
-            right.plot(past, np.array(own["recorded"])[:, column] - start[column], color=hue)
+            right.plot(past, np.array(cell["recorded"])[:, column] - start[column], color=hue)
             for kind, style in (("trained", {"lw": 4, "alpha": 0.3}), ("predicted", {"ls": "--"})):
                 right.plot(
-                    steps, np.array(own[kind])[:, column] - start[column], color=hue, **style
+                    steps, np.array(cell[kind])[:, column] - start[column], color=hue, **style
                 )
         right.set(ylabel="weight - weight at $t_2$", title="six weights")
         for axes in (left, right):

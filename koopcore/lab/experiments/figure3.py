@@ -20,10 +20,10 @@ _MARKED = {
 }
 
 
-def settings(quick: bool) -> dict[str, Any]:
+def settings(quick: bool, data: str | None = None) -> dict[str, Any]:
     """Those of Table 2, three seeds."""
-    chosen = table2.settings(quick)
-    return {**chosen, "seeds": min(3, chosen["seeds"])}
+    regime = table2.settings(quick, data)
+    return {**regime, "seeds": min(3, regime["seeds"])}
 
 
 def cells(settings: dict[str, Any]) -> Sequence[Cell]:
@@ -43,15 +43,15 @@ def picture(results: Results, settings: dict[str, Any]) -> Figure:
     panels: Any = figure.subplots(1, len(seeds), squeeze=False)[0]
     every, horizon = settings["evaluate_every"], settings["horizon"]
     for axes, name in zip(panels, seeds, strict=True):
-        own = results[name]
-        past = (np.arange(len(own["before"])) - len(own["before"])) * every
-        steps = np.arange(len(own["validation"])) * every
-        axes.plot(past, own["before"], color="#b9bec7", lw=0.8)
-        axes.plot(steps, own["validation"], color="#b9bec7", lw=0.8, label="validation loss")
-        axes.plot(steps, own["smoothed"], color="#2f6db3", label="smoothed")
+        cell = results[name]
+        past = (np.arange(len(cell["before"])) - len(cell["before"])) * every
+        steps = np.arange(len(cell["validation"])) * every
+        axes.plot(past, cell["before"], color="#b9bec7", lw=0.8)
+        axes.plot(steps, cell["validation"], color="#b9bec7", lw=0.8, label="validation loss")
+        axes.plot(steps, cell["smoothed"], color="#2f6db3", label="smoothed")
         for row, (marker, hue) in _MARKED.items():
-            loss = own["rows"][row]["loss"]
-            if loss <= max(own["before"]):
+            loss = cell["rows"][row]["loss"]
+            if loss <= max(cell["before"]):
                 axes.plot([horizon], [loss], marker, color=hue, ls="", label=row)
         axes.axvspan(past[0], 0, color="#f0e9da", zorder=0, lw=0)
         axes.set(title=name, xlabel="optimizer steps after $t_2$", ylabel="validation loss")

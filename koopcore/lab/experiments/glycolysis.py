@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from rich.table import Table
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import RenderableType
 
+from koopcore.lab.experiments.experiment import Cell, Context, Results, packed, sheet, unpacked
 from koopcore.lab.experiments.learning import (
     ERRORS,
     FIRST_SEED,
+    KOOPMAN,
+    TRUE,
     percent,
     state_errors,
     timed,
-    wide_console,
-    written,
 )
-from koopcore.lab.experiments.learning_figures import glycolysis_figure
-from koopcore.lab.problems.glycolysis import PAPER, paper_split
+from koopcore.lab.problems.glycolysis import NAMES, PAPER, paper_split
 from koopcore.learning import (
     AlternatingLearner,
     Blocks,
     DistributedLearner,
     Layered,
-    LearnedOperator,
     StateInclusive,
+    WorkerError,
 )
 
 # 15 features a block, as in the paper: its state and a net of three layers. The spreads of the
@@ -34,76 +36,110 @@ from koopcore.learning import (
 BLOCK = StateInclusive(Layered(1, (15, 15, 14), bias=1.0, scale=2.0))
 
 
-def glycolysis(
-    output: Path = Path(),
-    *,
+def settings(
+    quick: bool,
     workers: int = 1,
-    n_iterations: int = 10_000,
-    seeds: Sequence[int] = (FIRST_SEED,),
-    progress: bool = True,
+    n_iterations: int | None = None,
+    seeds: int = 1,
+    seed: int = FIRST_SEED,
 ) -> dict[str, Any]:
-    """Learn glycolysis from 600 points, one state per block, and predict 400; print and write.
+    """workers: 1 learns in this process, 2 … 7 on that many ranks over gloo. seed: the first."""
+    return {
+        "dt": 0.01,
+        "workers": workers,
+        "n_iterations": n_iterations or (300 if quick else 10_000),
+        "seeds": list(range(seed, seed + seeds)),
+    }
 
-    output: folder of ``glycolysis.json`` and ``.png``. workers: 1 learns in this process, 2 … 7 on
-    that many ranks over gloo, with the bytes per iteration counted. Gradient steps for
-    ``n_iterations``, then one exact solve for K. Returns what the JSON holds; errors there are
-    fractions. Cost: about a minute a seed on one quiet core, four with 7 workers on two cores.
+
+def cells(settings: dict[str, Any]) -> Sequence[Cell]:
+    """One per seed; about a minute each on one quiet core, four with 7 workers on two."""
+    return [Cell(_name(seed), 1, partial(learned, settings, seed)) for seed in settings["seeds"]]
+
+
+def _name(seed: int) -> str:
+    return f"seed {seed}"
+
+
+def learned(settings: dict[str, Any], seed: int, context: Context) -> dict[str, Any]:
+    """Learn from 600 points, one state per block, and predict 400; errors are fractions.
+
+    Gradient steps for ``n_iterations``, then one exact solve for K; with several workers also the
+    bytes that each received per iteration. Raises ChildProcessError if a worker died.
     """
-    parts = paper_split()
-    runs: list[dict[str, Any]] = []
-    shown: list[LearnedOperator] = []
-    for seed in seeds:
-        settings: dict[str, Any] = {
-            "n_iterations": n_iterations,
-            "standardize": True,
-            "track": "objective",
-            "polish": True,
-            "random_state": seed,
-            "progress": progress,
-        }
-        dictionary = Blocks((BLOCK,) * 7)
-        learner: AlternatingLearner | DistributedLearner
-        if workers == 1:
-            learner = AlternatingLearner(dictionary, **settings)
-        else:
-            learner = DistributedLearner(dictionary, workers=workers, timeout=600.0, **settings)
-        seconds = timed(learner, parts.train)
-        objective = learner.history_.objective
-        run: dict[str, Any] = {
-            "seed": seed,
-            **state_errors(learner.operator_, parts.test),
-            "seconds": seconds,
-            "steps": len(objective),
-            "objective": objective[:: max(1, len(objective) // 500)],
-        }
-        if isinstance(learner, DistributedLearner):
-            run["bytes_received"] = [
-                (t.gathered + t.exchanged) / t.iterations for t in learner.traffic_
-            ]
-        runs.append(run)
-        shown.append(learner.operator_)
-    result = {"runs": runs, "paper": PAPER}
-    described = {"workers": workers, "n_iterations": n_iterations, "seeds": len(seeds), "dt": 0.01}
-    if seeds[0] != FIRST_SEED:
-        described["seed"] = seeds[0]
-    console = wide_console()
-    console.print(_table(runs, workers))
-    curves = {run["seed"]: (run["objective"], run["steps"]) for run in runs}
-    picture = glycolysis_figure(shown[0], parts, curves)
-    return written(console, output, "glycolysis", described, result, picture)
-
-
-def _table(runs: list[dict[str, Any]], workers: int) -> Table:
-    table = Table(title=f"Glycolysis: 600 points learned, 400 predicted; {workers} workers")
-    for name in ("seed", "psi: 1 step", "psi: 400", "x: 1 step", "x: 400", "time", "MB/iteration"):
-        table.add_column(name, justify="right")
-    for run in runs:
-        moved = run.get("bytes_received")
-        table.add_row(
-            str(run["seed"]),
-            *[percent(run[name]) for name in ERRORS],
-            f"{run['seconds']:.1f} s",
-            f"{max(moved) / 1e6:.2f}" if moved else "-",
+    parts = paper_split(settings["dt"])
+    dictionary = Blocks((BLOCK,) * 7)
+    options: dict[str, Any] = {
+        "n_iterations": settings["n_iterations"],
+        "standardize": True,
+        "track": "objective",
+        "polish": True,
+        "random_state": seed,
+    }
+    learner: AlternatingLearner | DistributedLearner
+    if settings["workers"] == 1:
+        learner = AlternatingLearner(dictionary, **options)
+    else:
+        learner = DistributedLearner(
+            dictionary, workers=settings["workers"], timeout=600.0, **options
         )
-    table.add_row("paper", "", "", "0.02 %", "2.7 %", "400.4 s", "-")
-    return table
+    try:
+        seconds = timed(learner, parts.train)
+    except WorkerError as error:
+        raise ChildProcessError(str(error)) from error
+    objective = learner.history_.objective
+    run: dict[str, Any] = {
+        **state_errors(learner.operator_, parts.test),
+        "seconds": seconds,
+        "steps": len(objective),
+        "objective": packed(np.c_[objective[:: max(1, len(objective) // 500)]]),
+        "predicted": packed(learner.operator_.predict(parts.test[0], len(parts.test) - 1)),
+    }
+    if isinstance(learner, DistributedLearner):
+        run["bytes_received"] = [
+            (t.gathered + t.exchanged) / t.iterations for t in learner.traffic_
+        ]
+    context.tick()
+    return run
+
+
+def table(results: Results, settings: dict[str, Any]) -> RenderableType:
+    """One line per seed, the paper's figures last."""
+    workers = settings["workers"]
+    crowd = "1 worker" if workers == 1 else f"{workers} workers"
+    heads = ("psi: 1 step", "psi: 400", "x: 1 step", "x: 400", "time", "MB/iteration")
+    shown = sheet(f"Glycolysis: 600 points learned, 400 predicted; {crowd}", heads)
+    for seed in settings["seeds"]:
+        run = results.get(_name(seed))
+        if run is not None:
+            moved = run.get("bytes_received")
+            shown.add_row(
+                _name(seed),
+                *[percent(run[name]) for name in ERRORS],
+                f"{run['seconds']:.1f} s",
+                f"{max(moved) / 1e6:.2f}" if moved else "-",
+            )
+    printed = (percent(PAPER["one_step"]), percent(PAPER["multi_step"]), f"{PAPER['seconds']} s")
+    shown.add_row("paper", "", "", *printed, "-", style="cyan")
+    return shown
+
+
+def picture(results: Results, settings: dict[str, Any]) -> Figure:
+    """Seven species predicted 400 steps from x_0 (Fig. 2) by one seed, and F of all seeds."""
+    runs = {name: results[name] for seed in settings["seeds"] if (name := _name(seed)) in results}
+    figure = Figure(figsize=(14, 6.5), dpi=110, layout="constrained")
+    axes: Any = figure.subplots(2, 4).ravel()
+    true = paper_split(settings["dt"]).test[1:]
+    predicted = unpacked(next(iter(runs.values()))["predicted"])
+    minutes = settings["dt"] * np.arange(1, len(predicted) + 1)
+    for column, (one, name) in enumerate(zip(axes, NAMES, strict=False)):
+        one.plot(minutes, true[:, column], color=TRUE, lw=4, alpha=0.35, label="true")
+        one.plot(minutes, predicted[:, column], color=KOOPMAN, ls=(0, (4, 2)), label="Koopman")
+        one.set(title=name, xlabel="min after $x_0$", ylabel="mM")
+    axes[0].legend(frameon=False, loc="lower left", fontsize=8)
+    for name, run in runs.items():
+        objective = unpacked(run["objective"])[:, 0]
+        axes[-1].loglog(np.linspace(1, run["steps"], len(objective)), objective, label=name)
+    axes[-1].set(title="objective", xlabel="step", ylabel="F")
+    axes[-1].legend(frameon=False, fontsize=8)
+    return figure

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.box import SIMPLE_HEAVY
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from rich.console import RenderableType
 from torch import Tensor
 
 import koopcore as kc
-from koopcore.lab.demo.demo import batched_partition
-from koopcore.lab.demo.table import PAPER_ERROR_RATIO, PAPER_SPEEDUP
-from koopcore.lab.experiments.experiment import Cell, Results, Tick
+from koopcore.lab.experiments.experiment import Cell, Context, Results, annotated, sheet
 from koopcore.lab.experiments.stopwatch import in_turns
 from koopcore.lab.problems.descent import Descent, one_thread
-from koopcore.lab.problems.oscillator import PARAMETERS, SHAPES, OscillatorBatch
+from koopcore.lab.problems.oscillator import (
+    PAPER,
+    PARAMETERS,
+    OscillatorBatch,
+    batched_partition,
+)
 from koopcore.lab.problems.scores import Floats, equivalent_steps, error_ratio
 
 ROWS = ("koopcore", "koopcore, float32", "paper, stride", "paper, each step")
@@ -34,7 +34,7 @@ _OVERRUN = 1.2  # ordinary training goes on to 1.2 T, so that T^eq/T > 1 is meas
 
 def settings(quick: bool) -> dict[str, Any]:
     """Regime of the experiment, the same for every row of an optimizer."""
-    chosen: dict[str, Any] = {
+    regime: dict[str, Any] = {
         "networks": 25,
         "seed": 1300,
         "duration": 4 * math.pi,
@@ -50,24 +50,24 @@ def settings(quick: bool) -> dict[str, Any]:
         "together": 9,
     }
     if quick:
-        chosen |= {"networks": 4, "stride": 25, "horizon": 500, "t1": 3000}
-    return chosen
+        regime |= {"networks": 4, "stride": 25, "horizon": 500, "t1": 3000}
+    return regime
 
 
 def cells(settings: dict[str, Any]) -> Sequence[Cell]:
     """Some networks of one optimizer each, and the times, which do not depend on the values."""
     steps = settings["t1"] + sum(_stretches(settings))
-    found = []
+    parts = []
     for optimizer in settings["rates"]:
         for first in range(0, settings["networks"], settings["together"]):
             last = min(first + settings["together"], settings["networks"])
-            work = partial(predicted, settings, optimizer, first, last)
-            found.append(Cell(f"{optimizer}/{first + 1}-{last}", steps, work))
-    return [*found, Cell("seconds", len(settings["rates"]), partial(seconds, settings))]
+            work = partial(predictions, settings, optimizer, first, last)
+            parts.append(Cell(f"{optimizer}/{first + 1}-{last}", steps, work))
+    return [*parts, Cell("seconds", len(settings["rates"]), partial(seconds, settings))]
 
 
-def predicted(
-    settings: dict[str, Any], optimizer: str, first: int, last: int, tick: Tick, results: Results
+def predictions(
+    settings: dict[str, Any], optimizer: str, first: int, last: int, context: Context
 ) -> dict[str, Any]:
     """Train networks ``first .. last - 1``, predict at ``t2`` by every row, train on, and score."""
     problem = OscillatorBatch(
@@ -80,11 +80,11 @@ def predicted(
     start = problem.initial()[first:]
     descent = Descent(problem, optimizer, rate=rate, decay=decay, start=start)
     inside, beyond = _stretches(settings)
-    descent.advance(settings["t1"], tick=tick)
-    window = descent.advance(inside, every=1, tick=tick).snapshots
-    after = descent.advance(beyond, every=settings["stride"], tick=tick)
+    descent.advance(settings["t1"], tick=context.tick)
+    window = descent.advance(inside, every=1, tick=context.tick).snapshots
+    after = descent.advance(beyond, every=settings["stride"], tick=context.tick)
     start = window[-1]
-    scored = {}
+    scores = {}
     for row in ROWS:
         guess, horizons = predict(settings, row, window, problem)
         steps = horizons * settings["stride"]
@@ -92,22 +92,22 @@ def predicted(
         with one_thread(start.device):
             reached = problem.loss(guess)
         equivalent = equivalent_steps(after.losses, reached)
-        scored[row] = {
+        scores[row] = {
             "horizon": steps.tolist(),
             "equivalent": equivalent.tolist(),
             "relative": (equivalent / steps).tolist(),
             "error_ratio": error_ratio(guess, true, start).tolist(),
             "loss": reached.tolist(),
         }
-    return {"rows": scored, "loss_t2": after.losses[0].tolist()}
+    return {"rows": scores, "loss_t2": after.losses[0].tolist()}
 
 
 def of_optimizer(results: Results, optimizer: str) -> dict[str, dict[str, list[float]]]:
     """The rows of every network of one optimizer that is done; empty if none is."""
-    parts = [own["rows"] for name, own in results.items() if name.startswith(f"{optimizer}/")]
+    parts = [cell["rows"] for name, cell in results.items() if name.startswith(f"{optimizer}/")]
     return {
-        row: {key: [value for part in parts for value in part[row][key]] for key in of}
-        for row, of in (parts[0] if parts else {}).items()
+        row: {key: [value for part in parts for value in part[row][key]] for key in scores}
+        for row, scores in (parts[0] if parts else {}).items()
     }
 
 
@@ -142,22 +142,22 @@ def checked(
     """
     networks = len(now)
     part, every = batched_partition("network", networks), torch.arange(networks)
-    horizons, beyond = ladder(settings), looked_at(settings)
-    guess, taken = now.clone(), np.full(networks, horizons[-1])
+    horizons, beyond = ladder(settings), lookouts(settings)
+    guess, jumps = now.clone(), np.full(networks, horizons[-1])
     left = np.ones(networks, bool)
     for model in ("affine", "trend"):
         operators = kc.fit(snapshots.reshape(len(snapshots), -1), part, model=model)
         predicted = operators.predict([*horizons, *beyond]).reshape(-1, networks, now.shape[1])
         places = predicted[: len(horizons)].to(now.dtype)
-        chosen = best_horizon(problem, predicted[len(horizons) :].to(now.dtype))
-        chosen, better = nearer(problem, chosen, places, now)
+        rung = best_horizon(problem, predicted[len(horizons) :].to(now.dtype))
+        rung, better = nearer(problem, rung, places, now)
         replaced = left & better
-        guess[replaced] = places[chosen, every][replaced]
-        taken[replaced] = np.asarray(horizons)[chosen][replaced]
+        guess[replaced] = places[rung, every][replaced]
+        jumps[replaced] = np.asarray(horizons)[rung][replaced]
         left &= ~better
         if not left.any():
             break
-    return guess, taken
+    return guess, jumps
 
 
 def ladder(settings: dict[str, Any]) -> list[int]:
@@ -166,7 +166,7 @@ def ladder(settings: dict[str, Any]) -> list[int]:
     return sorted({max(1, round(farthest * share)) for share in settings["shares"]}, reverse=True)
 
 
-def looked_at(settings: dict[str, Any]) -> list[int]:
+def lookouts(settings: dict[str, Any]) -> list[int]:
     """Where the loss is looked at for each horizon of the ladder: ``look`` times as far."""
     return [max(1, round(settings["look"] * horizon)) for horizon in ladder(settings)]
 
@@ -186,39 +186,40 @@ def best_horizon(problem: OscillatorBatch, beyond: Tensor) -> Any:
 
 
 def nearer(
-    problem: OscillatorBatch, chosen: Any, places: Tensor, now: Tensor
+    problem: OscillatorBatch, rung: Any, places: Tensor, now: Tensor
 ) -> tuple[Any, np.ndarray[Any, np.dtype[np.bool_]]]:
     """Shorter horizons where the place has no lower loss than ``now``, and whether one has.
 
-    chosen : which of the places ``(horizons, networks, 152)``, longest first, each network takes.
+    rung : which of the places ``(horizons, networks, 152)``, longest first, each network takes.
     """
     every = torch.arange(len(now))
     with one_thread(now.device):
         present = problem.loss(now)
         while True:
-            better = (problem.loss(places[chosen, every]) < present).numpy()
-            further = ~better & (chosen < len(places) - 1)
-            if not further.any():
-                return chosen, better
-            chosen = chosen + further
+            better = (problem.loss(places[rung, every]) < present).numpy()
+            shorter = ~better & (rung < len(places) - 1)
+            if not shorter.any():
+                return rung, better
+            rung = rung + shorter
 
 
-def pinv_nodes(snapshots: Floats, horizon: int) -> Floats:
+def pinv_nodes(snapshots: Floats, horizon: int, cutoff: float = 1e-15) -> Floats:
     """The paper's operator, literally: ``(F'F⁺)^T x_n`` for every node, ``(networks, 152)``.
 
-    snapshots : ``(n, networks, 152)``. F⁺ is NumPy's (SVD, its default cut-off).
+    snapshots : ``(n, networks, 152)``. F⁺ is `numpy.linalg.pinv`: by SVD, without the singular
+    values below ``cutoff`` times the largest.
     """
-    predicted = np.empty(snapshots.shape[1:])
+    endpoint = np.empty(snapshots.shape[1:])
     for nodes in _nodes():  # nodes of one fan-in together: (count, m)
         patches = np.asarray(snapshots, np.float64)[:, :, nodes].transpose(1, 2, 3, 0)
-        operator = patches[..., 1:] @ np.linalg.pinv(patches[..., :-1])
+        operator = patches[..., 1:] @ np.linalg.pinv(patches[..., :-1], rcond=cutoff)
         power = np.linalg.matrix_power(operator, horizon)
-        predicted[:, nodes] = (power @ patches[..., -1:])[..., 0]
-    return predicted
+        endpoint[:, nodes] = (power @ patches[..., -1:])[..., 0]
+    return endpoint
 
 
 def _nodes() -> list[Any]:
-    part = kc.Partition.nodes(kc.Layout.from_shapes(SHAPES))
+    part = batched_partition("nodes", 1)
     groups = [part.indices(group) for group in range(part.n_groups)]
     sizes = sorted({len(group) for group in groups})
     return [np.array([group for group in groups if len(group) == size]) for size in sizes]
@@ -231,25 +232,25 @@ def _stretches(settings: dict[str, Any]) -> tuple[int, int]:
     return (settings["window"] - 1) * stride, after
 
 
-def seconds(settings: dict[str, Any], tick: Tick, results: Results) -> dict[str, Any]:
+def seconds(settings: dict[str, Any], context: Context) -> dict[str, Any]:
     """Times of one network alone, all in turns: a training step, and each row's prediction."""
     dtype = getattr(torch, settings["precision"])
     problem = OscillatorBatch(1, settings["seed"], dtype=dtype, duration=settings["duration"])
     farthest = settings["horizon"] // settings["stride"]
     part = batched_partition("network", 1)
-    found = {}
+    medians = {}
     for optimizer, rate in settings["rates"].items():
         descent = Descent(problem, optimizer, rate=rate)
         window = descent.advance(_stretches(settings)[0], every=1).snapshots
-        own = window[:: settings["stride"], 0].contiguous()
+        rows = window[:: settings["stride"], 0].contiguous()
 
-        single = own.float()
-        strided, every = own[:, None].numpy(), window.numpy()
+        single = rows.float()
+        strided, every = rows[:, None].numpy(), window.numpy()
         calls: dict[str, Callable[[], object]] = {
             "step": lambda descent=descent: descent.advance(_TIMED_STEPS),  # type: ignore[misc]
-            "koopcore": lambda own=own: kc.fit(own, part, horizon=farthest).predict(farthest),  # type: ignore[misc]
-            "koopcore, loss check included": lambda own=own: checked(  # type: ignore[misc]
-                settings, problem, own[:, None], own[-1:]
+            "koopcore": lambda rows=rows: kc.fit(rows, part, horizon=farthest).predict(farthest),  # type: ignore[misc]
+            "koopcore, loss check included": lambda rows=rows: checked(  # type: ignore[misc]
+                settings, problem, rows[:, None], rows[-1:]
             ),
             "koopcore, float32": lambda single=single: kc.fit(  # type: ignore[misc]
                 single, part, horizon=farthest
@@ -260,16 +261,18 @@ def seconds(settings: dict[str, Any], tick: Tick, results: Results) -> dict[str,
         times = dict(zip(calls, in_turns(tuple(calls.values())), strict=True))
         # A stretch of s steps evaluates s + 1 losses and gradients, both its ends included.
         times["step"] /= _TIMED_STEPS + 1
-        found[optimizer] = times
-        tick()
-    return found
+        medians[optimizer] = times
+        context.tick()
+    return medians
 
 
 NOTES = (
     "koopcore: network-wide affine operator, half the horizon of the lowest predicted loss, less "
     "if the loss there is not below the present one, or along the straight line if none is; "
     "float32: the same from snapshots rounded to float32. paper: an operator F'F+ per node by "
-    "numpy.linalg.pinv, fixed T, same window, with this stride or a snapshot each step.\n"
+    "numpy.linalg.pinv at cut-off 1e-15, fixed T, same window, with this stride or a snapshot each "
+    "step; a window so short, which is not the paper's, has noise above that cut-off: see "
+    "--schedule paper for theirs.\n"
     "T^eq: steps that ordinary training needs from t2 to reach the predicted network's loss "
     "(first crossing); success: T^eq > 0. Error ratio: |predicted - true| / |true movement|, "
     "median over weights, then networks.\n"
@@ -282,15 +285,8 @@ NOTES = (
 
 def table(results: Results, settings: dict[str, Any]) -> RenderableType:
     """One row per optimizer and method, the paper's own figures beside them."""
-    shown = Table(
-        title=f"Table 1: {settings['networks']} oscillator networks (1:10:10:2)",
-        box=SIMPLE_HEAVY,
-        title_style="bold",
-        padding=(0, 1, 0, 0),
-    )
-    shown.add_column("", no_wrap=True)
-    for head in ("success", "T^eq/T", "least", "T, steps", "error", "speed-up", "checked"):
-        shown.add_column(head, justify="right", no_wrap=True)
+    heads = ("success", "T^eq/T", "least", "T, steps", "error", "speed-up", "checked")
+    shown = sheet(f"Table 1: {settings['networks']} oscillator networks (1:10:10:2)", heads)
     for optimizer in settings["rates"]:
         rows = of_optimizer(results, optimizer)
         if not rows:
@@ -299,8 +295,8 @@ def table(results: Results, settings: dict[str, Any]) -> RenderableType:
         shown.add_row(f"{optimizer.capitalize()}", style="bold")
         for row in ROWS:
             shown.add_row(f" {row}", *_figures(rows, row, times))
-        printed = ("-", "-", "-", "2,500", f"{PAPER_ERROR_RATIO}", f"{PAPER_SPEEDUP[optimizer]}x")
-        shown.add_row(" published", *printed, "-", style="cyan", end_section=True)
+        printed = ("2,500", f"{PAPER['error_ratio']}", f"{PAPER['speedup'][optimizer]}x", "-")
+        shown.add_row(" published", "-", "-", "-", *printed, style="cyan", end_section=True)
     regime = (
         f"t in [0, {settings['duration'] / math.pi:g} pi], {settings['precision']}, t1 = "
         f"{settings['t1']:,}; window of {settings['window']} snapshots, stride "
@@ -310,15 +306,15 @@ def table(results: Results, settings: dict[str, Any]) -> RenderableType:
         + f", at step s divided by 1 + {settings['decay']:g} s; seed {settings['seed']}; "
         f"{PARAMETERS} parameters a network."
     )
-    return Group(shown, Text(regime + "\n" + NOTES, style="dim"))
+    return annotated(shown, regime, NOTES)
 
 
 def _figures(rows: dict[str, Any], row: str, times: dict[str, float] | None) -> list[str]:
-    own = rows[row]
-    relative = np.asarray(own["relative"])
+    scores = rows[row]
+    relative = np.asarray(scores["relative"])
     speed = checked = "-"
     if times is not None:
-        trained = float(np.median(own["equivalent"])) * times["step"]
+        trained = float(np.median(scores["equivalent"])) * times["step"]
         speed = f"{trained / times[row]:,.0f}x"
         if row == "koopcore":
             checked = f"{trained / times['koopcore, loss check included']:,.0f}x"
@@ -326,8 +322,8 @@ def _figures(rows: dict[str, Any], row: str, times: dict[str, float] | None) -> 
         f"{100 * np.mean(relative > 0):.0f} %",
         f"{np.median(relative):.3f}",
         f"{relative.min():.3f}",
-        f"{np.median(own['horizon']):,.0f}",
-        f"{np.median(own['error_ratio']):.2g}",
+        f"{np.median(scores['horizon']):,.0f}",
+        f"{np.median(scores['error_ratio']):.2g}",
         speed,
         checked,
     ]

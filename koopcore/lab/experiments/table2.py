@@ -10,15 +10,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from rich.box import SIMPLE_HEAVY
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from rich.console import RenderableType
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import koopcore as kc
-from koopcore.lab.experiments.experiment import Cell, Results, Tick
+from koopcore.lab.experiments.experiment import Cell, Context, Results, annotated, sheet
 from koopcore.lab.experiments.stopwatch import in_turns
 from koopcore.lab.problems import mnist
 from koopcore.lab.problems.descent import one_thread
@@ -43,9 +40,9 @@ ROWS: dict[str, Method] = {
 straight line (`GroupBounds`). paper: F'F+ of single snapshots. All at full rank."""
 
 
-def settings(quick: bool) -> dict[str, Any]:
-    """Regime, none of which is published: rate, batch, t1, t2, T, q."""
-    chosen: dict[str, Any] = {
+def settings(quick: bool, data: str | None = None) -> dict[str, Any]:
+    """Regime, none of which is published: rate, batch, t1, t2, T, q; data as in `mnist.load`."""
+    regime: dict[str, Any] = {
         "seeds": 10,
         "first_seed": 200,
         "rate": 0.1,
@@ -59,26 +56,26 @@ def settings(quick: bool) -> dict[str, Any]:
         "smoothing": 25,
     }
     if quick:
-        chosen |= {"seeds": 2, "t1": 300, "stride": 40, "horizon": 100}
-    return chosen
+        regime |= {"seeds": 2, "t1": 300, "stride": 40, "horizon": 100}
+    return regime if data is None else {**regime, "data": data}
 
 
 def cells(settings: dict[str, Any]) -> Sequence[Cell]:
     """One cell per seed, and one for the times."""
     steps = settings["t1"] + _inside(settings) + _OVERRUN * settings["horizon"]
     seeds = range(settings["first_seed"], settings["first_seed"] + settings["seeds"])
-    found = [Cell(f"seed {seed}", steps, partial(predicted, settings, seed)) for seed in seeds]
-    return [*found, Cell("seconds", 1, partial(seconds, settings))]
+    trained = [Cell(f"seed {seed}", steps, partial(predictions, settings, seed)) for seed in seeds]
+    return [*trained, Cell("seconds", 1, partial(seconds, settings))]
 
 
-def predicted(settings: dict[str, Any], seed: int, tick: Tick, results: Results) -> dict[str, Any]:
+def predictions(settings: dict[str, Any], seed: int, context: Context) -> dict[str, Any]:
     """Train, record, predict by every row's method, train on, and score by validation loss."""
     digits = mnist.of_settings(settings)
     with one_thread(torch.device("cpu")):
         model, stepper, batches = _begin(digits, settings, seed)
-        mnist.train(model, stepper, batches, settings["t1"], tick)
+        mnist.train(model, stepper, batches, settings["t1"], context.tick)
         before: list[float] = []
-        watch = _Watch(model, digits, settings["evaluate_every"], before, tick)
+        watch = _Watch(model, digits, settings["evaluate_every"], before, context.tick)
         recorded = record(settings, model, stepper, batches, watch)
         guesses = {row: predict(settings, row, recorded, model) for row in ROWS} | {
             "window mean": recorded["mean"].mean(0)
@@ -86,7 +83,7 @@ def predicted(settings: dict[str, Any], seed: int, tick: Tick, results: Results)
         other = copy.deepcopy(model)
         start = mnist.validation_loss(model, digits)
         curve = [start]
-        watch = _Watch(model, digits, settings["evaluate_every"], curve, tick)
+        watch = _Watch(model, digits, settings["evaluate_every"], curve, context.tick)
         mnist.train(model, stepper, batches, _OVERRUN * settings["horizon"], watch)
         reached = {}
         for row, vector in guesses.items():
@@ -111,19 +108,19 @@ def record(
     """Train through the window; ``mean`` ``(window, P)`` and ``last`` ``(2 window, P)``."""
     stride = settings["stride"]
     parts: list[Tensor] = []
-    found: dict[str, list[Tensor]] = {"last": [], "mean": []}
+    snapshots: dict[str, list[Tensor]] = {"last": [], "mean": []}
 
     def keep() -> None:
         parts.append(parameters_to_vector(model.parameters()).detach())
         if len(parts) in {stride // 2, stride}:
-            found["last"].append(parts[-1])
+            snapshots["last"].append(parts[-1])
         if len(parts) == stride:
-            found["mean"].append(torch.stack(parts).mean(0))
+            snapshots["mean"].append(torch.stack(parts).mean(0))
             parts.clear()
         after_step()
 
     mnist.train(model, stepper, batches, _inside(settings), keep)
-    return {name: torch.stack(rows) for name, rows in found.items()}
+    return {name: torch.stack(rows) for name, rows in snapshots.items()}
 
 
 def predict(
@@ -161,7 +158,9 @@ def _ahead(settings: dict[str, Any], kind: str) -> int:
     if kind == "mean":
         steps, each = steps + stride // 2, stride
     if steps % each:
-        raise ValueError(f"{steps} steps ahead are no whole number of snapshots {each} steps apart")
+        raise ValueError(
+            f"{steps} steps ahead are not a whole number of snapshots {each} steps apart"
+        )
     return int(steps // each)
 
 
@@ -183,7 +182,7 @@ class _Watch:
         digits: mnist.Digits,
         every: int,
         losses: list[float],
-        tick: Tick,
+        tick: Callable[[], object],
     ) -> None:
         self._model, self._digits, self._every = model, digits, every
         self._losses, self._tick = losses, tick
@@ -215,7 +214,7 @@ def _inside(settings: dict[str, Any]) -> int:
     return settings["window"] * settings["stride"]
 
 
-def seconds(settings: dict[str, Any], tick: Tick, results: Results) -> dict[str, Any]:
+def seconds(settings: dict[str, Any], context: Context) -> dict[str, Any]:
     """Times in turns: a minibatch step, and every row's fit and endpoint prediction."""
     digits = mnist.of_settings(settings)
     with one_thread(torch.device("cpu")):
@@ -227,7 +226,7 @@ def seconds(settings: dict[str, Any], tick: Tick, results: Results) -> dict[str,
         calls |= {row: _predictor(settings, row, recorded, model) for row in ROWS}
         times = dict(zip(calls, in_turns(tuple(calls.values())), strict=True))
     times["step"] /= _TIMED_STEPS
-    tick()
+    context.tick()
     return times
 
 
@@ -245,20 +244,13 @@ NOTES = (
 
 def table(results: Results, settings: dict[str, Any]) -> RenderableType:
     """One line per method; the published speed-up last."""
-    seeds = [own for name, own in results.items() if name.startswith("seed ")]
-    shown = Table(
-        title=f"Table 2: MNIST 784:20:20:20:10, {len(seeds)} seeds",
-        box=SIMPLE_HEAVY,
-        title_style="bold",
-        padding=(0, 1, 0, 0),
-    )
-    shown.add_column("", no_wrap=True)
-    for head in ("success", "T^eq/T", "least", "loss at t2+T", "speed-up"):
-        shown.add_column(head, justify="right", no_wrap=True)
+    seeds = [cell for name, cell in results.items() if name.startswith("seed ")]
+    heads = ("success", "T^eq/T", "least", "loss at t2+T", "speed-up")
+    shown = sheet(f"Table 2: MNIST 784:20:20:20:10, {len(seeds)} seeds", heads)
     times = results.get("seconds")
     for row in (*ROWS, "window mean") if seeds else ():
-        relative = np.array([own["rows"][row]["relative"] for own in seeds])
-        loss = np.median([own["rows"][row]["loss"] for own in seeds])
+        relative = np.array([cell["rows"][row]["relative"] for cell in seeds])
+        loss = np.median([cell["rows"][row]["loss"] for cell in seeds])
         speed = "-"
         if times is not None and row in times:
             taken = float(np.median(relative)) * settings["horizon"] * times["step"]
@@ -273,7 +265,7 @@ def table(results: Results, settings: dict[str, Any]) -> RenderableType:
         )
     if seeds:
         trained = [
-            own["smoothed"][settings["horizon"] // settings["evaluate_every"]] for own in seeds
+            cell["smoothed"][settings["horizon"] // settings["evaluate_every"]] for cell in seeds
         ]
         shown.add_row("trained on, T steps", "-", "1", "1", f"{np.median(trained):.3g}", "1x")
     shown.add_row("published", "-", "-", "-", "-", f"{PAPER_SPEEDUP}x", style="cyan")
@@ -284,4 +276,4 @@ def table(results: Results, settings: dict[str, Any]) -> RenderableType:
         f"{settings['stride']}, q = {settings['quasi_node']}; {mnist.described(settings)}; seeds "
         f"from {settings['first_seed']}."
     )
-    return Group(shown, Text(regime + "\n" + NOTES, style="dim"))
+    return annotated(shown, regime, NOTES)

@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.table import Table
+from matplotlib.figure import Figure
+from rich.console import RenderableType
 
+from koopcore.lab.experiments.experiment import (
+    Cell,
+    Context,
+    Results,
+    annotated,
+    packed,
+    sheet,
+    unpacked,
+)
 from koopcore.lab.experiments.learning import (
     ERRORS,
     FIRST_SEED,
+    KOOPMAN,
+    TRUE,
+    fitted_slope,
+    least_criterion,
     percent,
     state_errors,
     timed,
-    wide_console,
-    written,
 )
-from koopcore.lab.experiments.learning_figures import van_der_pol_figure
-from koopcore.lab.problems.learning_rates import fitted_slope, least_criterion
 from koopcore.lab.problems.linear_bound import linear_bound
-from koopcore.lab.problems.van_der_pol import PAPER, PERIODS, Split, paper_split
+from koopcore.lab.problems.van_der_pol import PAPER, PERIODS, paper_split
 from koopcore.learning import (
     AlternatingLearner,
     Dictionary,
     Diminishing,
-    LearnedOperator,
     OneLayer,
     StateInclusive,
 )
-from koopcore.learning.progress import bar
-from koopcore.types import FloatArray
 
 PAPER_STEP = 0.23
 
@@ -60,7 +67,7 @@ BARE = (
 )
 # Activation and first spread of W by μ and number of features beside the state: the best on a
 # validation part of the training points (benchmarks/bench_learning_settings.py).
-CHOSEN = {
+BEST = {
     0.2: {
         2: ("tanh", 0.5),
         3: ("arctan", 0.25),
@@ -81,92 +88,80 @@ CHOSEN = {
 
 
 def variants(mu: float) -> tuple[Variant, ...]:
-    """The rows for one μ of `CHOSEN`: three bare features, then the state and more and more."""
+    """The rows for one μ of `BEST`: three bare features, then the state and more and more."""
     inclusive = (
         Variant(
             f"state + {size} {name}, exact K",
             StateInclusive(OneLayer(2, size, name, scale)),
             {"k_step": "exact", "track": "objective"},
         )
-        for size, (name, scale) in CHOSEN[mu].items()
+        for size, (name, scale) in BEST[mu].items()
     )
     return (*BARE, *inclusive)
 
 
-def van_der_pol(
-    output: Path = Path(),
-    *,
-    seeds: int = 10,
-    n_iterations: int = 500,
-    rate_iterations: int = 3000,
-    mus: Sequence[float] = tuple(CHOSEN),
-    progress: bool = True,
+def settings(
+    quick: bool, seeds: int | None = None, n_iterations: int | None = None
 ) -> dict[str, Any]:
-    """Learn the oscillator from 400 points, predict 200; print, draw and write the results.
-
-    output: folder of ``van-der-pol.json`` and ``.png``. Every variant is learned from ``seeds``
-    random W, none of which was used to choose settings; figures are medians. mus: of `CHOSEN`.
-    Rates: `rate_iterations` iterations with the paper's step, constant and diminishing. Returns
-    what the JSON holds; errors there are fractions. Cost: about a minute on one core.
-    """
-    rows: list[dict[str, Any]] = []
-    shown: dict[float, LearnedOperator] = {}
-    rates: dict[str, dict[str, Any]] = {}
-    some = range(FIRST_SEED, FIRST_SEED + seeds)
-    total = sum(len(variants(mu)) + 1 for mu in mus)
-    with bar(total, progress, "Van der Pol") as done:
-        for mu in mus:
-            parts = paper_split(mu)
-            best = np.inf
-            for variant in variants(mu):
-                row, last = _row(variant, parts, some, n_iterations)
-                rows.append({"mu": mu, **row})
-                if row["multi_step_states"] < best:
-                    best, shown[mu] = row["multi_step_states"], last
-                done(len(rows) + len(rates))
-            rates[str(mu)] = _rates(parts.train, some, rate_iterations)
-            done(len(rows) + len(rates))
-    bounds = {
-        str(mu): {
-            str(h): linear_bound(paper_split(mu).test[1:], h, 0.2 * np.pi / PERIODS[mu])
-            for h in (3, 4, 6)
-        }
-        for mu in mus
+    """Seeds, none of which was used to choose settings, and iterations of learners and of rates."""
+    return {
+        "mus": list(BEST),
+        "dt": 0.1,
+        "first_seed": FIRST_SEED,
+        "seeds": seeds or (2 if quick else 10),
+        "n_iterations": n_iterations or (50 if quick else 500),
+        "rate_iterations": 300 if quick else 3000,
     }
-    result = {"rows": rows, "rates": rates, "linear_bounds": bounds, "paper": PAPER}
-    settings = {"seeds": seeds, "n_iterations": n_iterations, "first_seed": FIRST_SEED, "dt": 0.1}
-    console = wide_console()
-    console.print(_table(rows, seeds))
-    for mu in mus:
-        constant = np.median(rates[str(mu)]["constant_slopes"])
-        console.print(f"mu = {mu}: slope of min E, constant step, median: {constant:.2f}")
-        least = ", ".join(f"{h}: {percent(found)}" for h, found in bounds[str(mu)].items())
-        console.print(f"mu = {mu}: least x: 200 of any linear read-out, by number of h: {least}")
-    picture = van_der_pol_figure(shown, rates)
-    return written(console, output, "van-der-pol", settings, result, picture)
 
 
-def _row(
-    variant: Variant, parts: Split, seeds: Sequence[int], n_iterations: int
-) -> tuple[dict[str, Any], LearnedOperator]:
-    """Medians over the seeds, and the last seed's operator."""
+def cells(settings: dict[str, Any]) -> Sequence[Cell]:
+    """For each μ: every variant, the rates of E, and what a linear read-out can reach at all."""
+    seeds = settings["seeds"]
+    parts = []
+    for mu in settings["mus"]:
+        for variant in variants(mu):
+            work = partial(medians, settings, mu, variant)
+            parts.append(Cell(f"mu {mu}/{variant.name}", seeds, work))
+        parts.append(Cell(f"mu {mu}/rates", seeds, partial(rates, settings, mu)))
+        parts.append(Cell(f"mu {mu}/linear bounds", 1, partial(bounds, settings, mu)))
+    return parts
+
+
+def medians(
+    settings: dict[str, Any], mu: float, variant: Variant, context: Context
+) -> dict[str, Any]:
+    """Errors and seconds of a variant, medians over the seeds, and the last seed's prediction.
+
+    Errors are fractions. ``predicted`` are the states at the 200 test points, from the first alone.
+    """
+    parts = paper_split(mu, settings["dt"])
     runs = []
-    for seed in seeds:
+    for seed in range(settings["first_seed"], settings["first_seed"] + settings["seeds"]):
         learner = AlternatingLearner(
-            variant.dictionary, n_iterations=n_iterations, random_state=seed, **variant.settings
+            variant.dictionary,
+            n_iterations=settings["n_iterations"],
+            random_state=seed,
+            **variant.settings,
         )
         seconds = timed(learner, parts.train)
         runs.append({**state_errors(learner.operator_, parts.test), "seconds": seconds})
-    medians = {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
-    named = {"dictionary": variant.name, "n_features": variant.dictionary.n_features}
-    return {**named, **medians}, learner.operator_
+        context.tick()
+    predicted = learner.operator_.predict(parts.test[0], len(parts.test) - 1)
+    return {
+        "n_features": variant.dictionary.n_features,
+        **{name: float(np.median([run[name] for run in runs])) for name in runs[0]},
+        "predicted": packed(predicted),
+    }
 
 
-def _rates(train: FloatArray, seeds: Sequence[int], n_iterations: int) -> dict[str, Any]:
-    curves: dict[str, list[list[float]]] = {"constant": [], "diminishing": []}
+def rates(settings: dict[str, Any], mu: float, context: Context) -> dict[str, Any]:
+    """min E over the iterations with the paper's step, constant and diminishing; fitted slopes."""
+    train = paper_split(mu, settings["dt"]).train
+    n_iterations = settings["rate_iterations"]
+    curves: dict[str, list[Any]] = {"constant": [], "diminishing": []}
     slopes = []
     spaced = np.unique(np.geomspace(1, n_iterations, 80).astype(int)) - 1
-    for seed in seeds:
+    for seed in range(settings["first_seed"], settings["first_seed"] + settings["seeds"]):
         for name, step in (("constant", PAPER_STEP), ("diminishing", Diminishing(PAPER_STEP))):
             learner = AlternatingLearner(
                 OneLayer(2, 3),
@@ -178,25 +173,93 @@ def _rates(train: FloatArray, seeds: Sequence[int], n_iterations: int) -> dict[s
             least = least_criterion(learner.history_)
             if name == "constant":
                 slopes.append(fitted_slope(least))
-            curves[name].append(least[spaced].tolist())
-    return {"iterations": (spaced + 1).tolist(), "constant_slopes": slopes, **curves}
+            curves[name].append(least[spaced])
+        context.tick()
+    return {
+        "iterations": (spaced + 1).tolist(),
+        "constant_slopes": slopes,
+        **{name: packed(np.transpose(of_seeds)) for name, of_seeds in curves.items()},
+    }
 
 
-def _table(rows: list[dict[str, Any]], seeds: int) -> Table:
-    table = Table(title=f"Van der Pol: 400 points learned, 200 predicted; medians of {seeds} seeds")
-    for name in ("mu", "dictionary", "h", "psi: 1 step", "psi: 200", "x: 1 step", "x: 200", "time"):
-        words = name == "dictionary"
-        table.add_column(name, justify="left" if words else "right", no_wrap=words)
-    for row in rows:
-        errors = [percent(row[name]) for name in ERRORS]
-        table.add_row(
-            f"{row['mu']}",
-            row["dictionary"],
-            f"{row['n_features']}",
-            *errors,
-            f"{row['seconds']:.3f} s",
-        )
-    table.add_row(
-        "?", "paper, 3 features", "3", "", "", "0.16 %", "1.89 %", f"{PAPER['seconds']} s"
+def bounds(settings: dict[str, Any], mu: float, context: Context) -> dict[str, Any]:
+    """The least error of any linear read-out of 3, 4 and 6 features; see `linear_bound`."""
+    states = paper_split(mu, settings["dt"]).test[1:]
+    angle = 2.0 * np.pi * settings["dt"] / PERIODS[mu]
+    least = {str(h): linear_bound(states, h, angle) for h in (3, 4, 6)}
+    context.tick()
+    return least
+
+
+def table(results: Results, settings: dict[str, Any]) -> RenderableType:
+    """One line per μ and variant, the paper's figures last; slopes and bounds under them."""
+    title = f"Van der Pol: 400 points learned, 200 predicted; medians of {settings['seeds']} seeds"
+    shown = sheet(title, ("h", "psi: 1 step", "psi: 200", "x: 1 step", "x: 200", "time"))
+    notes = []
+    for mu in settings["mus"]:
+        shown.add_row(f"mu = {mu}", style="bold")
+        for variant in variants(mu):
+            row = results.get(f"mu {mu}/{variant.name}")
+            if row is not None:
+                figures = [percent(row[name]) for name in ERRORS]
+                seconds = f"{row['seconds']:.3f} s"
+                shown.add_row(f" {variant.name}", str(row["n_features"]), *figures, seconds)
+        shown.add_section()
+        if (curves := results.get(f"mu {mu}/rates")) is not None:
+            slope = np.median(curves["constant_slopes"])
+            notes.append(f"mu = {mu}: slope of min E, constant step, median: {slope:.2f}.")
+        if (bound := results.get(f"mu {mu}/linear bounds")) is not None:
+            least = ", ".join(f"{h}: {percent(bound[h])}" for h in ("3", "4", "6"))
+            notes.append(f"mu = {mu}: least x: 200 of any linear read-out, by h: {least}.")
+    printed = (percent(PAPER["one_step"]), percent(PAPER["multi_step"]), f"{PAPER['seconds']} s")
+    shown.add_row("paper, 3 features, mu not published", "3", "", "", *printed, style="cyan")
+    return annotated(shown, *notes)
+
+
+def picture(results: Results, settings: dict[str, Any]) -> Figure:
+    """One row per μ: both states predicted 200 steps from x_0 (Fig. 1), the cycle, the rates.
+
+    Shown is the variant with the least error at 200 steps.
+    """
+    mus = settings["mus"]
+    figure = Figure(figsize=(14, 4.2 * len(mus)), dpi=110, layout="constrained")
+    grid: Any = figure.subplots(len(mus), 3, squeeze=False)
+    for mu, (states, plane, rate) in zip(mus, grid, strict=True):
+        learned = [
+            results[name]
+            for variant in variants(mu)
+            if (name := f"mu {mu}/{variant.name}") in results
+        ]
+        true = paper_split(mu, settings["dt"]).test
+        plane.plot(*true.T, color=TRUE, lw=4, alpha=0.35, label="true")
+        if learned:
+            best = min(learned, key=lambda row: row["multi_step_states"])
+            predicted = unpacked(best["predicted"])
+            steps = np.arange(1, len(predicted) + 1)
+            for column, name in enumerate(("$x_1$", "$x_2$")):
+                states.plot(steps, true[1:, column], color=TRUE, lw=4, alpha=0.35)
+                states.plot(steps, predicted[:, column], color=KOOPMAN, ls=(0, (4, 2)))
+                states.annotate(name, (steps[8], true[9, column]), fontsize=12)
+            plane.plot(*predicted.T, color=KOOPMAN, ls=(0, (4, 2)), label="Koopman")
+        states.set(xlabel="steps after $x_0$", title=f"$\\mu$ = {mu}: predicted from $x_0$ alone")
+        plane.set(xlabel="$x_1$", ylabel="$x_2$", title="limit cycle")
+        plane.legend(frameon=False)
+        if f"mu {mu}/rates" in results:
+            _draw_rates(rate, results[f"mu {mu}/rates"])
+    return figure
+
+
+def _draw_rates(axes: Any, rates: dict[str, Any]) -> None:
+    t = np.asarray(rates["iterations"])
+    curves = {name: unpacked(rates[name]) for name in ("constant", "diminishing")}
+    for (name, values), colour in zip(curves.items(), (TRUE, KOOPMAN), strict=True):
+        axes.loglog(t, values, color=colour, lw=0.7, alpha=0.35)
+        axes.loglog(t, np.median(values, axis=1), color=colour, lw=2.2, label=f"{name} step")
+    start = float(np.median(curves["constant"][0]))
+    axes.loglog(t, start / t, color="black", lw=1, ls=":", label="$\\propto 1/T$")
+    axes.loglog(
+        t, start / (1 + np.log(t)), color="black", lw=1, ls="--", label="$\\propto 1/\\log T$"
     )
-    return table
+    slope = np.median(rates["constant_slopes"])
+    axes.set(xlabel="$T$", ylabel="$\\min_{t\\leq T} E$", title=f"rates; fitted slope {slope:.2f}")
+    axes.legend(frameon=False, fontsize=8)

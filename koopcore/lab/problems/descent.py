@@ -10,12 +10,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], float]] = {
-    "adagrad": (torch.optim.Adagrad, 0.05),
-    "adadelta": (torch.optim.Adadelta, 0.1),
-    "adam": (torch.optim.Adam, 1e-3),
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "adam": torch.optim.Adam,
 }
-"""Element-wise optimizers and their base rates here; Dogra & Redman do not publish theirs."""
+"""Element-wise optimizers: they never mix two parameters."""
+
+RATES = {"adagrad": 0.05, "adadelta": 0.1, "adam": 1e-3}
+"""Base rates on the oscillator here; Dogra & Redman do not publish theirs."""
 
 
 class BatchedProblem(Protocol):
@@ -49,7 +53,7 @@ class Descent:
     products may differ from a single run.
 
     optimizer : a key of `OPTIMIZERS`.
-    rate      : base learning rate; the one of `OPTIMIZERS` if None.
+    rate      : base learning rate; the one of `RATES` if None.
     decay     : the rate at step ``s`` is ``rate / (1 + decay·s)``, the "weakly decaying rate" of
                 Dogra & Redman, who do not print the decay; 0 keeps it constant.
     start     : parameters to start from, copied; `BatchedProblem.initial` if None.
@@ -69,9 +73,10 @@ class Descent:
     ) -> None:
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {optimizer!r}; accepted are {', '.join(OPTIMIZERS)}")
-        kind, default = OPTIMIZERS[optimizer]
+        if rate is None and optimizer not in RATES:
+            raise ValueError(f"rate is None; {optimizer} has no usual rate here, give one")
         self.problem = problem
-        self.rate = default if rate is None else rate
+        self.rate = RATES[optimizer] if rate is None else rate
         if not self.rate > 0:
             raise ValueError(f"rate is {self.rate}; it must be positive")
         if not decay >= 0:
@@ -79,7 +84,7 @@ class Descent:
         self.decay = decay
         self.steps = 0
         self.params = (problem.initial() if start is None else start.detach()).clone()
-        self._optimizer = kind([self.params], lr=self.rate)  # type: ignore[call-arg]
+        self._optimizer = OPTIMIZERS[optimizer]([self.params], lr=self.rate)  # type: ignore[call-arg]
 
     def advance(
         self, steps: int, *, every: int = 0, tick: Callable[[], object] | None = None

@@ -3,8 +3,8 @@
 Networks of four sizes, batches from 1 to 1,024, a training step of Adam in torch; n = 16 snapshots
 of that very training, one affine operator, one endpoint. A prediction T steps ahead replaces T
 steps, so it pays, as far as time goes, if T is more than "steps per prediction" here. With a line
-search it costs eight horizons and eight evaluations of the loss on the batch; that is a case of
-its own. (The question of Dogra & Redman 2020, supplement S1.)
+search it costs eight horizons and eight evaluations of the loss on the batch; that is another
+case. (The question of Dogra & Redman 2020, supplement S1.)
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 
 import koopcore as kc
 from koopcore.lab.bench import plots
-from koopcore.lab.bench.race_cache import shared
 from koopcore.lab.bench.study import (
+    INSTALL,
     Case,
     Job,
     Row,
@@ -28,9 +28,9 @@ from koopcore.lab.bench.study import (
     Summary,
     Unavailable,
     races_of,
+    shared,
 )
-from koopcore.lab.studies.endpoint_job import one_group
-from koopcore.lab.studies.peers import INSTALL
+from koopcore.lab.studies.workloads import one_group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,20 +165,20 @@ def build(case: Case) -> Job:
 def summary(rows: Sequence[Row]) -> Summary:
     notes = []
     for race in races_of(rows):
-        own = {row.case: row for row in rows if row.race == race and row.seconds}
-        if PREDICT not in own:
+        timed = {row.case: row for row in rows if row.race == race and row.seconds}
+        if PREDICT not in timed:
             continue
-        predicted = own[PREDICT].seconds or float("nan")
-        for case, row in own.items():
+        predicted = timed[PREDICT].seconds or float("nan")
+        for case, row in timed.items():
             if not case.startswith("step"):
                 continue
             steps = predicted / (row.seconds or float("nan"))
             text = f"{race}, batch {row.x:.0f}: {steps:.2f} steps per prediction"
-            searched = own.get(f"{SEARCH}{row.x:.0f}")
+            searched = timed.get(f"{SEARCH}{row.x:.0f}")
             if searched and searched.seconds and row.seconds:
                 text += f", {searched.seconds / row.seconds:.1f} with a line search"
             notes.append(text)
-    return Summary({}, [], notes)
+    return Summary(notes=notes)
 
 
 def draw(axes: Axes, rows: Sequence[Row]) -> None:
@@ -186,9 +186,9 @@ def draw(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     for race in races_of(rows):
-        own = [row for row in rows if row.race == race and row.seconds]
-        cost = next((row.seconds for row in own if row.case == PREDICT), None)
-        steps = [row for row in own if row.case.startswith("step")]
+        timed = [row for row in rows if row.race == race and row.seconds]
+        cost = next((row.seconds for row in timed if row.case == PREDICT), None)
+        steps = [row for row in timed if row.case.startswith("step")]
         if cost and steps:
             ratios = [cost / (row.seconds or 1.0) for row in steps]
             axes.plot([row.x for row in steps], ratios, "o-", label=race)

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 from fnmatch import fnmatch
-from importlib import import_module
 
 from koopcore.lab.bench.study import Study
+from koopcore.lab.studies import (
+    backpropagation,
+    capture,
+    memory,
+    roofline,
+    scaling,
+    several_horizons,
+    threads,
+)
+from koopcore.lab.studies.peers import study as peers
 
-MODULES = (
-    "endpoint",
-    "peers",
-    "roofline",
-    "parameters",
-    "groups",
-    "group_size",
-    "window",
-    "horizon",
-    "partitions",
-    "several_horizons",
-    "threads",
-    "backpropagation",
-    "capture",
-    "memory",
+STUDIES = (
+    roofline.ENDPOINT,
+    peers.STUDY,
+    roofline.STAGE_BY_STAGE,
+    *scaling.STUDIES,
+    several_horizons.STUDY,
+    threads.STUDY,
+    backpropagation.STUDY,
+    capture.STUDY,
+    memory.STUDY,
 )
 
 
 def studies(only: str = "*") -> list[Study]:
     """The studies whose name matches a pattern; ValueError with all names if none does."""
-    every = [import_module(f"koopcore.lab.studies.{module}").STUDY for module in MODULES]
-    chosen = [study for study in every if fnmatch(study.name, only)]
-    if not chosen:
-        names = ", ".join(study.name for study in every)
+    matching = [study for study in STUDIES if fnmatch(study.name, only)]
+    if not matching:
+        names = ", ".join(study.name for study in STUDIES)
         raise ValueError(f"only is {only!r} and matches no study; studies are {names}")
-    return chosen
+    return matching

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import numpy as np
 
-from koopcore.learning.dictionaries.one_layer import Dictionary, Pullback
+from koopcore.learning.checks import whole
+from koopcore.learning.dictionaries.protocol import (
+    Dictionary,
+    Pullback,
+    batched,
+    check_dictionary,
+    state_features,
+)
 from koopcore.types import FloatArray
 
 
@@ -30,9 +38,11 @@ class Blocks:
         object.__setattr__(self, "dictionaries", tuple(self.dictionaries))
         if not self.dictionaries:
             raise ValueError("dictionaries is empty; one per block is needed")
+        for block, dictionary in enumerate(self.dictionaries):
+            check_dictionary(f"dictionaries[{block}]", dictionary)
         sizes = [d.n_states for d in self.dictionaries]
-        given = self.states or [range(a, b) for a, b in pairwise(accumulate(sizes, initial=0))]
-        parts = tuple(tuple(int(i) for i in part) for part in given)
+        runs = self.states or [range(a, b) for a, b in pairwise(accumulate(sizes, initial=0))]
+        parts = tuple(tuple(whole("a state", i, 0) for i in part) for part in runs)
         object.__setattr__(self, "states", parts)
         check_cover(parts, sizes)
 
@@ -56,9 +66,22 @@ class Blocks:
         """Where each block's parameters stand in θ."""
         return _slices([d.n_parameters for d in self.dictionaries])
 
-    def subset(self, chosen: Sequence[int]) -> Blocks:
-        """The chosen blocks alone, on the states they name, renumbered in that order."""
-        return Blocks(tuple(self.dictionaries[b] for b in chosen))
+    def state_features(self) -> list[int] | None:
+        """Where every state stands in ψ, if every block contains its states."""
+        places = [0] * self.n_states
+        for dictionary, states, block in zip(
+            self.dictionaries, self.states, self.feature_slices(), strict=True
+        ):
+            features = state_features(dictionary)
+            if features is None:
+                return None
+            for state, feature in zip(states, features, strict=True):
+                places[state] = block.start + feature
+        return places
+
+    def subset(self, blocks: Sequence[int]) -> Blocks:
+        """Some blocks alone, on the states they name, renumbered in that order."""
+        return Blocks(tuple(self.dictionaries[b] for b in blocks))
 
     def initial(self, rng: np.random.Generator) -> FloatArray:
         return np.concatenate([d.initial(rng) for d in self.dictionaries])
@@ -68,11 +91,11 @@ class Blocks:
 
     def linearized(self, parameters: FloatArray, states: FloatArray) -> tuple[FloatArray, Pullback]:
         first = self.dictionaries[0]
-        if getattr(first, "batched", False) and all(d == first for d in self.dictionaries):
+        if batched(first) and all(d == first for d in self.dictionaries):
             return self._batched(first, parameters, states)
         runs = [
-            d.linearized(parameters[own], states[:, list(part)])
-            for d, own, part in zip(
+            d.linearized(parameters[place], states[:, list(part)])
+            for d, place, part in zip(
                 self.dictionaries, self.parameter_slices(), self.states, strict=True
             )
         ]
@@ -110,12 +133,12 @@ def check_cover(parts: Sequence[Sequence[int]], sizes: Sequence[int]) -> None:
             raise ValueError(
                 f"block {block} has states {part}, but its dictionary takes {size} states"
             )
-    named = [state for part in parts for state in part]
-    missing = sorted(set(range(len(named))) - set(named))
-    twice = sorted({state for state in named if named.count(state) > 1})
+    named = Counter(state for part in parts for state in part)
+    missing = sorted(set(range(named.total())) - set(named))
+    twice = sorted(state for state, count in named.items() if count > 1)
     if missing or twice:
         raise ValueError(
-            f"the blocks do not cover the {len(named)} states once each: "
+            f"the blocks do not cover the {named.total()} states once each: "
             f"missing {missing}, named twice {twice}; give every state to exactly one block"
         )
 

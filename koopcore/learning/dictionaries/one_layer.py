@@ -1,52 +1,16 @@
-"""What a dictionary of observables ψ(x) is, and the one-layer dictionary σ(Wx)."""
+"""The one-layer dictionary ψ(x) = σ(Wx) of the paper."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar
 
 import numpy as np
 
+from koopcore.learning.checks import not_negative, whole
 from koopcore.learning.dictionaries.activations import activation
+from koopcore.learning.dictionaries.protocol import Pullback
 from koopcore.types import FloatArray
-
-Pullback: TypeAlias = Callable[[FloatArray], FloatArray]
-
-
-class Dictionary(Protocol):
-    """Observables ψ: R^n → R^h with parameters θ in one float64 vector; it holds no θ itself.
-
-    Dictionaries are immutable descriptions: a learner keeps θ, so that a trial step, a clone or a
-    copy on another worker is a vector and not an object.
-    """
-
-    @property
-    def n_states(self) -> int:
-        """n, the width of a state."""
-        ...
-
-    @property
-    def n_features(self) -> int:
-        """h, the number of observables."""
-        ...
-
-    @property
-    def n_parameters(self) -> int:
-        """Length of θ; 0 for a dictionary with nothing to learn."""
-        ...
-
-    def initial(self, rng: np.random.Generator) -> FloatArray:
-        """Random θ (n_parameters,) to start from."""
-        ...
-
-    def features(self, parameters: FloatArray, states: FloatArray) -> FloatArray:
-        """ψ of every row of ``states`` (M, n): (M, h)."""
-        ...
-
-    def linearized(self, parameters: FloatArray, states: FloatArray) -> tuple[FloatArray, Pullback]:
-        """ψ (M, h), and the function that takes G (M, h) to Σ_m (∂ψ(x_m)/∂θ)ᵀ G_m, (p,)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +34,9 @@ class OneLayer:
 
     def __post_init__(self) -> None:
         activation(self.activation)
-        at_least_one(n_states=self.n_states, n_features=self.n_features)
+        object.__setattr__(self, "n_states", whole("n_states", self.n_states))
+        object.__setattr__(self, "n_features", whole("n_features", self.n_features))
+        object.__setattr__(self, "scale", not_negative("scale", self.scale))
 
     @property
     def n_parameters(self) -> int:
@@ -94,10 +60,3 @@ class OneLayer:
     def weights(self, parameters: FloatArray) -> FloatArray:
         """W (…, h, n) as a view of θ (…, p)."""
         return parameters.reshape(*parameters.shape[:-1], self.n_features, self.n_states)
-
-
-def at_least_one(**sizes: int) -> None:
-    """Raise ValueError naming the first size below 1."""
-    for name, size in sizes.items():
-        if not size >= 1:
-            raise ValueError(f"{name} is {size}; at least 1 is needed")

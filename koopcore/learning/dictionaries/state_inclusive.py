@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from koopcore.learning.dictionaries.one_layer import Dictionary, Pullback
+from koopcore.learning.dictionaries.protocol import Dictionary, Pullback, batched, check_dictionary
 from koopcore.types import FloatArray
 
 
@@ -21,10 +21,13 @@ class StateInclusive:
 
     inner: Dictionary
 
+    def __post_init__(self) -> None:
+        check_dictionary("inner", self.inner)
+
     @property
     def batched(self) -> bool:
         """Whether leading axes of θ and states are a batch."""
-        return bool(getattr(self.inner, "batched", False))
+        return batched(self.inner)
 
     @property
     def n_states(self) -> int:
@@ -37,6 +40,10 @@ class StateInclusive:
     @property
     def n_parameters(self) -> int:
         return self.inner.n_parameters
+
+    def state_features(self) -> list[int]:
+        """The first n."""
+        return list(range(self.n_states))
 
     def initial(self, rng: np.random.Generator) -> FloatArray:
         return self.inner.initial(rng)

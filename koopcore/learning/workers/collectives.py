@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,3 +102,11 @@ class Collectives:
             dist.all_reduce(both)
         k, w = both.cpu().tolist()
         return k, w
+
+
+def gathered(piece: Any) -> list[Any]:
+    """Everybody's picklable ``piece``, in the order of the ranks; for once at the end."""
+    pieces: list[Any] = [None] * dist.get_world_size()
+    with ranks_together():
+        dist.all_gather_object(pieces, piece)
+    return pieces

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+import warnings
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from koopcore.learning.assembly import assemble
-from koopcore.learning.dictionaries.blocks import Blocks
-from koopcore.learning.estimator import SynchronousLearner, positive_seconds, whole
-from koopcore.learning.persistence import save
-from koopcore.learning.progress import bar
-from koopcore.learning.safe_step import last_good, warn_of_divergence
-from koopcore.learning.trajectories import Scaled, Trajectories, pairs, scaled
-from koopcore.learning.workers.share import Division, divide, share
-from koopcore.learning.workers.supervisor import STARTING, Report, Supervisor, WorkerError
+from koopcore.backends import backend_for
+from koopcore.learning.divergence import DivergenceWarning, check_finite, check_sizes
+from koopcore.learning.estimator import SynchronousLearner, largest
+from koopcore.learning.learned_operator import LearnedOperator, check_readout, fit_readout
+from koopcore.learning.objective import exact_operator
+from koopcore.learning.persistence import save_part
+from koopcore.learning.trajectories import Trajectories, pairs, scaled
+from koopcore.learning.workers.parallel import ParallelLearner, whole_of
+from koopcore.learning.workers.share import Division, Part, Share, joined
+from koopcore.learning.workers.supervisor import STARTING, WorkerError
 from koopcore.types import FloatArray
 
 if TYPE_CHECKING:
-    from koopcore.learning.workers.asynchronous import AsynchronousLearner
     from koopcore.learning.workers.collectives import Traffic
-    from koopcore.learning.workers.ranks import Rules
+    from koopcore.learning.workers.ranks import Iterations, Rules
 
 
 @dataclass(eq=False, repr=False)
-class DistributedLearner(SynchronousLearner):
+class DistributedLearner(ParallelLearner, SynchronousLearner):
     """Learn ψ = [ψ_1(x^1); …; ψ_Q(x^Q)] and K on several processes, in step with each other.
 
     Per iteration, over all data points at once (Liu, Ding, Chen, Yeung 2020, Algorithm 2):
@@ -59,13 +60,8 @@ class DistributedLearner(SynchronousLearner):
     iteration of `AlternatingLearner`.
     """
 
-    dictionary: Blocks
     _: KW_ONLY
-    workers: int = 2
-    backend: str = "gloo"
-    timeout: float = 60.0
-    report_every: int = 100
-    checkpoint: str | Path | None = None
+    backend: Literal["gloo", "nccl"] = "gloo"
     traffic_: list[Traffic] = field(init=False)
 
     def fit(
@@ -73,16 +69,15 @@ class DistributedLearner(SynchronousLearner):
         X: Trajectories,
         y: object = None,
         *,
-        initial: tuple[FloatArray, FloatArray] | None = None,
+        initial: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     ) -> DistributedLearner:
         """Start the ranks, deal out the columns of X, and learn. Raises as `AlternatingLearner`;
         `WorkerError` names a rank that died, with its ``last_good`` operator.
         """
         from koopcore.learning.workers.ranks import run_rank
 
-        division = self._divided(self.workers)
-        made = scaled(pairs(X, self.dictionary.n_states), self.standardize)
-        start = self._start(initial)
+        division = self._division(self.workers)
+        problem, start = self._begin(X, initial)
         with tempfile.TemporaryDirectory(prefix="koopcore-") as directory:
             meeting = (Path(directory) / "ranks").as_uri()
             arguments = [
@@ -90,33 +85,21 @@ class DistributedLearner(SynchronousLearner):
                     number,
                     meeting,
                     self.backend,
-                    share(division, number, made.data, *start),
+                    share,
                     division.widths(),
-                    self.rules(),
+                    self._rules(),
                     self.timeout,
                 )
-                for number in range(self.workers)
+                for number, share in enumerate(division.shares(problem.data, *start))
             ]
-            with (
-                Supervisor(run_rank, arguments) as supervisor,
-                bar(self.n_iterations, self.progress) as moved,
-            ):
-                try:
-                    supervisor.gather("here", STARTING)
-                    ended = supervisor.gather(
-                        "done", self.timeout * 2.0, lambda _, report: moved(report.iteration)
-                    )
-                except WorkerError as error:
-                    keep_last_good(self, error, made, supervisor.last_states())
-                    raise
-        self.history_ = ended[0].content[2]
-        self.traffic_ = [report.content[3] for report in ended]
-        kept = joined(ended)
-        if self.history_.stopped == "diverged":
-            kept = last_good(self.history_, self.dictionary, made.data, start, kept)
-            where = f"with {self._steps()}"
-            warn_of_divergence(self.history_, self.dictionary, made.data, start, kept, where)
-        self.operator_ = assemble(self, made, *kept)
+            with self._team(run_rank, arguments, problem) as (supervisor, advance):
+                supervisor.gather("here", STARTING)
+                reports = supervisor.gather(
+                    "done", 2.0 * self.timeout, lambda _, report: advance(report.iteration)
+                )
+        self.history_ = reports[0].content[0]
+        self.traffic_ = [report.content[1] for report in reports]
+        self._conclude(problem, start, whole_of(reports), f"with {self._steps()}")
         return self
 
     def own_states(self) -> list[int]:
@@ -129,26 +112,74 @@ class DistributedLearner(SynchronousLearner):
         self,
         part: Trajectories,
         *,
-        initial: tuple[FloatArray, FloatArray] | None = None,
+        initial: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     ) -> DistributedLearner:
         """Learn as one rank of the process group that ``torchrun`` or the caller has made.
 
         part: trajectories of `own_states` only, in that order; all ranks the same times.
         The group's size stands for ``workers``; random_state must be a seed, the same on all ranks.
         Every rank gets the whole operator. initial: (θ, K), whole. Raises RuntimeError without a
-        group, ValueError for a group with more ranks than blocks, and `WorkerError` where the
-        other ranks are lost: then ``checkpoint`` has this rank's part, for `load_parts`.
+        group, ValueError for a group with more ranks than blocks, `FloatingPointError` as ``fit``,
+        and `WorkerError` where the other ranks are lost: then ``checkpoint`` has this rank's part,
+        for `load_parts`.
+
+        Each rank solves for the read-out of its own states: it has everybody's features, not
+        states.
         """
-        from koopcore.learning.workers.torchrun import learn_here
+        import torch.distributed as dist
+
+        from koopcore.learning.workers.collectives import Collectives, RanksLost, gathered
+        from koopcore.learning.workers.ranks import Iterations, device_here
 
         division = self._division_here()
         if not isinstance(self.random_state, (int, np.integer)):
             raise ValueError(
                 f"random_state is {self.random_state!r}; ranks need the same integer seed"
             )
-        start = self._start(initial)
-        self.operator_, self.history_, self.traffic_ = learn_here(self, division, part, start)
+        start, rank = self._start(initial), dist.get_rank()
+        states = division.states(rank)
+        data, shift, scale = scaled(pairs(part, len(states)), self.standardize)
+        share = division.share(rank, data, *start)
+        collectives = Collectives(division.widths(), rank, device_here())
+        iterations = Iterations(share, collectives, self._rules())
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                sizes = gathered((largest(share.linearize()), largest(data.states)))
+                feature, state = np.max(sizes, axis=0)
+                check_sizes(float(feature), float(state), self._takes_gradients())
+                best, self.history_ = iterations.run(lambda *_: None)
+                share.parameters, rows = best.parameters, best.operator
+                features, _ = collectives.gather(share.linearize(), (0.0, 0.0))
+                if self.polish:
+                    rows = exact_operator(features, data, self.ridge, share.place)
+                theta, k = joined(gathered(Part(share.parameters, rows)))
+                check_finite(features, data, k)
+            pieces = gathered((self._own_readout(share, features, states), shift, scale, states))
+            self.traffic_ = gathered(collectives.traffic)
+        except RanksLost as error:
+            raise self._own_part_saved(rank, iterations, error) from error
+        if self.history_.stopped == "diverged":
+            iterate = f"iterate {best.iteration}" if best.iteration >= 0 else "the start"
+            warnings.warn(
+                f"learning diverged with {self._steps()}; {iterate} was kept; take shorter steps",
+                DivergenceWarning,
+                stacklevel=2,
+            )
+        readout, shift, scale, places = (
+            np.concatenate([piece[i] for piece in pieces]) for i in range(4)
+        )
+        order = np.argsort(places)
+        self.operator_ = LearnedOperator(
+            self.dictionary, theta, k, readout[order], shift[order], scale[order]
+        )
         return self
+
+    def _own_readout(self, share: Share, features: FloatArray, states: list[int]) -> FloatArray:
+        """The rows of C that read this rank's states out of everybody's features."""
+        kind = check_readout(self.readout, self.dictionary)
+        if kind == "state-inclusive":
+            return fit_readout(self.dictionary, features, share.data.states, kind)[states]
+        return fit_readout(share.blocks, features, share.data.states, kind)
 
     def _division_here(self) -> Division:
         import torch.distributed as dist
@@ -158,10 +189,10 @@ class DistributedLearner(SynchronousLearner):
                 "there is no process group: call torch.distributed.init_process_group first, or "
                 "fit(X), which starts its own ranks"
             )
-        return self._divided(dist.get_world_size())
+        return self._division(dist.get_world_size())
 
-    def rules(self) -> Rules:
-        """What every rank is told; also for ranks that are started by ``torchrun``."""
+    def _rules(self) -> Rules:
+        """What every rank is told."""
         from koopcore.learning.workers.ranks import Rules
 
         return Rules(
@@ -171,39 +202,21 @@ class DistributedLearner(SynchronousLearner):
             self.step_w,
             self.track,
             self.ridge,
+            # The caller's choice: processes from a fork server have the environment it started in.
+            backend_for("cpu").name if self.k_step == "exact" else None,
             self.report_every,
         )
 
-    def _divided(self, workers: int) -> Division:
-        """The blocks dealt out to ranks; raises for settings that cannot work."""
-        division = divide(self.dictionary, whole("workers", workers))
-        self._check()
-        self._check_steps(("backtracking",))
-        whole("report_every", self.report_every)
-        positive_seconds("timeout", self.timeout)
-        return division
+    def _own_part_saved(self, rank: int, iterations: Iterations, error: Exception) -> WorkerError:
+        """The error to raise where the other ranks are lost: this rank's part is all it has."""
+        best, done = iterations.tracker, len(iterations.history)
+        hint = "set checkpoint to keep its part"
+        if self.checkpoint is not None:
+            path = save_part(self.checkpoint, rank, done, best.parameters, best.operator)
+            hint = f"its part of the last good iterate is in {path}"
+        return WorkerError(f"rank {rank}, iteration {done}: {error}; {hint}", rank)
 
-
-def joined(parts: Sequence[Report]) -> tuple[FloatArray, FloatArray]:
-    """θ and K of all workers' parts, which are (θ_i, rows of K, …)."""
-    return (
-        np.concatenate([part.content[0] for part in parts]),
-        np.concatenate([part.content[1] for part in parts]),
-    )
-
-
-def keep_last_good(
-    learner: DistributedLearner | AsynchronousLearner,
-    error: WorkerError,
-    made: Scaled,
-    states: Sequence[Report],
-) -> None:
-    """Put the last good operator into the error and the learner, and save it where asked.
-
-    states: of all workers, or none if some worker had not reported yet: then nothing is kept.
-    """
-    if not states:
-        return
-    error.last_good = learner.operator_ = assemble(learner, made, *joined(states))
-    if learner.checkpoint is not None:
-        save(error.last_good, learner.checkpoint)
+    def _check(self) -> None:
+        super()._check()
+        if self.backend not in ("gloo", "nccl"):
+            raise ValueError(f"backend is {self.backend!r}; 'gloo' or 'nccl' is needed")

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from koopcore.learning.exact_step import exact_operator
-from koopcore.learning.history import History, Tracker, diverges
+from koopcore.learning.divergence import diverges
+from koopcore.learning.history import Criterion, History, Tracker
+from koopcore.learning.objective import exact_operator
 from koopcore.learning.step_sizes import (
     Backtracking,
     StepK,
@@ -24,7 +25,7 @@ from koopcore.learning.step_sizes import (
     scheduled,
 )
 from koopcore.learning.workers.collectives import Collectives, RanksLost, ranks_together
-from koopcore.learning.workers.share import Share
+from koopcore.learning.workers.share import Part, Share
 from koopcore.learning.workers.supervisor import Complaint, Report, tell
 from koopcore.types import FloatArray
 
@@ -36,8 +37,9 @@ class Rules(NamedTuple):
     k_step: str
     step_k: StepK
     step_w: StepW
-    track: str
+    track: Criterion
     ridge: float
+    engine: str | None  # the backend that exact steps use; None where there are none
     report_every: int
 
 
@@ -67,10 +69,10 @@ Listener = Callable[[int, Tracker], object]
 class Iterations:
     """The iterations of one rank. Every decision rests on sums, which all ranks have alike."""
 
-    def __init__(self, mine: Share, collectives: Collectives, rules: Rules) -> None:
-        self.mine, self.collectives, self.rules = mine, collectives, rules
+    def __init__(self, share: Share, collectives: Collectives, rules: Rules) -> None:
+        self.share, self.collectives, self.rules = share, collectives, rules
         self.history = History()
-        self.tracker = Tracker(rules.track, mine.parameters, mine.rows)
+        self.tracker = Tracker(rules.track, share.parameters, share.rows)
         self._exact = rules.k_step == "exact"
         self._search = Backtracking() if rules.step_w == "backtracking" else None
         self._last: Accepted | None = None
@@ -79,10 +81,11 @@ class Iterations:
         self._power_here: FloatArray | None = None
 
     def run(self, listener: Listener) -> tuple[Tracker, History]:
-        """All iterations; ``listener`` is told the kept iterate every `report_every` of them."""
+        """All iterations; ``listener`` is told the best iterate every `report_every` of them."""
         start = time.perf_counter()
         for t in range(self.rules.n_iterations):
-            stopped = self._iterate(t)
+            with np.errstate(over="ignore", invalid="ignore"):  # a sum of all tells divergence
+                stopped = self._iterate(t)
             if stopped is not None:
                 self.history.stopped = stopped
                 break
@@ -96,24 +99,24 @@ class Iterations:
 
     def _iterate(self, t: int) -> str | None:
         """One round of messages, and a step, or half of one taken back; why to stop, or None."""
-        mine, last = self.mine, self._last
+        share, last = self.share, self._last
         squares = (0.0, 0.0) if last is None else last.squares()
-        features, slopes = self.collectives.gather(mine.linearize(), squares)
+        features, slopes = self.collectives.gather(share.linearize(), squares)
         self._settle(slopes)
         error, compared, slope_k, step_k = self._own_rows(features, t)
-        back, sums = self.collectives.exchange(error @ mine.rows, (_sum(error), _sum(compared)))
-        value, compared_value = (one / mine.data.n_pairs for one in sums)
+        back, sums = self.collectives.exchange(error @ share.rows, (_sum(error), _sum(compared)))
+        value, compared_value = (one / share.data.n_pairs for one in sums)
         if self._search is not None and last is not None:
             if not self._search.accepts(compared_value, last.value, slopes[1]):
                 going_on = self._search.shrink()
-                mine.parameters = last.parameters - self._search.step * last.slope_w
-                mine.rows = last.rows
+                share.parameters = last.parameters - self._search.step * last.slope_w
+                share.rows = last.rows
                 return None if going_on else "tolerance"
             self._search.grow()
         if diverges(value, self.history):
             return "diverged"
         self._power = self._power_here
-        slope_w = mine.parameter_gradient(error, back)
+        slope_w = share.parameter_gradient(error, back)
         if self._search is not None:
             step_w = self._search.step
         else:
@@ -121,11 +124,11 @@ class Iterations:
             step_w = scheduled(self.rules.step_w, t)
         number = 0 if last is None else last.number + 1
         self._last = Accepted(
-            mine.parameters, mine.rows, value, slope_k, slope_w, number, step_k, step_w
+            share.parameters, share.rows, value, slope_k, slope_w, number, step_k, step_w
         )
         if not self._exact and self._search is None:
-            mine.rows = mine.rows - step_k * slope_k  # Algorithm 2: both steps at the old point
-        mine.parameters = mine.parameters - step_w * slope_w
+            share.rows = share.rows - step_k * slope_k  # Algorithm 2: both steps at the old point
+        share.parameters = share.parameters - step_w * slope_w
         return None
 
     def _own_rows(
@@ -137,23 +140,26 @@ class Iterations:
         else, so the rows move before the errors are exchanged. A search then compares F at the old
         K, as `AlternatingLearner` does.
         """
-        mine = self.mine
+        share = self.share
         if self._exact:
-            mine.rows = exact_operator(features, mine.data, self.rules.ridge, mine.own)
-            error = mine.errors(features)
-            return error, error, np.zeros_like(mine.rows), math.nan
-        error = mine.errors(features)
-        slope = mine.row_gradient(features, error)
+            rules = self.rules
+            share.rows = exact_operator(
+                features, share.data, rules.ridge, share.place, rules.engine
+            )
+            error = share.errors(features)
+            return error, error, np.zeros_like(share.rows), math.nan
+        error = share.errors(features)
+        slope = share.row_gradient(features, error)
         if isinstance(self.rules.step_k, str) or self._search is not None:
-            now = features[mine.data.current]
+            now = features[share.data.current]
             constant, self._power_here = lipschitz_k(now, self._power, 1e-6)
             step = 1.0 / constant if constant else 0.0
         else:
             step = scheduled(self.rules.step_k, t)
         if self._search is None:
             return error, error, slope, step
-        mine.rows = mine.rows - step * slope
-        return mine.errors(features), error, slope, step
+        share.rows = share.rows - step * slope
+        return share.errors(features), error, slope, step
 
     def _settle(self, squares: tuple[float, float]) -> None:
         """The gradients of the last accepted point have arrived from everybody: record it."""
@@ -161,7 +167,8 @@ class Iterations:
         if last is not None and len(self.history) <= last.number:
             k, w = squares
             self.history.add(last.value, math.sqrt(k), math.sqrt(w), last.step_k, last.step_w)
-            self.tracker.offer(last.number, last.value, k + w, last.parameters, last.rows)
+            slope = math.sqrt(k + w)
+            self.tracker.offer(last.number, last.value, slope, last.parameters, last.rows)
 
 
 def run_rank(
@@ -169,7 +176,7 @@ def run_rank(
     number: int,
     meeting: str,
     backend: str,
-    mine: Share,
+    share: Share,
     widths: list[int],
     rules: Rules,
     timeout: float,
@@ -182,7 +189,7 @@ def run_rank(
     def listener(t: int, tracker: Tracker) -> None:
         nonlocal done
         done = t
-        tell(pipe, Report("state", t, (tracker.parameters, tracker.operator)))
+        tell(pipe, Report("state", t, part=Part(tracker.parameters, tracker.operator)))
 
     try:
         with ranks_together():
@@ -194,9 +201,9 @@ def run_rank(
                 timeout=timedelta(seconds=timeout),
             )
         collectives = Collectives(widths, number, device_of(backend, number))
-        kept, history = Iterations(mine, collectives, rules).run(listener)
-        content = (kept.parameters, kept.operator, history, collectives.traffic)
-        tell(pipe, Report("done", len(history), content))
+        best, history = Iterations(share, collectives, rules).run(listener)
+        part = Part(best.parameters, best.operator)
+        tell(pipe, Report("done", len(history), (history, collectives.traffic), part))
         dist.destroy_process_group()
     except RanksLost as error:
         tell(pipe, Report("failed", done, Complaint(str(error))))
@@ -209,6 +216,13 @@ def device_of(backend: str, number: int) -> torch.device:
     if backend != "nccl":
         return torch.device("cpu")
     return torch.device("cuda", number % torch.cuda.device_count())
+
+
+def device_here() -> torch.device:
+    """Where the messages of this rank of an existing group are: its current GPU for NCCL."""
+    if dist.get_backend() != "nccl":
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _sum(entries: FloatArray) -> float:

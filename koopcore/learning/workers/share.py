@@ -1,4 +1,4 @@
-"""What one worker holds of Algorithms 2 and 3: its blocks, its states, its θ and its rows of K."""
+"""What one worker of Algorithms 2 and 3 holds: its blocks, its states, its θ, its rows of K."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from koopcore.learning.dictionaries.blocks import Blocks
-from koopcore.learning.dictionaries.one_layer import Dictionary
+from koopcore.learning.dictionaries.protocol import Dictionary
 from koopcore.learning.objective import feature_gradient
 from koopcore.learning.trajectories import Pairs
 from koopcore.types import FloatArray
@@ -30,11 +30,35 @@ class Division(NamedTuple):
 
     def widths(self) -> list[int]:
         """Features of every worker."""
-        return [own.stop - own.start for own in self.feature_slices()]
+        return [place.stop - place.start for place in self.feature_slices()]
 
     def parameter_slices(self) -> list[slice]:
         """Where every worker's parameters stand in θ."""
         return self._ranges(self.blocks.parameter_slices())
+
+    def shares(self, data: Pairs, parameters: FloatArray, operator: FloatArray) -> list[Share]:
+        """The whole problem dealt out; no worker receives a column of another's states."""
+        columns = [
+            np.ascontiguousarray(data.states[:, self.states(worker)])
+            for worker in range(len(self.runs))
+        ]
+        return [
+            self.share(worker, data.with_states(part), parameters, operator)
+            for worker, part in enumerate(columns)
+        ]
+
+    def share(
+        self, worker: int, part: Pairs, parameters: FloatArray, operator: FloatArray
+    ) -> Share:
+        """A worker's share, given the pairs of its own states alone and the whole θ and K."""
+        place = self.feature_slices()[worker]
+        return Share(
+            self.blocks.subset(self.runs[worker]),
+            part,
+            place,
+            parameters[self.parameter_slices()[worker]].copy(),
+            np.ascontiguousarray(operator[place]),
+        )
 
     def _ranges(self, places: Sequence[slice]) -> list[slice]:
         return [slice(places[run[0]].start, places[run[-1]].stop) for run in self.runs]
@@ -57,17 +81,33 @@ def divide(dictionary: Dictionary, workers: int) -> Division:
     return Division(dictionary, runs)
 
 
+class Part(NamedTuple):
+    """What one worker holds of an iterate."""
+
+    parameters: FloatArray  # θ_i
+    rows: FloatArray  # of K, (h_i, h)
+
+
+def joined(parts: Sequence[Part]) -> tuple[FloatArray, FloatArray]:
+    """The whole θ and K of the parts of all workers, in their order."""
+    return (
+        np.concatenate([part.parameters for part in parts]),
+        np.concatenate([part.rows for part in parts]),
+    )
+
+
 class Share:
     """One worker's data and unknowns, and the local parts of an iteration.
 
     blocks: its dictionaries on its own state columns, renumbered. data: pairs of those columns.
-    own: its place in ψ. rows: its rows of K, (h_i, h); no other worker holds a copy of them.
+    place: where its features stand in ψ. rows: its rows of K, (h_i, h); no other worker holds a
+    copy of them.
     """
 
     def __init__(
-        self, blocks: Blocks, data: Pairs, own: slice, parameters: FloatArray, rows: FloatArray
+        self, blocks: Blocks, data: Pairs, place: slice, parameters: FloatArray, rows: FloatArray
     ) -> None:
-        self.blocks, self.data, self.own = blocks, data, own
+        self.blocks, self.data, self.place = blocks, data, place
         self.parameters, self.rows = parameters, rows
 
     def linearize(self) -> FloatArray:
@@ -77,7 +117,7 @@ class Share:
 
     def errors(self, features: FloatArray) -> FloatArray:
         """e^i = ψ_i(x_{n+1}) - Σ_j K_ij ψ_j(x_n), (N, h_i), from everybody's features (M, h)."""
-        error: FloatArray = features[self.data.following, self.own] - (
+        error: FloatArray = features[self.data.following, self.place] - (
             features[self.data.current] @ self.rows.T
         )
         return error
@@ -88,27 +128,4 @@ class Share:
 
     def parameter_gradient(self, error: FloatArray, back: FloatArray) -> FloatArray:
         """∇F by θ_i, with back = Σ_v K_viᵀ e^v as rows (N, h_i), at the last linearization."""
-        points = len(self.data.states)
-        return self._pullback(feature_gradient(self.data, error, back, points))
-
-
-def share(
-    division: Division, worker: int, data: Pairs, parameters: FloatArray, operator: FloatArray
-) -> Share:
-    """A worker's share of the whole problem; it receives no column of another's states."""
-    part = np.ascontiguousarray(data.states[:, division.states(worker)])
-    return share_of(division, worker, data.with_states(part), parameters, operator)
-
-
-def share_of(
-    division: Division, worker: int, part: Pairs, parameters: FloatArray, operator: FloatArray
-) -> Share:
-    """A worker's share, given the pairs of its own states alone."""
-    own = division.feature_slices()[worker]
-    return Share(
-        division.blocks.subset(division.runs[worker]),
-        part,
-        own,
-        parameters[division.parameter_slices()[worker]].copy(),
-        np.ascontiguousarray(operator[own]),
-    )
+        return self._pullback(feature_gradient(self.data, error, back))

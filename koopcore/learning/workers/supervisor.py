@@ -11,20 +11,32 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, NoReturn
 
 from koopcore.learning.learned_operator import LearnedOperator
-
-_GRACE = 5.0  # seconds in which a death, or others, may still explain a worker's complaint
-
+from koopcore.learning.workers.share import Part
 
 STARTING = 60.0
 """Seconds in which workers must be up: imports on a busy machine are no silence of a worker."""
 
+PRELOADED = (
+    "koopcore.learning.workers.asynchronous",
+    "koopcore.learning.workers.ranks",  # cannot be imported without torch
+    "koopcore._native._cpu",  # nor this in a pure Python install
+    "koopcore.backends.native_cpu",
+)
+"""What the fork server imports once, before any worker is forked from it.
+
+It imports each by itself and passes over those that raise ImportError.
+"""
+
+_GRACE = 5.0  # seconds in which a death, or others, may still explain a worker's complaint
+
 
 class Report(NamedTuple):
-    """What a worker tells: its latest good part of the result, or why it stopped."""
+    """What a worker tells: how far it is, and why it stopped."""
 
     kind: str  # "here" or "address" once up, then "state", "done", "failed", "diverged"
     iteration: int
     content: Any = None
+    part: Part | None = None  # of the best iterate; with "state" and "done"
 
 
 class Complaint(NamedTuple):
@@ -61,18 +73,18 @@ class Supervisor:
         # A fork server starts with torch and threads not yet running, so its forks are safe; and
         # each fork has the imports already, where a spawned process would pay seconds for them.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["koopcore.learning.workers.preloaded"])
+        context.set_forkserver_preload(list(PRELOADED))
         self.pipes: list[Connection] = []
         self.processes: list[Any] = []
         self._states: list[dict[int, Report]] = [{} for _ in arguments]  # by iteration
-        for number, given in enumerate(arguments):
-            mine, theirs = context.Pipe()
+        for number, some in enumerate(arguments):
+            here, there = context.Pipe()
             process = context.Process(
-                target=target, args=(theirs, *given), name=f"worker {number}", daemon=True
+                target=target, args=(there, *some), name=f"worker {number}", daemon=True
             )
             process.start()
-            theirs.close()
-            self.pipes.append(mine)
+            there.close()
+            self.pipes.append(here)
             self.processes.append(process)
 
     def __enter__(self) -> Supervisor:
@@ -90,15 +102,15 @@ class Supervisor:
     def gather(
         self, kind: str, timeout: float, on_state: Callable[[int, Report], object] | None = None
     ) -> list[Report]:
-        """One report of ``kind`` from every worker; "state" reports are kept on the way.
+        """One report of ``kind`` from every worker; "state" reports on the way are remembered.
 
         timeout: seconds without any report from any worker. Raises `WorkerError`, and
         FloatingPointError where a worker says that its numbers are not finite any more.
         """
-        found: dict[int, Report] = {}
+        reports: dict[int, Report] = {}
         silent, looked = 0.0, time.monotonic()
-        while len(found) < len(self.pipes):
-            missing = [n for n in range(len(self.pipes)) if n not in found]
+        while len(reports) < len(self.pipes):
+            missing = [n for n in range(len(self.pipes)) if n not in reports]
             ready = wait([self.pipes[n] for n in missing], timeout=0.2)
             # Time in which this process itself was suspended is no silence of the workers'.
             now = time.monotonic()
@@ -111,23 +123,23 @@ class Supervisor:
                 if report.kind == "failed":
                     self._explain(number, report)
                 if report.kind == kind:
-                    found[number] = report
+                    reports[number] = report
                 elif on_state is not None:
                     on_state(number, report)
             if silent > timeout:
-                first = next(n for n in missing if n not in found)
+                first = next(n for n in missing if n not in reports)
                 raise WorkerError(
                     f"no worker reported for {timeout:g} s; waiting for worker {first}", first
                 )
-        return [found[n] for n in range(len(self.pipes))]
+        return [reports[n] for n in range(len(self.pipes))]
 
     def last_states(self) -> list[Report]:
         """Every worker's "state" of the last iteration that all have reported; [] if there is none.
 
         States of one iteration belong together; the newest of each worker need not.
         """
-        common = set.intersection(*(set(kept) for kept in self._states))
-        return [kept[max(common)] for kept in self._states] if common else []
+        common = set.intersection(*(set(states) for states in self._states))
+        return [states[max(common)] for states in self._states] if common else []
 
     def send(self, message: Any) -> None:
         """The same message to every worker; one that is gone is noticed by `gather`."""
@@ -136,7 +148,7 @@ class Supervisor:
                 pipe.send(message)
 
     def _receive(self, number: int) -> Report:
-        """A worker's next report; states are kept, a divergence and a death are raised."""
+        """A worker's next report; states are remembered, a divergence and a death are raised."""
         try:
             report: Report = self.pipes[number].recv()
         except (EOFError, OSError):
@@ -148,9 +160,9 @@ class Supervisor:
             self._states[number][report.iteration] = report
             common = self.last_states()
             if common:
-                for kept in self._states:
-                    for old in [t for t in kept if t < common[0].iteration]:
-                        del kept[old]
+                for states in self._states:
+                    for old in [t for t in states if t < common[0].iteration]:
+                        del states[old]
         elif report.kind == "diverged":
             raise FloatingPointError(f"worker {number}, iteration {report.iteration}")
         return report
@@ -182,8 +194,7 @@ class Supervisor:
         blamed = Counter(r.content.blamed for r in heard.values())
 
         def weight(item: tuple[int, Report]) -> tuple[bool, bool, int, int, int]:
-            number, told = item
-            complaint: Complaint = told.content
+            number, complaint = item[0], item[1].content
             known = complaint.blamed is not None
             return (
                 complaint.blamed != number,
@@ -193,9 +204,9 @@ class Supervisor:
                 number,
             )
 
-        number, chosen = min(heard.items(), key=weight)
-        complaint = chosen.content
+        number, report = min(heard.items(), key=weight)
+        complaint: Complaint = report.content
         raise WorkerError(
-            f"worker {number}, iteration {chosen.iteration}: {complaint.message}",
+            f"worker {number}, iteration {report.iteration}: {complaint.message}",
             number if complaint.blamed is None else complaint.blamed,
         )

@@ -1,0 +1,288 @@
+// The stages of the companion side over raw pointers: tasks and threads; the kernels do the
+// arithmetic.
+#include "cpu/stages.h"
+
+#include "algorithms/lanes.h"
+#include "cpu/plan.h"
+
+#include <numeric>
+#include <vector>
+
+namespace koopcore::cpu {
+
+namespace {
+
+constexpr int kMostLanes = kPiecesTogether;
+
+constexpr std::size_t round_up(std::size_t doubles) { return (doubles + 7) / 8 * 8; }
+
+// Estimates of the work, in nanoseconds of one core; they only decide about threads.
+double gram_work(double parameters, double n) { return parameters * n * (0.06 + 0.008 * n); }
+double solve_work(double groups, double n) { return groups * n * n * (0.5 + 0.05 * n); }
+
+Piece whole_group(const Groups &groups, std::int64_t group) {
+  return {groups.ptr[group], 0, group_size(groups, group)};
+}
+
+// Gram entries of every part of the large groups, summed into the first part of each group.
+std::vector<double> gram_of_parts(const Kernels &kernels, const Window &window,
+                                  const Groups &groups, const Plan &plan, std::size_t entries) {
+  std::vector<double> sums(plan.parts.size() * entries);
+  if (plan.parts.empty())
+    return sums;
+  for_each_task(std::int64_t(plan.parts.size()), gram_work(double(plan.parameters), window.n),
+                kernels.gram_scratch(window.n), [&](std::int64_t part, double *scratch) {
+                  kernels.gram_piece(window, groups, plan.parts[part].piece, &sums[part * entries],
+                                     scratch);
+                });
+  for (std::size_t part = 1; part < plan.parts.size(); ++part) {
+    const std::int64_t group = plan.parts[part].group;
+    const std::size_t first = plan.first_part[group];
+    if (first != part)
+      for (std::size_t i = 0; i < entries; ++i)
+        sums[first * entries + i] += sums[part * entries + i];
+  }
+  return sums;
+}
+
+// Calls batch(first, count, lanes, rest of scratch) for all groups, W at a time, with their packed
+// Gram matrices in cache, one group per lane: lanes (n(n+1)/2, W).
+template <class Batch>
+void for_each_batch(const Kernels &kernels, const Window &window, const Groups &groups,
+                    const Plan &plan, double extra_work, std::size_t extra_scratch, Batch &&batch) {
+  const int n = window.n, lanes = kernels.lanes, entries = kernels.gram_entries(n);
+  std::vector<std::int32_t> map(entries);
+  kernels.gram_map(n, map.data());
+  const std::vector<double> parts = gram_of_parts(kernels, window, groups, plan, entries);
+  const std::size_t summing = round_up(kernels.gram_scratch(n));
+  const std::size_t apart = round_up(std::size_t(entries) * lanes);
+  const std::size_t together = round_up(std::size_t(packed_size(n)) * lanes);
+  const double work = extra_work + (plan.parts.empty() ? gram_work(double(plan.parameters), n) : 0);
+  const auto take = [&](std::int64_t first, int count, double *scratch) {
+    double *memory = scratch + summing, *gram = memory + apart;
+    if (count == lanes && kernels.gram_lanes(window, groups, first, map.data(), gram, scratch))
+      return;
+    const double *of_lane[kMostLanes];
+    for (int lane = 0; lane < lanes; ++lane) {
+      const std::int64_t group = first + lane;
+      of_lane[lane] = lane < count ? memory + std::ptrdiff_t(lane) * entries : of_lane[0];
+      if (lane < count && plan.is_large(group))
+        of_lane[lane] = &parts[plan.first_part[group] * entries];
+      else if (lane < count)
+        kernels.gram_piece(window, groups, whole_group(groups, group),
+                           memory + std::ptrdiff_t(lane) * entries, scratch);
+    }
+    kernels.interleave(of_lane, map.data(), entries, gram);
+  };
+  for_each_task(std::int64_t(plan.ranges.size()) - 1, work,
+                summing + apart + together + extra_scratch,
+                [&](std::int64_t task, double *scratch) {
+                  double *gram = scratch + summing + apart;
+                  const std::int64_t end = plan.ranges[task + 1];
+                  for (std::int64_t first = plan.ranges[task]; first < end; first += lanes) {
+                    const int count = int(std::min<std::int64_t>(lanes, end - first));
+                    take(first, count, scratch);
+                    batch(first, count, gram, gram + together);
+                  }
+                });
+}
+
+} // namespace
+
+void gram(const Kernels &kernels, const Window &window, const Groups &groups, double *out) {
+  const int entries = packed_size(window.n);
+  for_each_batch(kernels, window, groups, make_plan(groups, kernels.lanes), 0.0, 0,
+                 [&](std::int64_t first, int count, const double *lanes, double *) {
+                   kernels.separate(lanes, entries, count, out + first * entries);
+                 });
+}
+
+void solve(const Kernels &kernels, const double *gram, std::int64_t groups, const SolveJob &job) {
+  const int size = packed_size(job.n), lanes = kernels.lanes;
+  std::vector<std::int32_t> identity(size);
+  std::iota(identity.begin(), identity.end(), 0);
+  const std::int64_t per_task = kBatchesPerTask * lanes;
+  const std::size_t together = round_up(std::size_t(size) * lanes);
+  for_each_task((groups + per_task - 1) / per_task, solve_work(double(groups), job.n),
+                together + kernels.solve_scratch(job.n), [&](std::int64_t task, double *scratch) {
+                  const double *of_lane[kMostLanes];
+                  const std::int64_t end = std::min(groups, (task + 1) * per_task);
+                  for (std::int64_t first = task * per_task; first < end; first += lanes) {
+                    const int count = int(std::min<std::int64_t>(lanes, end - first));
+                    for (int lane = 0; lane < lanes; ++lane)
+                      of_lane[lane] = gram + (first + (lane < count ? lane : 0)) * size;
+                    kernels.interleave(of_lane, identity.data(), size, scratch);
+                    kernels.solve_batch(job, scratch, first, count, scratch + together);
+                  }
+                });
+}
+
+namespace {
+
+// Rolls out and combines W groups after each other: their weights never leave the cache, nor do the
+// snapshots of groups that have just been fitted.
+class Endpoints {
+public:
+  Endpoints(const Kernels &kernels, const Window &window, const Groups &groups,
+            const double *coefficients, bool affine, const Horizons &at, const Output &out)
+      : kernels_(kernels), groups_(groups), coefficients_(coefficients) {
+    const int columns = window.n - 1 - int(affine);
+    rollout_ = {nullptr, kernels.lanes, columns, affine, at, nullptr, nullptr};
+    combine_ = {window, groups, nullptr, kernels.lanes, at.count, out};
+  }
+
+  double nanoseconds(std::int64_t groups, std::int64_t parameters) const {
+    RolloutJob all = rollout_;
+    all.groups = groups;
+    return all.nanoseconds() + combine_.nanoseconds(parameters);
+  }
+
+  std::size_t scratch() const {
+    if (none())
+      return 0;
+    return weights_size() + growth_size() +
+           std::max(kernels_.rollout.scratch(rollout_), combine_scratch());
+  }
+
+  // Groups first … first + count - 1, but for those that `is_large` says are done later.
+  template <class IsLarge>
+  void write(std::int64_t first, int count, IsLarge &&is_large, double *scratch) const {
+    if (none())
+      return;
+    double *rest = scratch + weights_size() + growth_size();
+    roll(first, count, scratch, rest);
+    CombineJob job = combine_;
+    job.weights = scratch;
+    Piece pieces[kMostLanes];
+    std::int64_t rows[kMostLanes];
+    int small = 0;
+    for (int lane = 0; lane < count; ++lane)
+      if (!is_large(first + lane)) {
+        pieces[small] = whole_group(groups_, first + lane);
+        rows[small++] = lane;
+      }
+    kernels_.combine_pieces(job, pieces, rows, small, rest);
+  }
+
+  // The parts of the large groups, last ones first: they are what the cache still holds.
+  void write_parts(const std::vector<Part> &parts, std::int64_t parameters) const {
+    if (none() || parts.empty())
+      return;
+    std::vector<std::int64_t> row(parts.size()); // of each part's group in the weights
+    std::vector<std::int64_t> large;
+    for (std::size_t part = 0; part < parts.size(); ++part) {
+      if (large.empty() || large.back() != parts[part].group)
+        large.push_back(parts[part].group);
+      row[part] = std::int64_t(large.size()) - 1;
+    }
+    const std::size_t each = weights_size() + growth_size();
+    std::vector<double> weights(each * large.size());
+    for_each_task(std::int64_t(large.size()), nanoseconds(std::int64_t(large.size()), 0),
+                  kernels_.rollout.scratch(rollout_), [&](std::int64_t i, double *scratch) {
+                    roll(large[i], 1, &weights[i * each], scratch);
+                  });
+    for_each_task(std::int64_t(parts.size()), combine_.nanoseconds(parameters), combine_scratch(),
+                  [&](std::int64_t task, double *scratch) {
+                    const std::size_t part = parts.size() - 1 - task;
+                    CombineJob job = combine_;
+                    job.weights = &weights[row[part] * each];
+                    const std::int64_t first_row = 0;
+                    kernels_.combine_pieces(job, &parts[part].piece, &first_row, 1, scratch);
+                  });
+  }
+
+private:
+  bool none() const { return combine_.n_horizons == 0; }
+  std::size_t weights_size() const {
+    return round_up(std::size_t(combine_.n_horizons) * kernels_.lanes * combine_.window.n);
+  }
+  std::size_t growth_size() const {
+    return round_up(std::size_t(combine_.n_horizons) * kernels_.lanes);
+  }
+  std::size_t combine_scratch() const {
+    return kernels_.combine_scratch(combine_.window.n, combine_.n_horizons);
+  }
+
+  // weights (n_horizons, W, n), in the order of the outputs, and the growth behind them.
+  void roll(std::int64_t first, int count, double *weights, double *rest) const {
+    RolloutJob job = rollout_;
+    job.coefficients = coefficients_ + first * job.columns;
+    job.weights = weights;
+    job.growth = weights + weights_size();
+    kernels_.rollout.run(job, 0, count, rest);
+  }
+
+  const Kernels &kernels_;
+  const Groups &groups_;
+  const double *coefficients_; // (groups, columns)
+  RolloutJob rollout_;         // of a batch
+  CombineJob combine_;         // of a batch, or of a part
+};
+
+} // namespace
+
+void gram_solve(const Kernels &kernels, const Window &window, const Groups &groups,
+                const SolveJob &job, const Horizons &horizons, const Output &out) {
+  const Endpoints ahead(kernels, window, groups, job.out.coefficients, job.affine, horizons, out);
+  const std::size_t solving = round_up(kernels.solve_scratch(job.n));
+  const Plan plan = make_plan(groups, kernels.lanes);
+  const double work =
+      solve_work(double(groups.count), job.n) +
+      ahead.nanoseconds(groups.count, plan.parts.empty() ? plan.parameters : std::int64_t(0));
+  for_each_batch(
+      kernels, window, groups, plan, work, solving + ahead.scratch(),
+      [&](std::int64_t first, int lanes, const double *gram, double *rest) {
+        kernels.solve_batch(job, gram, first, lanes, rest);
+        ahead.write(first, lanes, [&](std::int64_t g) { return plan.is_large(g); }, rest + solving);
+      });
+  ahead.write_parts(plan.parts, plan.parameters);
+}
+
+void companion_endpoint(const Kernels &kernels, const Window &window, const Groups &groups,
+                        const double *coefficients, bool affine, const Horizons &horizons,
+                        const Output &out) {
+  const Endpoints endpoints(kernels, window, groups, coefficients, affine, horizons, out);
+  const int lanes = kernels.lanes;
+  const Plan plan = make_plan(groups, lanes);
+  const auto is_large = [&](std::int64_t group) { return plan.is_large(group); };
+  for_each_task(std::int64_t(plan.ranges.size()) - 1,
+                endpoints.nanoseconds(groups.count, plan.parameters), endpoints.scratch(),
+                [&](std::int64_t task, double *scratch) {
+                  const std::int64_t end = plan.ranges[task + 1];
+                  for (std::int64_t first = plan.ranges[task]; first < end; first += lanes)
+                    endpoints.write(first, int(std::min<std::int64_t>(lanes, end - first)),
+                                    is_large, scratch);
+                });
+  endpoints.write_parts(plan.parts, plan.parameters);
+}
+
+void combine(const Kernels &kernels, const CombineJob &job) {
+  const Plan plan = make_plan(job.groups, 1);
+  const std::int64_t parts = std::int64_t(plan.parts.size());
+  for_each_task(parts + std::int64_t(plan.ranges.size()) - 1, job.nanoseconds(plan.parameters),
+                kernels.combine_scratch(job.window.n, job.n_horizons),
+                [&](std::int64_t task, double *scratch) {
+                  if (task < parts) {
+                    kernels.combine_pieces(job, &plan.parts[task].piece, &plan.parts[task].group, 1,
+                                           scratch);
+                    return;
+                  }
+                  const std::int64_t range = task - parts;
+                  Piece pieces[kPiecesTogether];
+                  std::int64_t rows[kPiecesTogether];
+                  int count = 0;
+                  for (std::int64_t g = plan.ranges[range]; g < plan.ranges[range + 1]; ++g) {
+                    if (plan.is_large(g))
+                      continue;
+                    pieces[count] = whole_group(job.groups, g);
+                    rows[count++] = g;
+                    if (count == kPiecesTogether) {
+                      kernels.combine_pieces(job, pieces, rows, count, scratch);
+                      count = 0;
+                    }
+                  }
+                  kernels.combine_pieces(job, pieces, rows, count, scratch);
+                });
+}
+
+} // namespace koopcore::cpu

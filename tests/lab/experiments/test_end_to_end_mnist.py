@@ -1,0 +1,97 @@
+"""MNIST end to end: the runs are the same but for the jumps, and are scored by what they reach."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
+
+from koopcore.lab.experiments import end_to_end_mnist as experiment  # noqa: E402
+from koopcore.lab.experiments.experiment import Context  # noqa: E402
+from koopcore.lab.problems import mnist  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return mnist.load()
+
+
+def small(**changes):
+    """Settings of runs that take a second."""
+    chosen = experiment.settings(quick=True)
+    chosen |= {"steps": 60, "judge": 200, "check": 200, "seeds": [1], "tuning": [2], "probe": 5}
+    chosen |= {"rates": {"sgd": [0.1, 0.2]}, "lawa": [[2, 20]]}
+    chosen["attach"] = chosen["attach"] | {"window": 4, "stride": 10}
+    return chosen | changes
+
+
+def test_the_yardstick_judges_by_digits_that_nothing_decides_by(digits):
+    model = mnist.network(0)
+    judge = experiment.Yardstick(digits, check=100, judge=50)
+    validation, training = judge(model)
+    assert validation == pytest.approx(mnist.validation_loss(model, digits), rel=1e-6)
+    own = slice(100, 150)
+    with torch.no_grad():
+        output = model(digits.images[own])
+    expected = float(torch.nn.functional.cross_entropy(output, digits.labels[own]))
+    assert training == pytest.approx(expected, rel=1e-6)  # float32 sums in the same order
+
+
+def test_an_attachment_that_never_jumps_trains_like_plain_training(digits):
+    chosen = small(lawa=[], ema=[0.9])
+    plain = experiment.plain_run(chosen, digits, "sgd", 0.2, 1)
+    options = chosen["attach"] | {"warmup": 10_000, "average": 0.9}
+    run, totals = experiment.jumping_run(chosen, digits, "sgd", 0.2, 1, options)
+    assert run["weights"] == plain["plain"]
+    assert (totals["jumps"], totals["accepted"]) == (0, 0)
+    # An average updated every 5 steps by the fifth power of its decay forgets at the same pace;
+    # it sees one of five weights, which differ from their mean by what 4 steps move.
+    own, each_step = np.array(run["averaged"]), np.array(plain["EMA 0.9"])
+    np.testing.assert_allclose(own, each_step, rtol=0.15)
+    assert np.all(np.diff(totals["seconds_at"]) > 0)
+
+
+def test_averages_are_those_of_the_weights_seen(digits):
+    chosen = small(steps=40, ema=[0.0])
+    run = experiment.plain_run(chosen, digits, "adam", 0.004, 3)
+    assert set(run) == {"plain", "EMA 0", "LAWA 2 x 20"}
+    assert run["EMA 0"] == run["plain"]  # no memory
+    assert run["LAWA 2 x 20"][0] == run["plain"][0]  # one snapshot so far
+    assert run["LAWA 2 x 20"][1] != run["plain"][1]
+    assert set(experiment.plain_run(chosen, digits, "adam", 0.004, 3, averages=False)) == {"plain"}
+
+
+def test_the_first_step_at_which_a_target_is_reached():
+    curves = [[[3.0, 9.0], [1.0, 8.0], [2.0, 7.0]], [[5.0, 5.0], [5.0, 5.0], [math.nan, 5.0]]]
+    targets = np.array([[1.5, 7.0], [1.0, 5.0]])
+    assert experiment.first_steps(curves, targets, 20).tolist() == [[40.0, 60.0], [math.inf, 20.0]]
+
+
+def test_every_method_of_one_optimizer_is_compared():
+    settings = small(steps=200)
+    results = {}
+    ticks = []
+    for cell in experiment.cells(settings):
+        ticks.clear()
+        results[cell.name] = cell.work(Context(lambda: ticks.append(1), results, Path()))
+        assert 0 < len(ticks) <= cell.ticks
+    plain = results["sgd/plain"]
+    for loss in experiment.LOSSES:
+        own = plain[loss]
+        assert own["rivals"]["plain"]["factors"] == [1.0]
+        assert str(own["rate"]) == min(own["medians"], key=own["medians"].get)
+        for method in experiment.METHODS:
+            scores = results[f"sgd/{method}"][loss]
+            assert scores["rate"] in settings["rates"]["sgd"]
+            (factor,), (clock,) = scores["factors"], scores["seconds_factors"]
+            assert (factor > 0) == (clock > 0)
+            if factor:
+                assert own["steps"][0] / factor % 20 == 0  # a whole number of evaluations
+    assert experiment.table(results, settings) is not None
+    assert len(experiment.picture(results, settings).axes) == 1
