@@ -438,3 +438,59 @@ def test_a_schedule_records_its_whole_window_again():
     model.load_state_dict(network(seed=1).state_dict())
     train(stepper, loss_of(model), 100)
     assert [r.step for r in koop.stats.history] == [40 + 7 * 5]
+
+
+# -- all of it at once ----------------------------------------------------------------------------
+
+
+def wild_run(seed, koop_options):
+    """A run in which anything happens between steps; with or without koopcore, the same things."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n):
+        return int(torch.randint(n, (), generator=generator))
+
+    model = network()
+    stepper = OPTIMIZERS[("sgd", "momentum", "adam", "adagrad")[seed % 4]](model.parameters())
+    koop = None
+    if koop_options is not None:
+        koop = kc.attach(stepper, model, loss=loss_of(model), **SHORT, **koop_options)
+    losses = []
+    for _ in range(25):
+        layer = model[2 * draw(3)]
+        action = draw(9)
+        if action == 0:
+            layer.requires_grad_(False)
+        elif action in (1, 2):
+            layer.requires_grad_(True)
+        elif action == 3:
+            other = network(seed=draw(5))
+            layer.load_state_dict(dict(zip(model, other, strict=True))[layer].state_dict())
+        elif action == 4:
+            model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()})
+        elif action == 5 and koop is not None:
+            koop.load_state_dict(koop.state_dict())
+        elif action == 6 and koop is not None:
+            assert set(koop.recorded.names).isdisjoint(koop.recorded.left_out)
+            if koop.recorded.names:
+                with koop.averaged():
+                    loss_of(model)()
+        elif action == 7 and koop is not None:
+            koop.reset()
+        if any(p.requires_grad for p in model.parameters()):
+            frozen = [(p, p.detach().clone()) for p in model.parameters() if not p.requires_grad]
+            stepper.zero_grad()
+            losses += train(stepper, loss_of(model), 1 + draw(12))
+            assert all(same_bits(p.detach(), before) for p, before in frozen)
+    return losses, [p.detach() for p in model.parameters()], koop
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_whatever_happens_rejected_jumps_change_nothing_and_frozen_layers_stay(seed):
+    losses, parameters, _ = wild_run(seed, None)
+    rejected, same, koop = wild_run(seed, {"margin": 0.999, "average": 0.9})
+    assert rejected == losses
+    assert identical(same, parameters)
+    assert koop.stats.accepted == 0
+    _, _, jumping = wild_run(seed, {"average": 0.9})
+    assert jumping.stats.steps == len(losses)
