@@ -5,6 +5,7 @@ from koopcore.training.attached import Attached, JumpRecord, Statistics
 from koopcore.training.averaging import ExponentialAverage, WindowAverage
 from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.line_search import Candidate, Ladder, SearchResult, line_search
+from koopcore.training.recording.parameters import Recorded
 from koopcore.training.recording.ring import DifferenceRing, SnapshotRing
 from koopcore.training.settings import Options, Settings
 
@@ -17,6 +18,7 @@ __all__ = [
     "JumpRecord",
     "Ladder",
     "Options",
+    "Recorded",
     "SearchResult",
     "Settings",
     "SnapshotRing",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, fields
 from time import perf_counter
@@ -80,12 +80,11 @@ class Attached:
         self._step = 0
         self._checked = False  # whether settings and loss were tried on the model
         self._fresh = True  # whether the next snapshot begins a window
-        self._loaded = False  # whether a state of the model or the optimizer was loaded, and
-        self._resumed = False  # whether one of this attachment was, which goes with it
+        self._resumed = False  # whether a state was loaded that goes with those of model, optimizer
         if not has_lazy(self.model):
             self._record()
             self._check()
-        self._hooks: Hooks | None = Hooks(optimizer, self.model, self._after_step, self._after_load)
+        self._hooks: Hooks | None = Hooks(optimizer, self.model, self._after_step, self._weights)
 
     @property
     def stats(self) -> Statistics:
@@ -104,12 +103,12 @@ class Attached:
 
     def _after_step(self) -> None:
         """Run after every step of the optimizer; nearly always returns at once."""
-        if self._loaded and not self._resumed:
+        if self._hooks is not None and self._hooks.loaded and not self._resumed:
             self.reset()
-        self._loaded = self._resumed = False
+        self._resumed = False
         self._step += 1
         if self._average is not None and self._step % AVERAGE_EVERY == 0:
-            self._average.update()
+            self._took(self._average.update)
         ahead = self._step - self._policy.start
         if ahead < 0 or self._policy.over:
             return
@@ -120,12 +119,7 @@ class Attached:
         recording = self._begin() if self._fresh else self._recording
         if recording is None:  # everything is frozen
             return
-        try:
-            recording.blend()
-        except RuntimeError:
-            if not recording.parameters.changed():
-                raise
-            self._restart()
+        if not self._took(recording.blend):
             return
         if to_come == 0:
             recording.ring.commit()
@@ -134,8 +128,18 @@ class Attached:
         if recording.ring.full:
             self._attempt(recording)
 
-    def _after_load(self) -> None:
-        self._loaded = True
+    def _took(self, action: Callable[[], None]) -> bool:
+        """Read the parameters; False, and a new window, where they have become others."""
+        try:
+            action()
+        except RuntimeError:
+            if self._recording is None or self._look():
+                raise
+            return False
+        return True
+
+    def _weights(self) -> list[Tensor]:
+        return [] if self._recording is None else self._recording.parameters.written()
 
     def _begin(self) -> Recording | None:
         """Return an empty recording of what trains now; None where nothing does."""
@@ -192,10 +196,11 @@ class Attached:
         """Return whether the recording is still of what trains; if not, a new window begins."""
         if self._recording is not None and not self._recording.parameters.changed():
             return True
-        if self._recording is None and not self._checked and has_lazy(self.model):
-            return False  # not before the first step
-        self._record()
-        self._restart()
+        began = self._recording is not None
+        if self._checked or not has_lazy(self.model):  # else not before the first step
+            self._record()
+        if began:
+            self._restart()
         return False
 
     def _record(self) -> None:

@@ -36,6 +36,43 @@ def test_an_exponential_average_equals_its_recursion(decay):
         assert torch.allclose(got.double(), want, rtol=0, atol=1e-6)  # 20 float32 roundings
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_slow_average_of_narrow_parameters_moves(dtype):
+    """From 1 towards 2 at a decay of 0.999: a bfloat16 sum of 1 and 0.001 is 1 again."""
+    weight = torch.ones(3, dtype=dtype)
+    average = ExponentialAverage([weight], 0.999)
+    weight.fill_(2.0)
+    for _ in range(1000):
+        average.update()
+    # 2 - 0.999^1000 = 1.632; a thousand float32 roundings of 6e-8.
+    assert average.average[0].double() == pytest.approx(torch.full((3,), 1.6323), abs=1e-4)
+    assert average.average[0].dtype == torch.promote_types(dtype, torch.float32)
+    with average.applied():
+        assert weight.dtype == dtype
+        assert float(weight[0]) == pytest.approx(1.6323, abs=2**-7)
+    assert weight.tolist() == [2.0] * 3
+
+
+def test_complex_parameters_are_averaged_as_they_are():
+    weight = torch.zeros(2, dtype=torch.complex64)
+    average = ExponentialAverage([weight], 0.5)
+    weight.fill_(1.0 + 2.0j)
+    average.update()
+    assert average.average[0].tolist() == [0.5 + 1.0j] * 2
+
+
+def test_an_average_follows_the_parameters_that_are_trained():
+    first, second, third = (torch.full((2,), float(k)) for k in range(3))
+    average = ExponentialAverage([first, second], 0.5)
+    second.fill_(3.0)
+    average.update()
+    average.follow([second, third])
+    assert [a.tolist() for a in average.average] == [[2.0, 2.0], [2.0, 2.0]]
+    second.data = torch.zeros(3)
+    average.follow([second])
+    assert average.average[0].tolist() == [0.0] * 3
+
+
 @pytest.mark.parametrize("updates", [1, 3, 4, 9])
 def test_a_window_average_is_the_mean_of_the_last_snapshots(updates):
     model = network()
@@ -143,6 +180,23 @@ def test_a_jump_must_beat_the_average_too():
             stepper.step()
         accepted[decay] = koop.stats.accepted
     assert accepted == {None: 1, 0.9: 0}
+
+
+def test_the_average_of_a_bfloat16_model_moves():
+    model = network().to(torch.bfloat16)
+    stepper = torch.optim.SGD(model.parameters(), lr=0.0)
+    koop = kc.attach(stepper, model, average=0.999, warmup=10**6)
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+    koop.reset()
+    with torch.no_grad():
+        model[0].weight.fill_(2.0)
+    for _ in range(1000):
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        stepper.step()
+    with koop.averaged():
+        assert model[0].weight[0, 0].item() == pytest.approx(1.6323, abs=2**-7)
 
 
 def test_masters_and_their_parameters_are_both_averaged():
