@@ -16,63 +16,56 @@ template <class L> struct BasisSums {
   typename L::Real *inner, *across, *change;
 };
 
-KOOPCORE_HD static constexpr int second_pass_work(int m) {
-  const int whole = 3 * m * m + m + projection_work(m), any = 10 * m * m + 2 * m;
-  return whole > any ? whole : any;
-}
-
 KOOPCORE_HD static constexpr int first_basis_work(int m) {
   const int any = 2 * m * m + 6 * m, natural = natural_size(m) + 4 * m;
   return any > natural ? any : natural;
 }
+KOOPCORE_HD static constexpr int second_pass_work(int m) {
+  const int again = 10 * m * m + m, first = first_basis_work(m);
+  return again > first ? again : first;
+}
 
 // v (m × m) <- a basis in which the rows of F with C = Σ f fᵀ, whose lower triangle is read, are
-// nearly orthonormal, and the rank: in natural order where it is surely full, or by diagonal
-// pivoting. `condition` estimates cond(F), `reach` the ratio of its singular values. work:
+// nearly orthonormal: in natural order where the rank is surely full, or by diagonal pivoting down
+// into the noise, whose directions the second pass sorts out. `condition` estimates cond(F). work:
 // first_basis_work(m).
 template <class L>
-KOOPCORE_HD typename L::Real first_basis(const typename L::Real *c, int m, bool natural,
-                                         typename L::Real *v, typename L::Real &condition,
-                                         typename L::Real &reach, typename L::Real *work) {
+KOOPCORE_HD void first_basis(const typename L::Real *c, int m, bool natural, typename L::Real *v,
+                             typename L::Real &condition, typename L::Real *work) {
   using Real = typename L::Real;
-  Real rank = L::broadcast(0.0), trace = rank;
+  Real rank = L::broadcast(0.0);
   if (natural) {
     const NaturalFactor<L> factor = natural_factor_at<L>(work, m);
     rank = factor_natural<L>(c, 0.0, factor, condition, work + natural_size(m));
     natural_whitener<L>(factor, v);
   }
   const typename L::Mask apart = rank < m - 0.5;
-  if (L::any(apart)) {
-    Real *a = work, *factor = a + m * m, *scale = factor + m * m, *weight = scale + m;
-    Real *picks = weight + m, *rest = picks + m, least = L::broadcast(HUGE_VAL);
-    for (int i = 0; i < m; ++i) {
-      scale[i] = L::power_of_two_scale(c[i * m + i]);
-      least = L::select(scale[i] < least, scale[i], least);
-    }
-    for (int i = 0; i < m; ++i) {
-      weight[i] = least / scale[i];
-      weight[i] = weight[i] * weight[i];
-      for (int j = 0; j <= i; ++j)
-        a[i * m + j] = c[i * m + j] * (scale[i] * scale[j]);
-    }
-    Real largest, smallest;
-    const Real pivots = pivoted_cholesky<L>(a, m, weight, factor, largest, smallest, picks, rest);
-    whitener_of_pivots<L>(factor, m, picks, a, rest);
-    for (int i = 0; i < m; ++i)
-      for (int k = 0; k < m; ++k)
-        v[i * m + k] = L::select(apart, a[i * m + k] * scale[i], v[i * m + k]);
-    const Real ratio = L::select(pivots > 0.5, largest / smallest, L::broadcast(HUGE_VAL));
-    condition = natural ? L::select(apart, ratio, condition) : ratio;
-    rank = L::select(apart, pivots, rank);
-  }
-  reach = L::broadcast(0.0);
+  if (!L::any(apart))
+    return;
+  Real *a = work, *factor = a + m * m, *scale = factor + m * m, *weight = scale + m;
+  Real *picks = weight + m, *rest = picks + m, least = L::broadcast(HUGE_VAL);
   for (int i = 0; i < m; ++i) {
-    trace += c[i * m + i];
-    for (int k = 0; k < m; ++k)
-      reach += v[i * m + k] * v[i * m + k];
+    scale[i] = L::power_of_two_scale(c[i * m + i]);
+    least = L::select(scale[i] < least, scale[i], least);
   }
-  reach = L::sqrt(trace * reach);
-  return rank;
+  for (int i = 0; i < m; ++i) {
+    weight[i] = least / scale[i];
+    weight[i] = weight[i] * weight[i];
+    for (int j = 0; j <= i; ++j)
+      a[i * m + j] = c[i * m + j] * (scale[i] * scale[j]);
+  }
+  Real largest, smallest, square = L::broadcast(0.0);
+  rank = pivoted_cholesky<L>(a, m, weight, 0x1p-55, true, factor, largest, smallest, picks, rest);
+  whitener_of_pivots<L>(factor, m, picks, a, rest);
+  for (int i = 0; i < m; ++i)
+    for (int k = 0; k < m; ++k) {
+      square += a[i * m + k] * a[i * m + k];
+      v[i * m + k] = L::select(apart, a[i * m + k] * scale[i], v[i * m + k]);
+    }
+  const Real reach = L::sqrt(square / L::max(rank, L::broadcast(1.0)));
+  const Real pivoted =
+      L::select(rank > 0.5, L::max(largest / smallest, reach), L::broadcast(HUGE_VAL));
+  condition = natural ? L::select(apart, pivoted, condition) : pivoted;
 }
 
 // t (m × m) <- upper triangular T with Tᵀ A T = 1, by the Cholesky factorization of the symmetric
@@ -112,39 +105,19 @@ KOOPCORE_HD typename L::Real inverse_root(const typename L::Real *a, int m, type
   return count;
 }
 
-// The fit from `sums` and V (m × m), which is replaced by the V of the fit, where the first pass
-// found full rank: no direction has to be found again. g (m): the vector that starts a rollout.
-template <class L>
-KOOPCORE_HD typename L::Real refit_whole(const BasisSums<L> &sums, int m, const typename L::Real *v,
-                                         const ProjectionArrays<L> &to, typename L::Real *work) {
-  using Real = typename L::Real;
-  Real *readout = work, *h = readout + m * m, *root = h + m * m, *g = root + m * m;
-  for (int i = 0; i < m * m; ++i)
-    readout[i] = sums.across[i] + sums.change[i];
-  multiply<L, Left::transposed>(v, readout, m, m, m, h);
-  multiply<L, Left::transposed>(v, to.g, m, m, 1, g);
-  Real condition;
-  const ProjectionModel model{m, 0, 0.0, false, true};
-  const ProjectionArrays<L> inner{sums.inner, h, g, to.k, to.z, to.readout, root, nullptr};
-  const Real rank = project<L>(model, inner, condition, g + m);
-  multiply<L, Left::plain>(readout, root, m, m, m, to.readout);
-  multiply<L, Left::plain>(v, root, m, m, m, to.v);
-  return rank;
-}
-
-// The same for any rank, by the singular values of P, of which at most `most` are kept (0: all).
+// The fit of groups of any rank, from T of `inverse_root` and the number of its columns, by the
+// singular values of P, of which at most `most` are kept (0: all). Returns the rank. work:
+// 6 m² + m.
 template <class L>
 KOOPCORE_HD typename L::Real refit_any(const BasisSums<L> &sums, int m, int most,
+                                       const typename L::Real *root, typename L::Real rank,
                                        const ProjectionArrays<L> &to, typename L::Real *work) {
   using Real = typename L::Real;
-  const Real zero = L::broadcast(0.0);
   const int matrix = m * m;
-  Real *root = work, *p = root + matrix, *readout = p + matrix, *u = readout + matrix;
-  Real *rest = u + matrix;
-  Real rank = inverse_root<L>(sums.inner, m, root, rest);
+  Real *p = work, *readout = p + matrix, *u = readout + matrix, *rest = u + matrix;
   multiply<L, Left::plain>(sums.across, root, m, m, m, p);
   multiply<L, Left::plain>(sums.change, root, m, m, m, readout);
-  Real square = zero;
+  Real square = L::broadcast(0.0);
   for (int i = 0; i < matrix; ++i) {
     readout[i] += p[i];
     square += p[i] * p[i];
@@ -156,40 +129,51 @@ KOOPCORE_HD typename L::Real refit_any(const BasisSums<L> &sums, int m, int most
   for (int i = 0; i < matrix; ++i)
     to.v[i] = to.v[i] * scale;
   multiply<L, Left::plain>(readout, u, m, m, m, to.readout);
-  multiply<L, Left::transposed>(to.v, to.readout, m, m, m, to.k);
-  multiply<L, Left::transposed>(to.v, to.g, m, m, 1, to.z);
   return rank;
 }
 
-// The fit of a window from `sums` and `first_basis`: V (m × m) and what it returned. to.a, h and
-// probe are not used; to.v is needed. Keeps at most `most` singular values (0: all), and none
-// within `rank_tolerance` of the largest. Returns the rank. work: second_pass_work(m).
+// The fit of a window from C, `sums` and V (m × m) of `first_basis`. to.a, h and probe are not
+// used; to.v is needed. Keeps at most `most` singular values (0: all), and none within
+// `rank_tolerance` of the largest. Returns the rank. work: second_pass_work(m).
 template <class L>
-KOOPCORE_HD typename L::Real refit(const BasisSums<L> &sums, int m, int most,
-                                   const typename L::Real *v, const typename L::Real &first_rank,
-                                   const typename L::Real &reach, const ProjectionArrays<L> &to,
-                                   typename L::Real *work) {
+KOOPCORE_HD typename L::Real refit(const typename L::Real *c, const BasisSums<L> &sums, int m,
+                                   int most, const typename L::Real *v,
+                                   const ProjectionArrays<L> &to, typename L::Real *work) {
   using Real = typename L::Real;
+  const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
   const int matrix = m * m;
-  Real all = L::broadcast(0.0); // of the lanes that are done: full rank
-  if (most < 1 || most >= m) {
-    const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
-    const Real whole =
-        L::select(L::both(first_rank > m - 0.5, reach * rank_tolerance(m) < 1.0), one, zero);
-    if (L::any(whole > 0.5))
-      all = L::select(whole > 0.5, refit_whole<L>(sums, m, v, to, work), zero);
-    if (!L::any(whole < 0.5))
-      return all;
+  Real *root = work, *readout = root + matrix, *rest = readout + matrix;
+  Real rank = inverse_root<L>(sums.inner, m, root, rest);
+  // Where no direction of V is left out: V T, and σ_1/σ_m is at most the product of the norms.
+  multiply<L, Left::plain>(v, root, m, m, m, to.v);
+  Real trace = zero, inverse_square = zero;
+  for (int i = 0; i < m; ++i) {
+    trace += c[i * m + i];
+    for (int k = 0; k < m; ++k)
+      inverse_square += to.v[i * m + k] * to.v[i * m + k];
   }
-  const typename L::Mask apart = all < 0.5;
-  Real *k = work, *readout = k + matrix, *other = readout + matrix, *z = other + matrix;
-  const ProjectionArrays<L> any{nullptr, nullptr, to.g, k, z, readout, other, nullptr};
-  const Real rank = refit_any<L>(sums, m, most, any, z + m);
-  replace<L>(apart, k, matrix, to.k);
-  replace<L>(apart, readout, matrix, to.readout);
-  replace<L>(apart, other, matrix, to.v);
-  replace<L>(apart, z, m, to.z);
-  return L::select(apart, rank, all);
+  const double cut_off = rank_tolerance(m) * rank_tolerance(m);
+  Real apart =
+      L::select(L::both(rank > m - 0.5, trace * inverse_square * cut_off < 1.0), zero, one);
+  if (most > 0 && most < m)
+    apart = one;
+  if (L::any(apart < 0.5)) {
+    for (int i = 0; i < matrix; ++i)
+      rest[i] = sums.across[i] + sums.change[i];
+    multiply<L, Left::plain>(rest, root, m, m, m, to.readout);
+  }
+  if (L::any(apart > 0.5)) {
+    Real *other = rest + matrix;
+    const ProjectionArrays<L> any{nullptr, nullptr, nullptr, nullptr,
+                                  nullptr, rest,    other,   nullptr};
+    const Real kept = refit_any<L>(sums, m, most, root, rank, any, other + matrix);
+    replace<L>(apart > 0.5, rest, matrix, to.readout);
+    replace<L>(apart > 0.5, other, matrix, to.v);
+    rank = L::select(apart > 0.5, kept, rank);
+  }
+  multiply<L, Left::transposed>(to.v, to.readout, m, m, m, to.k);
+  multiply<L, Left::transposed>(to.v, to.g, m, m, 1, to.z);
+  return rank;
 }
 
 } // namespace koopcore

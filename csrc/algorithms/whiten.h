@@ -32,13 +32,15 @@ KOOPCORE_HD void pick_symmetric(const typename L::Real *a, int size, const typen
 // small pivot has rounding in the rows below, which must not be those of far larger columns: of the
 // pivots within kPivotRange of the largest, any of which finds the rank, the one that is largest
 // times its weight, a squared scale, comes first, and a row in which only noise is left takes no
-// part in pivots smaller than its noise. Returns the rank; largest and smallest are the extreme
-// diagonal entries of L; picks (N), or null, the rows of the pivots, -1 past the rank. work: 2 N.
+// part in pivots smaller than its noise. `noise` is relative to the largest diagonal entry. `all`:
+// rows in which less is left are taken as if it were the noise. Returns the rank; largest and
+// smallest are the extreme diagonal entries of L; picks (N), or null, the rows of the pivots, -1
+// past the rank. work: 2 N.
 template <class L>
 KOOPCORE_HD typename L::Real
-pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight,
-                 typename L::Real *factor, typename L::Real &largest, typename L::Real &smallest,
-                 typename L::Real *picks, typename L::Real *work) {
+pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight, double noise,
+                 bool all, typename L::Real *factor, typename L::Real &largest,
+                 typename L::Real &smallest, typename L::Real *picks, typename L::Real *work) {
   using Real = typename L::Real;
   const Real zero = L::broadcast(0.0), done = L::broadcast(-HUGE_VAL);
   Real *column = work, *rest = work + size;
@@ -47,13 +49,16 @@ pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight,
     rest[i] = a[i * size + i];
     greatest = L::max(greatest, rest[i]);
   }
-  const Real tolerance = rank_tolerance(size) * greatest;
+  const Real tolerance = noise * greatest;
   typename L::Mask alive = L::everywhere();
   Real rank = zero;
   largest = zero;
   smallest = L::broadcast(HUGE_VAL);
   for (int k = 0; k < size; ++k) {
     Real most = zero, pivot = zero, pick = zero, near = zero;
+    if (all)
+      for (int i = 0; i < size; ++i)
+        rest[i] = L::select(rest[i] > done, L::max(rest[i], 2.0 * tolerance), rest[i]);
     for (int i = 0; i < size; ++i)
       near = L::max(near, rest[i]);
     near = L::max(near * kPivotRange, tolerance);

@@ -165,14 +165,13 @@ Vec refit_of(const FeatureFitJob &job, const Moments &sums, std::int64_t stop, i
   const int m = job.m, matrix = m * m;
   Vec *v = work.rest, *rest = v + matrix;
   auto *scratch = reinterpret_cast<double *>(rest + second_pass_work(m));
-  Vec reach;
   const bool natural = job.window.is_double; // of float32 only few directions would stand it
-  const Vec rank = first_basis<SimdLanes>(sums.c, m, natural, v, condition, reach, rest);
+  first_basis<SimdLanes>(sums.c, m, natural, v, condition, rest);
   Vec *in_basis = accumulate_in_basis<T>(job.window, job.affine, m, stop, sums, v, scratch);
   const BasisSums<SimdLanes> of{in_basis, in_basis + matrix, in_basis + 2 * matrix};
   const ProjectionArrays<SimdLanes> arrays{nullptr, nullptr,      work.g, work.k,
                                            work.z,  work.readout, work.v, nullptr};
-  return refit<SimdLanes>(of, m, most, v, rank, reach, arrays, rest);
+  return refit<SimdLanes>(sums.c, of, m, most, v, arrays, rest);
 }
 
 // The fit of a window of `columns` by its moments alone; work.probe <- Vᵀ of itself where `last`.

@@ -112,21 +112,13 @@ class Composed(Backend):
         stops = feature_stops(len(snapshots.order), affine, holdout)
         moments = self.feature_gram(snapshots, part, affine, stops)
         ends = WindowEnds.of(self, snapshots, part, affine, holdout)
-        # Which directions lead is seen in the second pass.
-        firsts = self._moments_fits(
-            moments, ends, feature_ranks(len(snapshots.order), affine, holdout, None), 0.0
-        )
+        bases, conditions = zip(*map(second_pass.first_basis, moments[:, :, 0]), strict=True)
+        limits = feature_ranks(len(snapshots.order), affine, holdout, rank)
+        starts = ends.start, ends.held_start
         fits = second_pass.feature_projection(
-            self,
-            snapshots,
-            part,
-            affine,
-            stops,
-            (ends.start, ends.held_start),
-            [projection for projection, _ in firsts],
-            feature_ranks(len(snapshots.order), affine, holdout, rank),
+            self, snapshots, part, affine, stops, starts, bases, limits
         )
-        solved = self._feature_solved(ends, fits, firsts[0][0].condition, holdout)
+        solved = self._feature_solved(ends, fits, conditions[0], holdout)
         if ahead is not None and solved.projection is not None and solved.readout is not None:
             fitted = solved.projection, solved.readout
             self.feature_endpoint(snapshots, part, *fitted, affine, *ahead)
@@ -145,6 +137,10 @@ class Composed(Backend):
         """The fits that moments gave, with the groups that they resolve too little fitted again."""
         size = int(part.sizes[0])
         unsure = second_pass.unsure(solved.condition, solved.rank, size, snapshots)
+        if rank is not None or arrays.dtype_name(snapshots.array) == "float64":
+            # Which directions lead, and products of a far position and small steps, are below what
+            # moments resolve, whatever their condition.
+            unsure = np.flatnonzero(np.isfinite(solved.residual))
         if not unsure.size or not np.isfinite(solved.residual[unsure].sum()):
             return solved
         again = self.feature_refit(snapshots, part.subset(unsure), affine, holdout, rank, ahead)
