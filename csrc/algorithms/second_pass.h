@@ -55,11 +55,11 @@ KOOPCORE_HD void first_basis(const typename L::Real *c, int m, bool natural, typ
       a[i * m + j] = c[i * m + j] * (scale[i] * scale[j]);
   }
   Real largest, smallest, square = L::broadcast(0.0);
-  rank = pivoted_cholesky<L>(a, m, weight, 0x1p-55, true, factor, largest, smallest, picks, rest);
-  whitener_of_pivots<L>(factor, m, picks, a, rest);
+  rank = pivoted_cholesky<L>(a, m, weight, factor, largest, smallest, picks, rest);
+  whitener_of_pivots<L>(factor, m, rest + m, picks, a, rest);
   for (int i = 0; i < m; ++i)
     for (int k = 0; k < m; ++k) {
-      square += a[i * m + k] * a[i * m + k];
+      square += L::select(rank > k + 0.5, a[i * m + k] * a[i * m + k], L::broadcast(0.0));
       v[i * m + k] = L::select(apart, a[i * m + k] * scale[i], v[i * m + k]);
     }
   const Real reach = L::sqrt(square / L::max(rank, L::broadcast(1.0)));

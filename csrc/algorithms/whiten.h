@@ -32,15 +32,14 @@ KOOPCORE_HD void pick_symmetric(const typename L::Real *a, int size, const typen
 // small pivot has rounding in the rows below, which must not be those of far larger columns: of the
 // pivots within kPivotRange of the largest, any of which finds the rank, the one that is largest
 // times its weight, a squared scale, comes first, and a row in which only noise is left takes no
-// part in pivots smaller than its noise. `noise` is relative to the largest diagonal entry. `all`:
-// rows in which less is left are taken as if it were the noise. Returns the rank; largest and
-// smallest are the extreme diagonal entries of L; picks (N), or null, the rows of the pivots, -1
-// past the rank. work: 2 N.
+// part in pivots smaller than its noise. Returns the rank; largest and smallest are the extreme
+// diagonal entries of L; picks (N), or null, the rows of the pivots, -1 past the rank. work: 2 N,
+// of which the second half has what is left of the rows, or -infinity of a pivot.
 template <class L>
 KOOPCORE_HD typename L::Real
-pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight, double noise,
-                 bool all, typename L::Real *factor, typename L::Real &largest,
-                 typename L::Real &smallest, typename L::Real *picks, typename L::Real *work) {
+pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight,
+                 typename L::Real *factor, typename L::Real &largest, typename L::Real &smallest,
+                 typename L::Real *picks, typename L::Real *work) {
   using Real = typename L::Real;
   const Real zero = L::broadcast(0.0), done = L::broadcast(-HUGE_VAL);
   Real *column = work, *rest = work + size;
@@ -49,16 +48,13 @@ pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight, 
     rest[i] = a[i * size + i];
     greatest = L::max(greatest, rest[i]);
   }
-  const Real tolerance = noise * greatest;
+  const Real tolerance = rank_tolerance(size) * greatest;
   typename L::Mask alive = L::everywhere();
   Real rank = zero;
   largest = zero;
   smallest = L::broadcast(HUGE_VAL);
   for (int k = 0; k < size; ++k) {
     Real most = zero, pivot = zero, pick = zero, near = zero;
-    if (all)
-      for (int i = 0; i < size; ++i)
-        rest[i] = L::select(rest[i] > done, L::max(rest[i], 2.0 * tolerance), rest[i]);
     for (int i = 0; i < size; ++i)
       near = L::max(near, rest[i]);
     near = L::max(near * kPivotRange, tolerance);
@@ -161,17 +157,22 @@ KOOPCORE_HD void subtract_from_column(const typename L::Real *a, const typename 
     subtract_products<L, 1>(a + i * size, b, count, size, factor, x + i * size);
 }
 
-// v (N × N) <- [L_11^{-T}; 0] from `pivoted_cholesky`, L_11 the rows of the pivots: with F S = Q Lᵀ
-// the columns of F S v are orthonormal. work: N.
+// v (N × N) <- L_11^{-T} in the rows of the pivots of `pivoted_cholesky`, and a column for each
+// other row, less what the pivots have of it: with F S = Q Lᵀ the columns of F S v are orthonormal,
+// and then what is left, as if it were 2^-26. rest: the second half of its work; picks are
+// completed. work: N.
 template <class L>
 KOOPCORE_HD void whitener_of_pivots(const typename L::Real *factor, int size,
-                                    const typename L::Real *picks, typename L::Real *v,
-                                    typename L::Real *work) {
+                                    typename L::Real *rest, typename L::Real *picks,
+                                    typename L::Real *v, typename L::Real *work) {
   using Real = typename L::Real;
-  const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
+  const Real zero = L::broadcast(0.0), one = L::broadcast(1.0), done = L::broadcast(-HUGE_VAL);
   Real *row = work;
   for (int k = 0; k < size; ++k) {
-    const Real pick = picks[k];
+    Real pick = picks[k];
+    for (int i = size; i-- > 0;) // the first row that is no pivot
+      pick = L::select(L::both(picks[k]<0.0, rest[i]> done), L::broadcast(double(i)), pick);
+    picks[k] = pick;
     for (int j = 0; j <= k; ++j)
       row[j] = zero;
     for (int i = 0; i < size; ++i) {
@@ -179,9 +180,10 @@ KOOPCORE_HD void whitener_of_pivots(const typename L::Real *factor, int size,
       for (int j = 0; j <= k; ++j)
         row[j] = L::select(here, factor[i * size + j], row[j]);
       v[i * size + k] = L::select(here, one, zero);
+      rest[i] = L::select(here, done, rest[i]);
     }
     const typename L::Mask some = row[k] > zero;
-    const Real inverse = L::select(some, 1.0 / L::select(some, row[k], one), zero);
+    const Real inverse = L::select(some, 1.0 / L::select(some, row[k], one), L::broadcast(0x1p26));
     subtract_from_column<L>(v, row, k, size, inverse, v + k);
   }
 }

@@ -173,7 +173,7 @@ def first_basis(c: FloatArray) -> tuple[FloatArray, FloatArray]:
     scale = np.ldexp(1.0, -(exponent // 2))
     values, vectors = np.linalg.eigh(c * scale[:, :, None] * scale[:, None, :])
     greatest = values[:, -1:]
-    least = np.maximum(values, 2.0**-54 * greatest)
+    least = np.maximum(values, 2.0**-52 * greatest)
     inverse = np.where(least > 0.0, 1.0 / np.sqrt(np.where(least > 0.0, least, 1.0)), 0.0)
     some = values > rank_tolerance(c.shape[1]) * greatest
     smallest = np.where(some, values, np.inf).min(axis=1)
