@@ -79,7 +79,12 @@ public:
   // The lane's coefficient of column k on the columns before it, zero from lane k on: on snapshots,
   // or on differences. The factorization must have got there; `hindcast` ends this.
   __device__ double recurrence(int k) const {
-    const double y = solve_row(k);
+    double y = lane_ < k ? matrix_[lane_ * kPitch + k] * inverse_ : 0.0; // Lᵀ y = row k of L
+    for (int i = k - 1; i > 0; --i) {
+      const double of = __shfl_sync(kAllLanes, y, i);
+      if (lane_ < i)
+        y -= matrix_[lane_ * kPitch + i] * inverse_ * of;
+    }
     double a = lane_ < k ? y * vector_[lane_] * (1.0 / vector_[k]) : 0.0;
     if (first_ == 1 || k == 0)
       return a;
@@ -170,25 +175,17 @@ private:
     const double scale = inside ? vector_[lane_] : 0.0;
     const bool near =
         inside && !(total * near_cut_off(columns_) * (scale * scale) * inverse_ < 1.0);
-    // The smallest eigenvalue of L D Lᵀ is about d/‖z‖² with Lᵀ z = e_k, k the place of the
-    // smallest d; the entries of z before place k are those of the recurrence, but for their sign.
-    const double greatest = max_lanes(inside ? inverse_ : 0.0);
-    const int k = __ffs(int(__ballot_sync(kAllLanes, inside && inverse_ == greatest))) - 1;
-    const double y = solve_row(k);
-    const double square = 1.0 + sum_lanes(lane_ < k ? y * y : 0.0);
-    return in_range && !__any_sync(kAllLanes, near) &&
-           noise * kLeastEigenvalue * square * greatest < 1.0;
-  }
-
-  // The lane's y with Lᵀ y = row k of L.
-  __device__ double solve_row(int k) const {
-    double y = lane_ < k ? matrix_[lane_ * kPitch + k] * inverse_ : 0.0;
-    for (int i = k - 1; i > 0; --i) {
-      const double of = __shfl_sync(kAllLanes, y, i);
+    const double unit = ::sqrt(inverse_);
+    double z = 0.0; // see `reach` of algorithms/companion.h
+    for (int i = columns_ - 1; i >= 0; --i) {
+      if (lane_ == i)
+        z += z < 0.0 ? -unit : unit;
+      const double of = __shfl_sync(kAllLanes, z, i);
       if (lane_ < i)
-        y -= matrix_[lane_ * kPitch + i] * inverse_ * of;
+        z -= matrix_[lane_ * kPitch + i] * inverse_ * of;
     }
-    return y;
+    const double square = sum_lanes(inside ? z * z : 0.0);
+    return in_range && !__any_sync(kAllLanes, near) && noise * kLeastEigenvalue * square < columns_;
   }
 
   // Entry of the matrix that is factored: with G's first row and column, or without.

@@ -62,11 +62,11 @@ def sure_of_rank(xp: Any, factor: Any, scale: Any, squares: Any) -> Any:
     total = squares[:, :-1].sum(axis=1)
     in_range = (total > SQUARES[0]) & (total < SQUARES[1]) & (squares[:, -1] < SQUARES[1])
     apart = (pivots / scale[:, :columns]) ** 2 > near_cut_off(columns) * total[:, None]
-    place = xp.arange(columns) == pivots.argmin(axis=1)[:, None]
-    unit = factor[:, :columns, :columns] / pivots[:, None, :]
-    z = xp.linalg.solve(unit.transpose(0, 2, 1), place[:, :, None].astype(np.float64))[:, :, 0]
-    least = pivots.min(axis=1) ** 2
-    return in_range & apart.all(axis=1) & (least > LEAST_EIGENVALUE * (z * z).sum(axis=1))
+    z = xp.zeros_like(pivots)
+    for k in reversed(range(columns)):
+        rest = -(factor[:, k + 1 : columns, k] * z[:, k + 1 :]).sum(axis=1)
+        z[:, k] = xp.where(rest < 0.0, rest - 1.0, rest + 1.0) / pivots[:, k]
+    return in_range & apart.all(axis=1) & (columns > LEAST_EIGENVALUE * (z * z).sum(axis=1))
 
 
 def recurrences(xp: Any, factor: Any, scale: Any, k: int, affine: bool) -> Any:

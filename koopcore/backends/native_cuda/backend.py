@@ -184,8 +184,10 @@ class NativeCuda(Composed):
         """x_{n+T} of every group into ``out`` (n_horizons, size), or straight into ``parameters``.
 
         Fit, rollout and prediction of groups with m >= n - 1, without one word from the host:
-        groups of deficient rank are projected on the device, those whose rollout diverges or
-        whose snapshots are not finite keep their last snapshot. A CUDA graph can record it.
+        groups of deficient rank are projected on the device, from a second pass over their
+        snapshots where the Gram matrix resolves too little of them; those whose rollout diverges
+        or whose snapshots are not finite keep their last snapshot. A CUDA graph can record it.
+        A motion that has come down below 1e-9 of the window has fewer digits than `predict` gives.
         ``parameters``: a `tensors.TensorTable`, for a single horizon. Cost: one read of the
         snapshots of groups that fit the shared memory of a block, two of the others.
         """
