@@ -53,7 +53,7 @@ import koopcore as kc
 HORIZONS = (1, 5, 40)
 CPU = ("native_cpu", "numba_cpu", "reference")
 EMULATED = "emulated_cuda"  # the kernels of native_cuda, run by the host
-SLOW = {"reference": 16, EMULATED: 16}  # these take every N-th round of the families
+SLOW = {"numba_cpu": 4, "reference": 16, EMULATED: 16}  # take every N-th round of the families
 UNCERTAIN = 0.1  # of the movement: such an answer is not compared with
 CLOSE = 1e-3  # of the movement: what an error may always be
 KINDS = ("crash", "silent", "wrong", "apart", "ahead", "truth")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import fuzz
+import numpy as np
 import pytest
 from trajectories import NAMES
 
+import koopcore as kc
 from koopcore.backends.composed import Composed
 from koopcore.backends.reference import Reference
 from koopcore.operators import KoopmanOperators
@@ -115,3 +118,30 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
     assert tallies_of(work, NAMES[:1], again) == at_once
     with pytest.raises(SystemExit, match="of another run"):
         fuzz.State(tmp_path / "state.json", {"seed": 1})
+
+
+def test_hindcast_and_growth_tell_how_good_a_prediction_is():
+    """The table of docs/mathematics.md, of motions that go on as they were, on a smaller scale."""
+    rng, rows = np.random.default_rng(0), []
+    for name in ("smooth", "growing", "oscillating", "random_system", "noisy") * 8:
+        for model, dtype in itertools.product(("affine", "linear", "auto"), ("float32", "float64")):
+            n, m, groups = int(rng.choice([9, 16, 24, 33])), int(rng.integers(1, 40)), 20
+            motion = fuzz.MOTIONS[name](rng, groups, 2 * n, m)
+            problem = fuzz.Problem(motion[:, :n].astype(dtype), fuzz.Method(model == "affine"))
+            ops = kc.fit(problem.snapshots, problem.part, model)
+            got = ops.predict(n).reshape(groups, m).astype(np.float64)
+            moved = np.linalg.norm(motion[:, -1] - motion[:, n - 1], axis=1)
+            error = np.linalg.norm(got - motion[:, -1], axis=1) / np.maximum(moved, 1e-300)
+            rows.append(np.stack([ops.hindcast_error, ops.growth(n), error], axis=1))
+    hindcast, growth, error = np.concatenate(rows).T
+    steady = growth < 3.0
+    sure = error[steady & (hindcast < 1e-3)]
+    assert len(sure) > 1000
+    assert np.quantile(sure, 0.95) < 1e-3
+    assert (sure > 1.0).mean() < 1e-3
+    fair = error[steady & (hindcast >= 1e-2) & (hindcast < 0.1)]
+    assert len(fair) > 50
+    assert np.median(fair) < 0.1
+    assert (fair > 1.0).mean() < 0.1
+    bad = error[steady & (hindcast >= 0.5)]
+    assert np.median(bad) > 0.5
