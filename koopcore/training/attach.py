@@ -36,7 +36,9 @@ def attach(
 ) -> Attached:
     """Let ``optimizer`` jump ahead along the Koopman trajectory of ``model``'s parameters.
 
-    Every ``stride`` steps a snapshot ``x_k`` is taken; when ``window`` of them are there, one
+    Whether the trajectory can be predicted is found out, and judged again all along. Where it
+    cannot, in minibatch training, the weights are never touched: averages are kept beside them, and
+    ``koop.averaged()`` hands out the best. Where it can, every ``stride`` steps a snapshot ``x_k`` is taken; when ``window`` of them are there, one
     operator per group is fitted (``x_{k+1} = U^T x_k``), candidates ``x_{n+T}`` are predicted at a
     geometric series of horizons ``T``, ``loss`` is evaluated at each, and the best one that beats
     the present loss becomes the parameters; otherwise everything is put back bit by bit. The
@@ -61,8 +63,8 @@ def attach(
             and meaning in :class:`koopcore.training.Settings`.
 
     Returns:
-        :class:`Attached`: ``stats``, ``recorded``, ``averaged()``, ``reset()``, ``state_dict()``,
-        ``load_state_dict()``, ``detach()``.
+        :class:`Attached`: ``stats``, ``regime``, ``recorded``, ``averaged()``, ``reset()``,
+        ``state_dict()``, ``load_state_dict()``, ``detach()``.
 
     Raises:
         TypeError, ValueError: options, an optimizer that does not hold the parameters, attaching
@@ -71,12 +73,13 @@ def attach(
         ring does not fit. While training: RuntimeError if all parameters were replaced, ValueError
         for a partition that does not follow a change of what trains.
 
-    Cost: ``window * P`` numbers of memory and one copy of the parameters per stride; per attempt
-    one pass over the ring, and one more pass and one ``loss`` per candidate. After rejections the
-    distance between attempts doubles up to 64 windows, in which nothing is recorded.
+    Cost: ``(window + 4) P`` numbers of memory and one copy of the parameters per stride; per
+    attempt one pass over the ring, and one more pass and one ``loss`` per candidate. After
+    rejections the distance between attempts doubles up to 64 windows, in which nothing is recorded.
+    Under noise half a read and write of the parameters a step.
 
-    Do not use it where the trajectory is mostly noise (small batches, rates near divergence)
-    without ``record="mean"``, or where ``loss`` costs as much as many steps.
+    Not in place of L-BFGS on a small full-batch problem whose optimizer may change, and not where
+    ``loss`` costs as much as many steps.
 
     Source: Dogra & Redman, NeurIPS 2020, Algorithm 1, with a line search in place of its fixed T.
     """

@@ -24,7 +24,7 @@ import koopcore as kc  # noqa: E402
 
 #: No jump of a descending loss divides it by 1000: with this margin every attempt is rejected.
 HOPELESS = 0.999
-SHORT = {"window": 6, "stride": 3}
+SHORT = {"regime": "smooth", "window": 6, "stride": 3}
 
 
 def attached_run(name, steps, build=network, **options):
@@ -116,7 +116,7 @@ def test_it_can_be_attached_where_gradients_are_off(mode):
     model = network()
     optimizer = OPTIMIZERS["adam"](model.parameters())
     with mode():
-        koop = kc.attach(optimizer, model, loss=loss_of(model), average=0.9, **SHORT)
+        koop = kc.attach(optimizer, model, loss=loss_of(model), averages=0.9, **SHORT)
     train(optimizer, loss_of(model), 40)
     assert koop.stats.accepted > 0
 
@@ -150,7 +150,7 @@ def test_a_jump_says_what_it_did():
     assert 0 < record.seconds < koop.stats.seconds
     assert koop.stats.steps_skipped == sum(r.steps_skipped for r in koop.stats.history)
     assert koop.stats.evaluations == sum(r.evaluations for r in koop.stats.history)
-    assert f"of {koop.stats.jumps} jumps accepted" in str(koop.stats)
+    assert f"jumps: {koop.stats.accepted} of {koop.stats.jumps} accepted" in str(koop.stats)
 
 
 @pytest.mark.parametrize("record", ["last", "mean"])

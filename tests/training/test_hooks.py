@@ -19,7 +19,7 @@ from torch import nn  # noqa: E402
 
 import koopcore as kc  # noqa: E402
 
-SHORT = {"window": 6, "stride": 3}
+SHORT = {"regime": "smooth", "window": 6, "stride": 3}
 
 
 def attached(stepper, model, **options):
