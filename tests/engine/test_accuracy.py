@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 from accuracy_tables import EPSILON, HORIZONS, KINDS, SIZES, WINDOWS, check, side_by_side
-from oracle import answer
+from oracle import Method, answer, spread
 from trajectories import WHOLE, generic
 
 import koopcore as kc
@@ -100,9 +100,10 @@ def test_full_rank_that_is_rounding_is_told_from_motions_that_fall_steeply(backe
     ]
     part = kc.Partition.groups(70 * 150, [range(70 * k, 70 * k + 70) for k in seeds])
     got = kc.fit(np.hstack(windows), part, "linear", backend=backend).predict(1)
-    due = answer(np.stack(windows), False, [1])
+    problem = np.stack(windows), Method(False), [1]
+    due = answer(*problem)
     error = np.linalg.norm(got.reshape(150, 70) - due.values[0], axis=1) / due.movement[0]
-    known = due.spread[0] < 1e-2
+    known = spread(*problem)[0] < 1e-2
     assert known.sum() > 100
     assert error[known].max() < 6e-3
     assert (error[known] > 1e-3).mean() < 0.05
