@@ -34,10 +34,10 @@ def view(value: Any, name: str) -> ArrayView:
         _check_dtype(str(value.dtype).removeprefix("torch."), name)
         if value.layout != torch.strided:
             raise TypeError(f"{name} is a {value.layout} tensor; a dense one is needed")
-        tensor = value.detach().resolve_neg()  # of a conjugate's imaginary part: a copy, or itself
-        if tensor.device.type == "cpu":
-            return ArrayView("cpu", tensor.numpy(), torch.from_numpy)
-        return ArrayView(tensor.device.type, tensor, _as_it_is)
+        plain = value.detach().resolve_neg()  # a copy where a negation is pending
+        if value.device.type == "cpu":
+            return ArrayView("cpu", plain.numpy(), torch.from_numpy)
+        return ArrayView(value.device.type, plain, _as_it_is)
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(value, cupy.ndarray):
         _check_dtype(value.dtype.name, name)
@@ -261,6 +261,12 @@ def _missing(shape: tuple[int, ...], width: int, place: str) -> MemoryError:
 
 
 def _check_dtype(dtype: str, name: str) -> None:
+    if dtype.startswith("complex"):
+        raise TypeError(
+            f"{name} has dtype {dtype}; float32 and float64 are accepted: give real and imaginary "
+            "parts as parameters of their own, and put both of a parameter into one group, as in "
+            "np.concatenate([x.real, x.imag], axis=1) or torch.cat([x.real, x.imag], dim=1)"
+        )
     if dtype not in ("float32", "float64"):
         raise TypeError(
             f"{name} has dtype {dtype}; float32 and float64 are accepted (convert it first: "
