@@ -24,38 +24,6 @@ KOOPCORE_HD static constexpr int window_refit_work(int size, int n) {
   return 5 * size * size + size * n + size;
 }
 
-// t (m × m) <- T with Tᵀ A T = 1 where the symmetric A is not nothing, zero columns elsewhere: its
-// eigenvectors over the roots of its eigenvalues. A is near the identity, except where a direction
-// was rounding in the first pass. The lower triangle of `a` is read. work: 2 m².
-template <class L>
-KOOPCORE_HD void inverse_root(const typename L::Real *a, int m, typename L::Real *t,
-                              typename L::Real *work) {
-  using Real = typename L::Real;
-  const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
-  Real *columns = work, *turn = columns + m * m, greatest = zero;
-  for (int i = 0; i < m; ++i)
-    for (int j = 0; j < m; ++j) {
-      columns[i * m + j] = j <= i ? a[i * m + j] : a[j * m + i];
-      turn[i * m + j] = i == j ? one : zero;
-    }
-  orthogonalize<L>(columns, turn, m); // A = W Λ Wᵀ: A W = W Λ
-  for (int j = 0; j < m; ++j) {
-    Real square = zero;
-    for (int i = 0; i < m; ++i)
-      square += columns[i * m + j] * columns[i * m + j];
-    columns[j] = square; // row 0 is not read any more in column j
-    greatest = L::max(greatest, square);
-  }
-  for (int j = 0; j < m; ++j) {
-    // a direction of 1/1000 was rounding in the first pass
-    const typename L::Mask some = columns[j] > greatest * 0x1p-40;
-    const Real value = L::sqrt(L::select(some, columns[j], one));
-    const Real scale = L::select(some, 1.0 / L::sqrt(value), zero);
-    for (int i = 0; i < m; ++i)
-      t[i * m + j] = turn[i * m + j] * scale;
-  }
-}
-
 // The fit of the window that `of` is of, into k, z and v of `to`, by the singular values of F
 // alone; its readout is work space. Returns the rank. work: window_refit_work(N, n).
 template <class L>
