@@ -41,10 +41,10 @@ def attach(
     Whether the trajectory can be predicted is found out, and judged again all along. Where it
     cannot, in minibatch training, the weights are never touched: averages are kept beside them, and
     ``koop.averaged()`` hands out the best. Where it can, every ``stride`` steps a snapshot ``x_k``
-    is taken; when ``window`` of them are there, one operator per group is fitted (``x_{k+1} = U^T
-    x_k``), candidates ``x_{n+T}`` are predicted at a geometric series of horizons ``T``, ``loss``
-    is evaluated at each, and the best one that beats the present loss becomes the parameters;
-    otherwise everything is put back bit by bit. The training loop does not change::
+    is taken; when ``window`` of them are there, one operator per group is fitted
+    (``x_{k+1} = U^T x_k``), candidates ``x_{n+T}`` are predicted at a geometric series of horizons
+    ``T``, ``loss`` is evaluated at each, and the best one that beats the present loss becomes the
+    parameters; otherwise everything is put back bit by bit. The training loop does not change::
 
         koop = koopcore.attach(optimizer, model, loss=lambda: criterion(model(x), y))
 

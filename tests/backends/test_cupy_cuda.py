@@ -9,8 +9,11 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from ragged_groups import RAGGED, gram_error, ragged, walks
+from ragged_groups import RAGGED, gram_error, pieced, ragged, walks
+from trajectories import PROJECTED, assert_predicts_as, generic, projected_groups
 
+import koopcore as kc
+from koopcore import operators
 from koopcore.backends.protocol import Backend, Snapshots
 from koopcore.backends.reference import Reference
 from koopcore.partition.partition import Partition
@@ -130,3 +133,36 @@ def test_combine_gather_scatter(cupy):
     assert np.array_equal(values[0, 1], snapshots.array[snapshots.order[-1], part.indices(1)])
     cupy.scatter(part, values, got)
     assert np.array_equal(got[1, part.indices(2)], values[1, 2].astype(np.float32))
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 2}, {"ridge": 1e-6}, {"ridge": 1e-6, "rank": 3}])
+@pytest.mark.parametrize("model", ["linear", "affine"])
+def test_projected_fits_are_the_references(cupy, monkeypatch, model, options):
+    part = pieced([70] * 2 * len(PROJECTED))
+    ring = projected_groups(part)
+    monkeypatch.setattr(operators, "backend_for", lambda device, name: cupy)
+    ops = kc.fit(ring, part, model, **options)
+    got = ops.predict([1, 40, 5])
+    monkeypatch.undo()
+    expected = kc.fit(ring, part, model, backend="reference", **options)
+    assert_predicts_as(got, expected.predict([1, 40, 5]), ring, part)
+    assert np.array_equal(ops.rank, expected.rank)
+
+
+@pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
+@pytest.mark.parametrize("offset", [0.0, 1e5, 1e9])
+def test_small_groups_far_from_the_origin(cupy, monkeypatch, affine, offset):
+    """The feature side, whose second pass gathers the snapshots of the groups that need it."""
+    rng = np.random.default_rng(0)
+    x = generic(12, 5 * 4) * 0.1 + offset * rng.normal(size=20)
+    x[:, 5:7] = 0.0  # dead parameters
+    part = Partition.groups(20, [range(5 * k, 5 * k + 5) for k in range(4)])
+    model = "affine" if affine else "linear"
+    monkeypatch.setattr(operators, "backend_for", lambda device, name: cupy)
+    ops = kc.fit(x, part, model)
+    got = ops.predict([1, 5])
+    monkeypatch.undo()
+    expected = kc.fit(x, part, model, backend="reference")
+    # Known to u of the snapshots, which is 1e-7 of the motion at the largest offset, times cond.
+    np.testing.assert_allclose(got, expected.predict([1, 5]), rtol=1e-9, atol=1e-4)
+    assert np.array_equal(ops.rank, expected.rank)
