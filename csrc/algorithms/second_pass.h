@@ -68,43 +68,6 @@ KOOPCORE_HD void first_basis(const typename L::Real *c, int m, bool natural, typ
   condition = natural ? L::select(apart, pivoted, condition) : pivoted;
 }
 
-// t (m × m) <- upper triangular T with Tᵀ A T = 1, by the Cholesky factorization of the symmetric
-// A, which is near the identity except where a direction was rounding in the first pass: a column
-// of less than 1/1000 beside the others is left out, as a column of zeros. The lower triangle of
-// `a` is read. Returns how many columns are not zero. work: m².
-template <class L>
-KOOPCORE_HD typename L::Real inverse_root(const typename L::Real *a, int m, typename L::Real *t,
-                                          typename L::Real *work) {
-  using Real = typename L::Real;
-  const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
-  Real *factor = work, greatest = zero, count = zero;
-  for (int i = 0; i < m; ++i)
-    greatest = L::max(greatest, a[i * m + i]);
-  for (int k = 0; k < m; ++k) {
-    Real *row = factor + k * m;
-    Real pivot = a[k * m + k];
-    for (int j = 0; j < k; ++j) {
-      Real x = a[k * m + j];
-      for (int i = 0; i < j; ++i)
-        x -= row[i] * factor[j * m + i];
-      row[j] = x * t[j * m + j]; // 1/l_jj, or 0
-      pivot -= row[j] * row[j];
-    }
-    const typename L::Mask some = pivot > greatest * 0x1p-20;
-    count += L::select(some, one, zero);
-    const Real inverse = L::select(some, 1.0 / L::sqrt(L::select(some, pivot, one)), zero);
-    for (int j = 0; j < k; ++j) {
-      Real x = zero;
-      for (int i = j; i < k; ++i)
-        x -= row[i] * t[j * m + i];
-      t[j * m + k] = x * inverse;
-      t[k * m + j] = zero;
-    }
-    t[k * m + k] = inverse;
-  }
-  return count;
-}
-
 // The fit of groups of any rank, from T of `inverse_root` and the number of its columns, by the
 // singular values of P, of which at most `most` are kept (0: all). Returns the rank. work:
 // 6 m² + m.
