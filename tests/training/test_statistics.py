@@ -1,4 +1,4 @@
-"""What a person reads of a run: winners, regimes, gains that last, losses of weights and averages."""
+"""What a person reads of a run: winners, regimes, lasting gains, losses of weights and averages."""
 
 from __future__ import annotations
 
