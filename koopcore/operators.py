@@ -16,10 +16,10 @@ from koopcore.fitted.fitting import Recipe, fit_groups
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
 
-GOOD, OVERFLOW = 0, 1
+GOOD, OUT_OF_RANGE = 0, 1
 STATUS = {
     GOOD: "fitted; rank, condition and hindcast_error say how well",
-    OVERFLOW: "squares of the snapshots overflow float64: the group keeps its last snapshot",
+    OUT_OF_RANGE: "no finite fit, not even in the group's own unit: it keeps its last snapshot",
 }
 """The codes of `KoopmanOperators.status`."""
 
@@ -176,7 +176,7 @@ class KoopmanOperators:
 
     @property
     def status(self) -> IntArray:
-        status = np.full(self.partition.n_groups, OVERFLOW)
+        status = np.full(self.partition.n_groups, OUT_OF_RANGE)
         for fit in self._fits:
             status[fit.groups] = GOOD
         return status
@@ -242,4 +242,4 @@ class KoopmanOperators:
             position = np.flatnonzero(fit.groups == group)
             if position.size:
                 return fit, int(position[0])
-        raise ValueError(f"group {group} has no operator: {STATUS[OVERFLOW]}")
+        raise ValueError(f"group {group} has no operator: {STATUS[OUT_OF_RANGE]}")

@@ -44,6 +44,26 @@ KOOPCORE_HD void recurrence(const typename L::Real *factor, const typename L::Re
   a[k - 1] += 1.0;
 }
 
+// ‖z‖² with Lᵀ z = e_k for the unit L: the smallest eigenvalue of L D Lᵀ is about d_k/‖z‖², k the
+// place of the smallest d. z: (columns).
+template <class L>
+KOOPCORE_HD typename L::Real reach(const typename L::Real *factor, int columns,
+                                   const typename L::Real &k, typename L::Real *z) {
+  using Real = typename L::Real;
+  const Real one = L::broadcast(1.0);
+  Real square = L::broadcast(0.0);
+  for (int i = 0; i < columns; ++i)
+    z[i] = L::broadcast(0.0);
+  for (int i = columns; i-- > 0;) {
+    const Real own = L::select(L::both(k > i - 0.5, k < i + 0.5), one, z[i]);
+    const Real *row = factor + packed_index(i, 0);
+    square += own * own;
+    for (int j = 0; j < i; ++j)
+      z[j] -= row[j] * own;
+  }
+  return square;
+}
+
 // ‖B w - x_n‖ / ‖x_n - x_{n-holdout}‖ from G = BᵀB; `weights` is overwritten by w - 1.
 template <class L>
 KOOPCORE_HD typename L::Real hindcast_error(const typename L::Real *gram, int n, int holdout,
@@ -82,28 +102,43 @@ KOOPCORE_HD CompanionFit<L> fit_companion(const typename L::Real *gram, int n, b
   const int rows = columns + 1;
   Real *factor = work, *scale = factor + packed_size(n);
   Real *products = scale + n, *shorter = products + 4 * n, *weights = shorter + n;
-  Real *rest = rolling == nullptr ? weights + 2 * n : rolling;
+  Real *rolled = rolling == nullptr ? weights + 2 * n : rolling;
 
-  for (int i = 0; i < rows; ++i)
-    scale[i] = L::power_of_two_scale(gram[packed_index(first + i, first + i)]);
+  Real square = L::broadcast(0.0); // ‖F‖² in its basis
+  for (int i = 0; i < rows; ++i) {
+    const Real own = gram[packed_index(first + i, first + i)];
+    scale[i] = L::power_of_two_scale(own);
+    if (i < columns)
+      square += own;
+  }
   for (int i = 0; i < rows; ++i)
     for (int j = 0; j <= i; ++j)
       factor[packed_index(i, j)] = gram[packed_index(first + i, first + j)] * (scale[i] * scale[j]);
 
   CompanionFit<L> fit;
   fit.rank = cholesky<L>(factor, rows, columns, products, noise);
-  const typename L::Mask whole = fit.rank > columns - 0.5;
   const Real zero = L::broadcast(0.0), infinity = L::broadcast(HUGE_VAL);
+  typename L::Mask whole = fit.rank > columns - 0.5;
+  whole = L::both(whole, L::both(square > kLeastSquare, square < kGreatestSquare));
+  whole = L::both(whole, gram[packed_index(n - 1, n - 1)] < kGreatestSquare);
 
-  Real largest = zero, smallest = infinity;
+  const Real floor = square * near_cut_off(columns);
+  Real largest = zero, smallest = infinity, least = zero;
   for (int k = 0; k < columns; ++k) {
     const Real d = factor[packed_index(k, k)];
+    const typename L::Mask below = d < smallest;
     largest = L::max(largest, d);
-    smallest = L::select(d < smallest, d, smallest);
+    smallest = L::select(below, d, smallest);
+    least = L::select(below, L::broadcast(double(k)), least);
+    whole = L::both(whole, d > floor * (scale[k] * scale[k]));
   }
+  const Real square_of_z = reach<L>(factor, columns, least, shorter);
+  whole = L::both(whole, smallest > (noise * kLeastEigenvalue) * square_of_z);
+  if (columns > 0)
+    fit.rank = L::select(whole, fit.rank, -L::max(-fit.rank, L::broadcast(1.0 - columns)));
   fit.condition = L::select(whole, L::sqrt(largest / smallest), infinity);
-  const Real square = factor[packed_index(columns, columns)];
-  fit.residual = L::select(whole, L::sqrt(square) / scale[columns], zero);
+  const Real rest = factor[packed_index(columns, columns)];
+  fit.residual = L::select(whole, L::sqrt(rest) / scale[columns], zero);
 
   recurrence<L>(factor, scale, columns, affine, coefficients);
   for (int i = 0; i < columns; ++i)
@@ -114,7 +149,7 @@ KOOPCORE_HD CompanionFit<L> fit_companion(const typename L::Real *gram, int n, b
     const int kept = columns - holdout;
     recurrence<L>(factor, scale, kept, affine, shorter);
     const std::int64_t horizon = holdout;
-    rollout<L>(shorter, kept, affine, &horizon, 1, weights, rest,
+    rollout<L>(shorter, kept, affine, &horizon, 1, weights, rolled,
                [](int, const Real *, const Real &) {});
     fit.hindcast = L::select(whole, hindcast_error<L>(gram, n, holdout, weights), fit.hindcast);
   }

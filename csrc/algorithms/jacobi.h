@@ -3,7 +3,7 @@
 // Mirrors `truncate` in backends/reference.py. With F = Q Lᵀ, the columns of the lower factor L are
 // rotated until they are orthogonal: L W = R Σ with R the right singular vectors of F, so that the
 // columns of V = R Σ⁻¹ are the rotated columns over their squared norms. Demmel & Veselić (1992):
-// one-sided Jacobi finds also the small singular values to high relative accuracy.
+// one-sided Jacobi finds also the small singular values of graded columns to high accuracy.
 #pragma once
 
 #include "algorithms/lanes.h"
@@ -12,8 +12,10 @@ namespace koopcore {
 
 constexpr int kJacobiSweeps = 30; // it converges in 6 to 10; the bound only ends bad input
 
-// Rotates the columns of a (N × N, row-major) until they are orthogonal to rounding.
-template <class L> KOOPCORE_HD void orthogonalize(typename L::Real *a, int size) {
+// Rotates the columns of a (N × N, row-major) until they are orthogonal to rounding, and those of w
+// with them.
+template <class L>
+KOOPCORE_HD void orthogonalize(typename L::Real *a, typename L::Real *w, int size) {
   using Real = typename L::Real;
   const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
   for (int sweep = 0; sweep < kJacobiSweeps; ++sweep) {
@@ -41,52 +43,61 @@ template <class L> KOOPCORE_HD void orthogonalize(typename L::Real *a, int size)
           a[i * size + p] = c * x - s * y;
           a[i * size + q] = s * x + c * y;
         }
+        for (int i = 0; i < size; ++i) {
+          const Real x = w[i * size + p], y = w[i * size + q];
+          w[i * size + p] = c * x - s * y;
+          w[i * size + q] = s * x + c * y;
+        }
       }
     if (!rotated)
       return;
   }
 }
 
-// v (N × N) <- the `rank` leading columns r_i/σ_i, zeros behind them. `lower` (N × N) is
-// overwritten. `raw`: the singular values are those of F W⁻¹, with W⁻¹ the upper triangle of ones.
+// v (N × N) <- the leading columns r_i/σ_i, zeros behind them: at most `most` of them (0: all), and
+// none whose σ is within `rank_tolerance` of the largest. u (N × N) <- the columns of W with them.
+// Returns how many. `lower` (N × N), at most 1 in size, is overwritten. work: N² + N.
 template <class L>
-KOOPCORE_HD void truncate(typename L::Real *lower, int size, int rank, bool raw,
-                          typename L::Real *v, typename L::Real *work) {
+KOOPCORE_HD typename L::Real truncate(typename L::Real *lower, int size, int most,
+                                      typename L::Real *v, typename L::Real *u,
+                                      typename L::Real *work) {
   using Real = typename L::Real;
   const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
-  if (raw) // rows of L are columns of F: running sums over them
-    for (int i = 1; i < size; ++i)
-      for (int j = 0; j < size; ++j)
-        lower[i * size + j] += lower[(i - 1) * size + j];
-  orthogonalize<L>(lower, size);
-  Real *square = work;
+  Real *w = work, *square = w + size * size, greatest = zero, rank = zero;
+  for (int i = 0; i < size * size; ++i)
+    w[i] = i % (size + 1) == 0 ? one : zero;
+  orthogonalize<L>(lower, w, size);
   for (int j = 0; j < size; ++j) {
     square[j] = zero;
     for (int i = 0; i < size; ++i)
       square[j] += lower[i * size + j] * lower[i * size + j];
+    greatest = L::max(greatest, square[j]);
   }
+  const Real least = greatest * (rank_tolerance(size) * rank_tolerance(size));
+  most = most < 1 ? size : most;
   for (int k = 0; k < size; ++k) {
-    Real best = L::broadcast(-1.0), pick = zero;
-    if (k < rank)
+    Real best = least, pick = L::broadcast(-1.0);
+    if (k < most)
       for (int j = 0; j < size; ++j) {
         const typename L::Mask above = square[j] > best;
         best = L::select(above, square[j], best);
         pick = L::select(above, L::broadcast(double(j)), pick);
       }
-    const Real inverse = L::select(best > 0.0, 1.0 / L::select(best > 0.0, best, one), zero);
+    const typename L::Mask some = pick > -0.5;
+    rank = L::select(some, L::broadcast(k + 1.0), rank);
+    const Real inverse = L::select(some, 1.0 / L::select(some, best, one), zero);
     for (int i = 0; i < size; ++i)
-      v[i * size + k] = zero;
-    for (int j = 0; j < size && k < rank; ++j) {
+      v[i * size + k] = u[i * size + k] = zero;
+    for (int j = 0; j < size && k < most; ++j) {
       const typename L::Mask here = L::both(pick > j - 0.5, pick < j + 0.5);
-      for (int i = 0; i < size; ++i)
+      for (int i = 0; i < size; ++i) {
         v[i * size + k] = L::select(here, lower[i * size + j] * inverse, v[i * size + k]);
-      square[j] = L::select(here, L::broadcast(-2.0), square[j]);
+        u[i * size + k] = L::select(here, w[i * size + j], u[i * size + k]);
+      }
+      square[j] = L::select(here, zero, square[j]);
     }
   }
-  if (raw)
-    for (int i = size - 1; i-- > 0;)
-      for (int k = 0; k < size; ++k)
-        v[i * size + k] += v[(i + 1) * size + k];
+  return rank;
 }
 
 } // namespace koopcore

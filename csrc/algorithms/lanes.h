@@ -32,11 +32,23 @@ constexpr double kWeightLimit = 1e30;
 constexpr std::int64_t kDirectSteps = 1024;
 
 // The tolerances of backends/protocol.py, u = 2^-53: a pivot in time order below 16 n·u of its
-// diagonal is noise; diagonal pivoting stops below 2 u·max(n, 16) of the largest.
+// diagonal is noise; diagonal pivoting stops below 2 u·max(n, 16) of the largest, and singular
+// values of F end below the same share of its largest.
 KOOPCORE_HD static constexpr double breakdown_tolerance(int n) { return 16.0 * n * 0x1p-53; }
 KOOPCORE_HD static constexpr double rank_tolerance(int n) {
   return 2.0 * (n > 16 ? n : 16) * 0x1p-53;
 }
+
+// Squares that float64 resolves to the last digit that counts, and whose sums do not overflow.
+// Groups beyond them have no companion fit, nor do those with a distance of a column from the
+// columns before it, squared, below this share of N ‖F‖²: it may be near the cut-off of F.
+constexpr double kLeastSquare = 0x1p-800, kGreatestSquare = 0x1p1000;
+KOOPCORE_HD static constexpr double near_cut_off(int n) {
+  return n * (256.0 * rank_tolerance(n)) * (256.0 * rank_tolerance(n));
+}
+// Of a scaled Gram matrix whose Cholesky factor in time order is to be trusted (LEAST_EIGENVALUE).
+constexpr double kLeastEigenvalue = 64.0 * 0x1p-53;
+
 KOOPCORE_HD static constexpr int packed_size(int n) { return n * (n + 1) / 2; }
 KOOPCORE_HD static constexpr int packed_index(int i, int j) { return i * (i + 1) / 2 + j; }
 

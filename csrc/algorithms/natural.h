@@ -64,11 +64,13 @@ template <class L> KOOPCORE_HD void invert_natural(const NaturalFactor<L> &f) {
     invert_columns<L, 1>(f, j);
 }
 
-// The greatest diagonal entry of A⁻¹ = L^{-T} D⁻¹ L⁻¹. Diagonal pivoting's pivots fall, and its
-// last one is the inverse of such an entry: it ends no lower than one over this.
-template <class L> KOOPCORE_HD typename L::Real greatest_of_inverse(const NaturalFactor<L> &f) {
+// The diagonal of A⁻¹: its greatest entry in the units of the factor, L^{-T} D⁻¹ L⁻¹, and its sum in
+// those of A.
+template <class L>
+KOOPCORE_HD void diagonal_of_inverse(const NaturalFactor<L> &f, typename L::Real &greatest,
+                                     typename L::Real &sum) {
   using Real = typename L::Real;
-  Real greatest = L::broadcast(0.0);
+  greatest = sum = L::broadcast(0.0);
   for (int j = 0; j < f.size; ++j) {
     Real s = L::broadcast(0.0);
     for (int i = j; i < f.size; ++i) {
@@ -76,21 +78,24 @@ template <class L> KOOPCORE_HD typename L::Real greatest_of_inverse(const Natura
       s += entry * entry;
     }
     greatest = L::max(greatest, s);
+    sum += s * f.scale[j] * f.scale[j];
   }
-  return greatest;
 }
 
 // Factors the symmetric a (N × N; the lower triangle is read), with the ridge relative to its mean
 // scaled diagonal. Returns the rank: N where nothing broke down and, without a ridge, diagonal
-// pivoting would find it too. `condition` estimates cond(F). work: 4 N.
+// pivoting would find it too and no singular value of F is near the cut-off. Pivoting's pivots
+// fall, and its last one is 1/(A⁻¹)_jj of some j; σ_1/σ_N is at most the root of the product of the
+// traces of A and A⁻¹. `condition` estimates cond(F). work: 4 N.
 template <class L>
 KOOPCORE_HD typename L::Real factor_natural(const typename L::Real *a, double ridge,
                                             const NaturalFactor<L> &f, typename L::Real &condition,
                                             typename L::Real *work) {
   using Real = typename L::Real;
   const int size = f.size;
-  Real trace = L::broadcast(0.0), greatest = trace;
+  Real trace = L::broadcast(0.0), greatest = trace, square = trace;
   for (int i = 0; i < size; ++i) {
+    square += a[i * size + i];
     f.scale[i] = L::power_of_two_scale(a[i * size + i]);
     for (int j = 0; j <= i; ++j)
       f.packed[packed_index(i, j)] = a[i * size + j] * (f.scale[i] * f.scale[j]);
@@ -111,8 +116,12 @@ KOOPCORE_HD typename L::Real factor_natural(const typename L::Real *a, double ri
   invert_natural<L>(f);
   if (ridge > 0.0)
     return rank;
-  const Real least = kSureOfRank * rank_tolerance(size) * greatest * greatest_of_inverse<L>(f);
-  return L::select(least < 1.0, rank, L::broadcast(0.0));
+  Real greatest_inverse, inverse_square;
+  diagonal_of_inverse<L>(f, greatest_inverse, inverse_square);
+  const double tolerance = rank_tolerance(size);
+  const Real pivots = kSureOfRank * tolerance * greatest * greatest_inverse;
+  const Real values = tolerance * tolerance * square * inverse_square;
+  return L::select(L::both(pivots < 1.0, values < 1.0), rank, L::broadcast(0.0));
 }
 
 // Rows i … i + R - 1 and columns k … k + C - 1 of X with X Lᵀ = B; `x` holds B on entry.

@@ -16,7 +16,7 @@ struct ProjectionModel {
   int size;     // N
   int rank;     // singular values to keep; 0 keeps all
   double ridge; // relative to the mean diagonal of the equilibrated matrix
-  bool raw;     // A is in the basis [x_1, d_1, …]; `rank` counts singular values of [x_1, x_2, …]
+  bool raw;     // A is in the basis [x_1, d_1 …] of columns x_k, whose singular values count
   bool natural = false; // try natural order first
 };
 
@@ -29,7 +29,7 @@ template <class L> struct ProjectionArrays {
   typename L::Real *probe; // (N) a vector that becomes Vᵀ of itself, or null
 };
 
-KOOPCORE_HD static constexpr int pivoted_work(int size) { return 3 * size * size + 4 * size; }
+KOOPCORE_HD static constexpr int pivoted_work(int size) { return 7 * size * size + 4 * size; }
 KOOPCORE_HD static constexpr int projection_work(int size) {
   return natural_size(size) + 4 * size + size + size * size + pivoted_work(size);
 }
@@ -41,38 +41,83 @@ KOOPCORE_HD typename L::Real whiten_pivoted(const typename L::Real *a, const Pro
                                             typename L::Real *v, typename L::Real &condition,
                                             typename L::Real *work) {
   using Real = typename L::Real;
-  const int size = model.size;
-  Real *scaled = work, *factor = scaled + size * size, *scale = factor + size * size;
-  Real *order = scale + size, *rest = order + size;
-  Real trace = L::broadcast(0.0);
-  for (int i = 0; i < size; ++i)
+  const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
+  const int size = model.size, matrix = size * size;
+  Real *columns = work, *factor = columns + matrix, *inverse = factor + matrix;
+  Real *u = inverse + matrix, *scale = u + matrix, *unscale = scale + size, *rest = unscale + size;
+  Real trace = zero, least_scale = L::broadcast(HUGE_VAL);
+  for (int i = 0; i < size; ++i) {
     scale[i] = L::power_of_two_scale(a[i * size + i]);
+    const typename L::Mask below = scale[i] < least_scale;
+    least_scale = L::select(below, scale[i], least_scale);
+  }
   for (int i = 0; i < size; ++i) {
     for (int j = 0; j <= i; ++j)
-      scaled[i * size + j] = scaled[j * size + i] = a[i * size + j] * (scale[i] * scale[j]);
-    trace += scaled[i * size + i];
+      columns[i * size + j] = a[i * size + j] * (scale[i] * scale[j]);
+    trace += columns[i * size + i];
+    unscale[i] = least_scale / scale[i]; // at most 1: F is taken over its largest column
   }
-  for (int i = 0; i < size; ++i)
-    scaled[i * size + i] += trace * (model.ridge / size);
+  for (int i = 0; i < size; ++i) {
+    columns[i * size + i] += trace * (model.ridge / size);
+    rest[i] = unscale[i] * unscale[i];
+  }
 
+  // F S = Q Lᵀ, and its pseudo-inverse.
   Real largest, smallest;
-  const Real rank = pivoted_cholesky<L>(scaled, size, factor, order, largest, smallest, rest);
+  Real rank =
+      pivoted_cholesky<L>(columns, size, rest, factor, largest, smallest, rest + size);
   condition = L::select(rank > 0.5, largest / smallest, L::broadcast(HUGE_VAL));
-  pseudo_inverse_factor<L>(factor, order, size, v, rest);
+  transposed_pseudo_inverse<L>(factor, size, inverse, rest);
+
+  // That of F; σ_1/σ_r is at most the product of these norms, mostly nowhere near the cut-off.
   for (int i = 0; i < size; ++i)
     for (int k = 0; k < size; ++k)
-      v[i * size + k] = v[i * size + k] * scale[i];
-  const typename L::Mask cut = rank > model.rank + 0.5;
-  if (model.rank < 1 || !L::any(cut))
-    return rank;
+      columns[i * size + k] = factor[i * size + k] * unscale[i];
+  if (model.raw)
+    sum_rows<L>(columns, size, false);
+  transposed_pseudo_inverse<L>(columns, size, v, rest);
+  Real square = zero, inverse_square = zero;
+  for (int i = 0; i < matrix; ++i) {
+    square += columns[i] * columns[i];
+    inverse_square += v[i] * v[i];
+    u[i] = i % (size + 1) == 0 ? one : zero;
+  }
+  const double cut_off = rank_tolerance(size) * rank_tolerance(size);
+  typename L::Mask whole = square * inverse_square * cut_off < 1.0;
+  if (model.rank > 0)
+    whole = L::both(whole, rank < model.rank + 0.5);
+  if (L::any(L::select(whole, zero, one) > 0.5)) {
+    Real *truncated = rest, *rotation = truncated + matrix; // see pivoted_work
+    const Real kept =
+        truncate<L>(columns, size, model.rank, truncated, rotation, rotation + matrix);
+    rank = L::select(whole, rank, kept);
+    for (int i = 0; i < matrix; ++i) {
+      v[i] = L::select(whole, v[i], truncated[i]);
+      u[i] = L::select(whole, u[i], rotation[i]);
+    }
+  }
+
+  // F V = Q u holds to the condition number of F; one correction in the scaled columns, which is
+  // what the Gram matrix was factored in, makes it hold to theirs.
+  if (model.raw)
+    sum_rows<L>(v, size, true);
   for (int i = 0; i < size; ++i)
     for (int k = 0; k < size; ++k)
-      factor[i * size + k] = factor[i * size + k] / scale[i];
-  Real *truncated = scaled; // no longer needed
-  truncate<L>(factor, size, model.rank, model.raw, truncated, rest);
-  for (int i = 0; i < size * size; ++i)
-    v[i] = L::select(cut, truncated[i], v[i]);
-  return L::select(cut, L::broadcast(double(model.rank)), rank);
+      v[i * size + k] = v[i * size + k] * unscale[i];
+  Real *missing = columns;
+  multiply<L, Left::transposed>(factor, v, size, size, size, missing);
+  for (int i = 0; i < matrix; ++i)
+    missing[i] = u[i] - missing[i];
+  multiply<L, Left::plain>(inverse, missing, size, size, size, u);
+  square = zero;
+  for (int i = 0; i < size; ++i)
+    for (int k = 0; k < size; ++k) {
+      const Real entry = v[i * size + k] + u[i * size + k];
+      square += entry * entry;
+      v[i * size + k] = entry * scale[i];
+    }
+  condition = L::max(condition, L::sqrt(square / L::max(rank, one)));
+  return rank;
 }
 
 template <class L>

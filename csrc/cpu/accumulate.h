@@ -12,6 +12,9 @@ namespace koopcore::cpu::KOOPCORE_ISA {
 namespace {
 
 constexpr int kBlockRows = 8; // snapshots that are taken together
+// Rows summed before they are added to the others: rounding grows with the number of additions in a
+// row, and a rank is decided by a few units in the last place.
+constexpr int kRowsInARow = 128;
 
 // offset[i·W + lane] <- where parameter i of the group in this lane stands in a snapshot, in bytes.
 inline void find_offsets(const Groups &groups, std::ptrdiff_t step, std::int64_t first, int count,
@@ -132,7 +135,7 @@ struct Moments {
 };
 
 inline std::size_t accumulation_scratch(int m) {
-  return std::size_t(2 * m * m + 4 * m + (2 * kBlockRows + 1) * m) * kLanes;
+  return std::size_t(4 * m * m + 4 * m + (2 * kBlockRows + 1) * m) * kLanes;
 }
 
 // Sums over the rows before stops[0], stops[1] … in turn, with at(stop index, moments) after each.
@@ -143,6 +146,7 @@ void accumulate(const Window &window, const Groups &groups, bool affine, int m,
   Vec *c = reinterpret_cast<Vec *>(scratch), *e = c + m * m, *last = e + m * m, *v = last + m;
   Vec *raw = v + m, *y = raw + m, *change = y + (kBlockRows + 1) * m;
   auto *offset = reinterpret_cast<std::ptrdiff_t *>(change + kBlockRows * m);
+  Vec *sums = window.n > kRowsInARow ? reinterpret_cast<Vec *>(offset + m * kLanes) : c;
   find_offsets(groups, window.step, first, count, offset);
   const GroupRows<T> of_groups(offset, m);
   Reflection<SimdLanes> reflection{v, Vec{}, Vec{}};
@@ -150,7 +154,13 @@ void accumulate(const Window &window, const Groups &groups, bool affine, int m,
   if (!affine)
     reflection.set(last, m);
   for (int i = 0; i < 2 * m * m; ++i)
-    c[i] = Vec{};
+    c[i] = sums[i] = Vec{};
+  const auto add_sums = [&] {
+    for (int i = 0; i < 2 * m * m; ++i) {
+      c[i] += sums[i];
+      sums[i] = Vec{};
+    }
+  };
   SummedRows<T> next(window, affine, of_groups, m, reflection, last, raw);
   int t = 0; // rows summed; y[0] holds row t when `ready`
   bool ready = false;
@@ -165,13 +175,15 @@ void accumulate(const Window &window, const Groups &groups, bool affine, int m,
         next.take(y + k * m);
       for (int i = 0; i < rows * m; ++i)
         change[i] = y[i + m] - y[i];
-      add_outer<SimdLanes>(y, y, rows, m, true, c);
-      add_outer<SimdLanes>(change, y, rows, m, false, e);
+      add_outer<SimdLanes>(y, y, rows, m, true, sums);
+      add_outer<SimdLanes>(change, y, rows, m, false, sums + m * m);
       for (int i = 0; i < m; ++i)
         y[i] = y[rows * m + i];
       newest_change = change + (rows - 1) * m;
       ready = true;
       t += rows;
+      if (sums != c && (t == end || t % kRowsInARow < rows))
+        add_sums();
     }
     at(stop, Moments{c, e, last, y, const_cast<Vec *>(newest_change), offset, reflection});
   }

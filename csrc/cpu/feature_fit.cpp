@@ -69,7 +69,7 @@ void write_endpoints(const SmallOperators &of, const Groups &groups, std::int64_
 }
 
 struct FitWork {
-  Vec *a, *h, *k, *readout, *v;                  // (m, m)
+  Vec *h, *k, *readout, *v;                      // (m, m)
   Vec *g, *z, *held, *state, *predicted, *probe; // (m)
   Vec *rest;
 };
@@ -82,12 +82,12 @@ std::size_t fit_work(int m, const Horizons &horizons) {
   std::size_t most = 0;
   for (std::size_t part : parts)
     most = part > most ? part : most;
-  return std::size_t(5 * m * m + 6 * m) + most;
+  return std::size_t(4 * m * m + 6 * m) + most;
 }
 
 FitWork share_out(Vec *at, int m) {
   FitWork work{};
-  Vec **const squares[] = {&work.a, &work.h, &work.k, &work.readout, &work.v};
+  Vec **const squares[] = {&work.h, &work.k, &work.readout, &work.v};
   Vec **const vectors[] = {&work.g, &work.z, &work.held, &work.state, &work.predicted, &work.probe};
   for (Vec **square : squares) {
     *square = at;
@@ -101,34 +101,14 @@ FitWork share_out(Vec *at, int m) {
   return work;
 }
 
-// A, of which the lower triangle is enough, and H from the sums. Reflected coordinates that hold
-// only rounding are silenced, as in `silence_rounding` of fitted/feature.py.
-const Vec *unpack_sums(const Moments &sums, int m, bool affine, FitWork &work) {
+// H from the sums; A is `sums.c`, of which the lower triangle is enough.
+void unpack_sums(const Moments &sums, int m, Vec *h) {
   for (int i = 0; i < m; ++i) {
     for (int j = 0; j <= i; ++j)
-      work.h[i * m + j] = sums.c[i * m + j] + sums.e[i * m + j];
+      h[i * m + j] = sums.c[i * m + j] + sums.e[i * m + j];
     for (int j = i + 1; j < m; ++j)
-      work.h[i * m + j] = sums.c[j * m + i] + sums.e[i * m + j];
+      h[i * m + j] = sums.c[j * m + i] + sums.e[i * m + j];
   }
-  if (affine)
-    return sums.c;
-  for (int i = 0; i < m * m; ++i)
-    work.a[i] = sums.c[i];
-  Vec trace{};
-  for (int i = 0; i < m; ++i)
-    trace += work.a[i * m + i];
-  const Vec floor = trace * (16.0 * 0x1p-52 * (16.0 * 0x1p-52));
-  for (int j = 0; j < m; ++j) {
-    const IntVec noise = work.a[j * m + j] <= floor;
-    if (!SimdLanes::any(noise))
-      continue;
-    for (int i = 0; i < m; ++i) {
-      work.a[i * m + j] = noise ? Vec{} : work.a[i * m + j];
-      work.a[j * m + i] = noise ? Vec{} : work.a[j * m + i];
-      work.h[i * m + j] = noise ? Vec{} : work.h[i * m + j];
-    }
-  }
-  return work.a;
 }
 
 Vec norm_of_difference(const Vec *a, const Vec *b, int m) {
@@ -180,13 +160,13 @@ void fit_of(const FeatureFitJob &job, std::int64_t first, int count, double *scr
   Vec error = Vec{} + __builtin_nan("");
   const auto after = [&](int stop, const Moments &sums) {
     const bool last = !hindcast || stop == 1;
-    const Vec *a = unpack_sums(sums, m, job.affine, work);
+    unpack_sums(sums, m, work.h);
     for (int i = 0; i < m; ++i) {
       work.g[i] = sums.newest[i];
       work.probe[i] = sums.newest[i] - sums.change[i]; // the newest column of F
     }
     Vec condition;
-    const ProjectionArrays<SimdLanes> arrays{a,
+    const ProjectionArrays<SimdLanes> arrays{sums.c,
                                              work.h,
                                              work.g,
                                              work.k,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from koopcore import arrays
+from koopcore.backends import second_pass
 from koopcore.backends.protocol import (
     Ahead,
     Backend,
@@ -17,12 +17,11 @@ from koopcore.backends.protocol import (
     Projection,
     Snapshots,
     diverged,
+    rank_tolerance,
 )
 from koopcore.backends.reflection import reflect, unreflect
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray
-
-BLOCK = 2**23  # numbers of snapshots gathered at once
 
 
 class Composed(Backend):
@@ -70,6 +69,34 @@ class Composed(Backend):
             self.feature_endpoint(snapshots, part, *fitted, affine, *ahead)
         return solved
 
+    def _with_second_pass(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        holdout: int,
+        ahead: Ahead | None,
+        solved: FeatureSolved,
+    ) -> FeatureSolved:
+        """What a fused `feature_fit` found, with the groups it was unsure of fitted again."""
+        size = int(part.sizes[0])
+        unsure = second_pass.unsure(solved.condition, solved.rank, size, snapshots)
+        if not unsure.size or not np.isfinite(solved.residual[unsure].sum()):
+            return solved
+        own = snapshots, part.subset(unsure), affine, holdout, ahead
+        again = Composed.feature_fit(self, *own)
+        solved.rank[unsure] = again.rank
+        solved.residual[unsure] = again.residual
+        solved.hindcast[unsure] = again.hindcast
+        if solved.projection is None or solved.readout is None:
+            return solved
+        assert again.projection is not None
+        assert again.readout is not None
+        projection, readout = second_pass.patched_readout(
+            solved.projection, solved.readout, unsure, again.projection, again.readout
+        )
+        return solved._replace(projection=projection, readout=readout)
+
     def feature_solve(
         self,
         snapshots: Snapshots,
@@ -86,9 +113,10 @@ class Composed(Backend):
             nothing = np.full(groups, np.nan)
             rank_0 = np.zeros(groups, dtype=np.int64)
             return FeatureSolved(rank_0, nothing, nothing, nothing, None, None)
-        if not affine:
+        if ridge > 0.0 and not affine:
             silence_rounding(moments)
-        columns = len(snapshots.order) - holdout - 1 - affine  # that the hindcast sees
+        # With fewer columns than parameters the rank of the hindcast's window is theirs.
+        columns = len(snapshots.order) - holdout - 1 - affine
         last, before, held, held_before = self.gather(
             snapshots, part, [-1, -2, -1 - holdout, -2 - holdout]
         )
@@ -97,19 +125,35 @@ class Composed(Backend):
         else:
             start = reflect(last[:, None], last)[:, 0]
             held_start = reflect(held[:, None], last)[:, 0]
-        projection = self._projected(moments[0], start, rank, ridge)
-        exact = arrays.dtype_name(snapshots.array) == "float64" and rank is None and ridge == 0.0
-        if exact and projection.start.size:
-            projection = self._refined(snapshots, part, affine, start, projection)
-        readout: FloatArray = moments[0, :, 1] @ projection.whitener
+        limits = [rank, columns if rank is None else min(rank, columns)][: len(moments)]
+        starts = [start, held_start]
+        fits = []
+        for moment, begin, limit in zip(moments, starts, limits, strict=False):
+            projection = self._projected(moment, begin, limit, ridge)
+            fits.append((projection, moment[:, 1] @ projection.whitener))
+        found = fits[0][0].condition, fits[0][0].rank
+        unsure = second_pass.unsure(*found, moments.shape[-1], snapshots)
+        if unsure.size and ridge == 0.0:
+            again = second_pass.feature_projection(
+                self,
+                snapshots,
+                part.subset(unsure),
+                affine,
+                feature_stops(len(snapshots.order), affine, holdout),
+                [begin[unsure] for begin in starts],
+                [second_pass.part_of(fit[0], unsure) for fit in fits],
+                limits,
+            )
+            fits = [
+                second_pass.patched_readout(*fit, unsure, *other)
+                for fit, other in zip(fits, again, strict=True)
+            ]
+        (projection, readout), *shorter = fits
         residual = self._newest_residual(snapshots, part, affine, projection, readout)
         hindcast = np.full(groups, np.nan)
-        if len(moments) == 2:
-            # With fewer columns than parameters the rank is theirs, whatever rounding adds.
-            limit = columns if rank is None else min(rank, columns)
-            shorter = self._projected(moments[1], held_start, limit, ridge)
-            states = self.rollout_dense(shorter.operator, shorter.start, affine, [holdout])[0][0]
-            predicted = (moments[1, :, 1] @ (shorter.whitener @ states[:, :, None]))[:, :, 0]
+        for held_fit, held_readout in shorter:
+            states = self.rollout_dense(held_fit.operator, held_fit.start, affine, [holdout])[0][0]
+            predicted = (held_readout @ states[:, :, None])[:, :, 0]
             target = last - held if affine else start
             hindcast = relative(
                 np.linalg.norm(predicted - target, axis=1), np.linalg.norm(last - held, axis=1)
@@ -165,51 +209,6 @@ class Composed(Backend):
         limit = None if rank is None else min(rank, c.shape[1])
         return self.project(c, e, start, limit, ridge, False)
 
-    def _refined(
-        self,
-        snapshots: Snapshots,
-        part: Partition,
-        affine: bool,
-        start: FloatArray,
-        first: Projection,
-    ) -> Projection:
-        """``first`` again from the snapshots in its own whitened coordinates, as CholeskyQR2.
-
-        A Gram matrix squares cond(F); near the identity it does not, so that this is accurate for
-        cond(F) up to 1e8. Float32 snapshots carry more noise than one Gram matrix costs; float64
-        ones do not, and groups of this side are small enough to be read twice.
-        start (n_groups, m): the vectors to roll, in the coordinates of the moments.
-        """
-        operators, whiteners, starts, ranks = [], [], [], []
-        block = max(1, BLOCK // (len(snapshots.order) * max(1, start.shape[1])))
-        for low in range(0, part.n_groups, block):
-            groups = part.numbers[low : low + block]
-            whitener = first.whitener[groups]
-            rows = self.gather(snapshots, part.subset(groups), range(len(snapshots.order)))
-            rows = rows.transpose(1, 0, 2)
-            rows = np.diff(rows, axis=1) if affine else reflect(rows, rows[:, -1])
-            whitened = rows[:, :-1] @ whitener
-            across = whitener.transpose(0, 2, 1)
-            second = self.project(
-                whitened.transpose(0, 2, 1) @ whitened,
-                across @ (rows[:, 1:].transpose(0, 2, 1) @ whitened),
-                (across @ start[groups, :, None])[:, :, 0],
-                None,
-                0.0,
-                False,
-            )
-            operators.append(_padded(second.operator, 2, whitener.shape[2]))
-            whiteners.append(_padded(whitener @ second.whitener, 1, whitener.shape[2]))
-            starts.append(_padded(second.start, 1, whitener.shape[2]))
-            ranks.append(second.rank)
-        return Projection(
-            np.concatenate(operators),
-            np.concatenate(whiteners),
-            np.concatenate(starts),
-            np.concatenate(ranks),
-            first.condition,
-        )
-
     def _newest_residual(
         self,
         snapshots: Snapshots,
@@ -239,10 +238,10 @@ def silence_rounding(moments: FloatArray) -> None:
     """Zero the reflected coordinates that hold nothing but the rounding of the reflection.
 
     A motion along x_n alone leaves them at a few units in the last place; scaled to unit columns,
-    as a fit does, that noise would look like motion.
+    as a ridge takes them, that noise would weigh as much as motion.
     """
     squares = np.einsum("sgii->sgi", moments[:, :, 0])
-    floor = (16.0 * np.finfo(np.float64).eps) ** 2 * squares.sum(axis=2, keepdims=True)
+    floor = rank_tolerance(moments.shape[-1]) ** 2 * squares.sum(axis=2, keepdims=True)
     noise = squares <= floor
     if noise.any():
         moments[:, :, :] *= ~noise[:, :, None, None, :]
@@ -254,9 +253,3 @@ def relative(error: FloatArray, movement: FloatArray) -> FloatArray:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio: FloatArray = error / movement
     return np.where(movement > 0.0, ratio, 0.0)
-
-
-def _padded(values: FloatArray, axes: int, width: int) -> FloatArray:
-    """The last ``axes`` axes of ``values`` filled up with zeros to ``width``."""
-    pad = [(0, 0)] * (values.ndim - axes) + [(0, width - n) for n in values.shape[-axes:]]
-    return np.pad(values, pad)

@@ -99,7 +99,7 @@ class NativeCpu(Composed):
     ) -> FeatureSolved:
         """W groups at a time, while their matrices are in the cache; no operators where ``ahead``.
 
-        Float64 snapshots get the second pass of `Composed`.
+        Float64 snapshots take the way of `Composed`.
         """
         if snapshots.array.dtype != np.float32:
             return super().feature_fit(snapshots, part, affine, holdout, ahead)
@@ -107,7 +107,8 @@ class NativeCpu(Composed):
             self._cpu.feature_fit(*snapshots, part.segments, affine, holdout, ahead)
         )
         projection = None if ahead else Projection(operator, whitener, start, rank, condition)
-        return FeatureSolved(rank, condition, residual, hindcast, projection, readout)
+        solved = FeatureSolved(rank, condition, residual, hindcast, projection, readout)
+        return self._with_second_pass(snapshots, part, affine, holdout, ahead, solved)
 
     def companion_endpoint(
         self,

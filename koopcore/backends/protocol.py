@@ -131,10 +131,11 @@ class Backend(ABC):
     ) -> Projection:
         """K = Vᵀ H V and z = Vᵀ g with V Vᵀ = A⁺, or (A + ridge D)⁻¹ with D the mean diagonal.
 
-        a, h (n_groups, N, N), g (n_groups, N): FᵀF, FᵀF', Fᵀf, or FFᵀ, F'Fᵀ, f. rank: at most so
-        many leading singular values of F; None: its numerical rank. ridge: relative to the mean
-        diagonal of the equilibrated A. raw: A is in the basis [x_1, d_1, …], and ``rank`` counts
-        singular values of [x_1, x_2, …]. Cost: O(N³) per group.
+        a, h (n_groups, N, N), g (n_groups, N): FᵀF, FᵀF', Fᵀf, or FFᵀ, F'Fᵀ, f. raw: F stands in
+        the basis [x_1, d_1, …] of columns x_1, x_2, …; A⁺ is the pseudo-inverse of the x_k then.
+        The rank is what diagonal pivoting of the equilibrated A finds above `rank_tolerance`, less
+        the singular values of the columns within `rank_tolerance` of their largest, and ``rank`` at
+        most. ridge: relative to the mean diagonal of the equilibrated A. Cost: O(N³) per group.
         """
 
     @abstractmethod
@@ -278,12 +279,35 @@ def breakdown_tolerance(n: int) -> float:
 
 
 def rank_tolerance(n: int) -> float:
-    """2 u·max(n, 16): diagonal pivoting stops below this share of the largest diagonal.
+    """2 u·max(n, 16) = ε max(n, 16): what counts as zero, as a share of the largest.
 
-    Twice LAPACK's pstrf rule, and not less for tiny matrices: their entries are sums of many
-    products too. 4 n·u loses directions of long float32 windows that orthogonal methods keep.
+    Of the squares of scaled columns, where diagonal pivoting stops: twice LAPACK's pstrf rule, and
+    not less for tiny matrices, whose entries are sums of many products too. 4 n·u loses directions
+    of long float32 windows that orthogonal methods keep. And of singular values of F itself, as
+    NumPy's matrix_rank has it.
     """
     return 2.0 * max(n, 16) * 2.0**-53
+
+
+SQUARES = 2.0**-800, 2.0**1000
+"""‖F‖² between these: squares keep the last digit that counts, and their sums do not overflow."""
+
+
+def near_cut_off(n: int) -> float:
+    """A column's squared distance from the columns before it, below this share of ‖F‖², is small.
+
+    Such a group is sent to `project`, which looks at singular values: one of them may be below
+    `rank_tolerance`. 256 times that, as a distance is only an upper bound of the smallest of them.
+    """
+    return n * (256.0 * rank_tolerance(n)) ** 2
+
+
+LEAST_EIGENVALUE = 64.0 * 2.0**-53
+"""Of a scaled Gram matrix whose Cholesky factor in time order is to be trusted: 64 u.
+
+A pivot alone does not tell: without pivoting its rounding grows with the coefficients of its column
+on the columns before it. Below, a group is sent to `project`.
+"""
 
 
 def diverged(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

@@ -22,11 +22,14 @@ import numpy.typing as npt
 
 from koopcore.backends.composed import Composed
 from koopcore.backends.protocol import (
+    LEAST_EIGENVALUE,
+    SQUARES,
     WEIGHT_LIMIT,
     Companion,
     Projection,
     Snapshots,
     breakdown_tolerance,
+    near_cut_off,
     packed_size,
     rank_tolerance,
     unpack,
@@ -35,6 +38,8 @@ from koopcore.backends.reflection import reflect
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
 
+PIVOT_RANGE = 0.25  # of the largest: diagonals scaled by powers of two are within this
+BLOCK = 2**14  # parameters whose products are summed in a row
 DIRECT_STEPS = 1024  # beyond this horizon a rollout squares its operator instead of stepping
 
 
@@ -64,6 +69,22 @@ def cholesky(a: FloatArray, columns: int) -> tuple[FloatArray, int]:
     return factor, columns
 
 
+def sure_of_rank(factor: FloatArray, scale: FloatArray, squares: FloatArray) -> bool:
+    """Whether full rank is no rounding, nor near the cut-off of F, and squares are in range.
+
+    factor: L of the columns and one right-hand side, scaled by ``scale``; squares: theirs.
+    """
+    columns = len(factor) - 1
+    pivots = np.diag(factor)[:columns]
+    total = squares[:-1].sum()
+    in_range = SQUARES[0] < total < SQUARES[1] and squares[-1] < SQUARES[1]
+    apart = (pivots / scale[:columns]) ** 2 > near_cut_off(columns) * total
+    # The smallest eigenvalue, from the smallest pivot d_k and z with L_unitᵀ z = e_k.
+    k = int(pivots.argmin())
+    z = np.linalg.solve((factor[:columns, :columns] / pivots).T, np.eye(columns)[k])
+    return bool(in_range and apart.all() and pivots[k] ** 2 > LEAST_EIGENVALUE * (z @ z))
+
+
 def power_of_two_scale(diagonal: FloatArray) -> FloatArray:
     """Scales s with s²·diagonal in [1/2, 2): exact to apply; 1 where the diagonal is zero."""
     _, exponent = np.frexp(diagonal)
@@ -73,56 +94,77 @@ def power_of_two_scale(diagonal: FloatArray) -> FloatArray:
 def whiten(a: FloatArray, keep: int | None, ridge: float, raw: bool) -> tuple[FloatArray, float]:
     """V (N, r) with V Vᵀ = A⁺, or (A + ridge·D)⁻¹ with D = mean diagonal, and cond(F).
 
-    By diagonal pivoting, which finds the rank. A ridge leaves nothing deficient: V = L⁻ᵀ from
+    Without a ridge by diagonal pivoting, which finds the rank, and by the singular values of F from
+    the factor, which are cut off: `truncate`. A ridge leaves nothing deficient: V = L⁻ᵀ from
     A = L Lᵀ in natural order then, unless that breaks down.
     """
     scale = power_of_two_scale(np.diag(a))
     scaled = a * scale * scale[:, None]
     scaled[np.diag_indices_from(scaled)] += ridge * np.trace(scaled) / max(len(a), 1)
     factor, rank = cholesky(scaled, len(scaled)) if ridge > 0.0 else (scaled, -1)
-    if rank == len(scaled):
-        order = np.arange(rank)
-    else:
-        factor, order = pivoted_cholesky(scaled)
+    natural = rank == len(scaled)
+    order = np.arange(rank)
+    if not natural:
+        factor, order = pivoted_cholesky(scaled, scale)
     pivots = np.diag(factor)
-    condition = pivots.max() / pivots.min() if pivots.size else np.inf
-    if keep is not None and keep < factor.shape[1]:
-        lower = np.zeros_like(factor)
-        lower[order] = factor
-        return truncate(lower / scale[:, None], keep, raw), condition
-    if rank == len(scaled):
-        v = np.linalg.inv(factor).T
-    else:
-        v = np.zeros_like(factor)
-        unit = factor / pivots  # L = unit·D: the pivoting leaves ``unit`` well conditioned
-        v[order] = np.linalg.solve(unit.T @ unit, unit.T).T / pivots  # L (LᵀL)⁻¹  (Courrieu 2005)
-    return v * scale[:, None], condition
+    if not pivots.size:
+        return factor, np.inf
+    condition = pivots.max() / pivots.min()
+    if natural and (keep is None or keep >= rank):
+        return np.linalg.inv(factor).T * scale[:, None], condition
+    lower = np.zeros_like(factor)
+    lower[order] = factor
+    v = truncate(lower, scale, keep, raw)
+    reach = np.linalg.norm(v) / np.sqrt(max(v.shape[1], 1))  # by far more where columns are alike
+    return v * scale[:, None], max(condition, reach)
 
 
-def truncate(lower: FloatArray, rank: int, raw: bool) -> FloatArray:
-    """V (N, rank) from the leading singular values of F, given F = Q Lᵀ with orthonormal Q."""
-    r = lower.T.copy()  # (r, N)
-    if raw:  # [x_1, x_2, …] = [x_1, d_1, …] W⁻¹ with W⁻¹ the upper triangle of ones
-        r = np.cumsum(r, axis=1)
-    _, sigma, right = np.linalg.svd(r, full_matrices=False)
-    v = right[:rank].T / sigma[:rank]
-    return np.cumsum(v[::-1], axis=0)[::-1] if raw else v
+def truncate(lower: FloatArray, scale: FloatArray, keep: int | None, raw: bool) -> FloatArray:
+    """S⁻¹V (N, r), V the leading right singular vectors of F over their values, from F S = Q Lᵀ.
+
+    Q has orthonormal columns. Values up to `rank_tolerance` of the largest are rounding and count
+    as zero. Where ``raw``, singular vectors are those of [x_1, x_2, …], for F in [x_1, d_1, …].
+    """
+    columns = lower / scale[:, None]
+    if raw:  # x_k = x_1 + d_1 + … + d_{k-1}
+        columns = np.cumsum(columns, axis=0)
+    right, sigma, left = np.linalg.svd(columns, full_matrices=False)
+    rank = int((sigma > rank_tolerance(len(lower)) * sigma[0]).sum())
+    rank = rank if keep is None else min(rank, keep)
+    v, u = right[:, :rank] / sigma[:rank], left[:rank].T
+    if raw:
+        v = np.cumsum(v[::-1], axis=0)[::-1]
+    # F v = Q u holds to the condition number of F; one correction in the scaled columns, which is
+    # what the Gram matrix was factored in, makes it hold to theirs.
+    v /= scale[:, None]
+    q, t = np.linalg.qr(lower)
+    return v + q @ np.linalg.inv(t).T @ (u - lower.T @ v)
 
 
-def pivoted_cholesky(a: FloatArray) -> tuple[FloatArray, IntArray]:
-    """Diagonally pivoted a[p, p] = L Lᵀ, L (N, rank) lower trapezoidal, stopped at the noise."""
+def pivoted_cholesky(a: FloatArray, scale: FloatArray) -> tuple[FloatArray, IntArray]:
+    """Diagonally pivoted a[p, p] = L Lᵀ, L (N, rank) lower trapezoidal, stopped at the noise.
+
+    ``a`` is scaled to diagonals near 1. A small pivot has rounding in the rows below, which must
+    not be those of far larger columns: of the pivots within `PIVOT_RANGE` of the largest, any of
+    which finds the rank, the one that is largest without the scale comes first, and a row in which
+    only noise is left takes no part in pivots smaller than its noise.
+    """
     n = len(a)
     factor, order = np.zeros((n, n)), np.arange(n)
     rest = np.diag(a).copy()
     tolerance = rank_tolerance(n) * (rest.max() if n else 0.0)
     for k in range(n):
-        j = k + int(np.argmax(rest[k:]))
-        if not rest[j] > tolerance:
+        largest = rest[k:].max()
+        if not largest > tolerance:
             return factor[:, :k], order
+        near = rest[k:] > max(PIVOT_RANGE * largest, tolerance)
+        j = k + int(np.argmax(np.where(near, np.sqrt(rest[k:] * near) / scale[order[k:]], 0.0)))
         order[[k, j]], rest[[k, j]], factor[[k, j]] = order[[j, k]], rest[[j, k]], factor[[j, k]]
         factor[k, k] = np.sqrt(rest[k])
         below = a[order[k + 1 :], order[k]] - factor[k + 1 :, :k] @ factor[k, :k]
-        factor[k + 1 :, k] = below / factor[k, k]
+        noise = np.sqrt(tolerance) / scale[order[k + 1 :]]
+        apart = (rest[k + 1 :] <= tolerance) & (noise > factor[k, k] / scale[order[k]])
+        factor[k + 1 :, k] = np.where(apart, 0.0, below / factor[k, k])
         rest[k + 1 :] -= factor[k + 1 :, k] ** 2
     return factor, order
 
@@ -173,7 +215,11 @@ class Reference(Composed):
         for group in range(part.n_groups):
             x = _window(snapshots, part, group)
             basis = np.concatenate([x[:1], np.diff(x, axis=0)])
-            out[group] = (basis @ basis.T)[lower]
+            full = np.zeros((n, n))
+            for low in range(0, basis.shape[1], BLOCK):  # rounding grows with the terms in a row
+                some = basis[:, low : low + BLOCK]
+                full += some @ some.T
+            out[group] = full[lower]
         return out
 
     def feature_gram(
@@ -214,8 +260,11 @@ class Reference(Composed):
         )
         for group in range(groups):
             full = unpack(gram[group], n)
-            scale = power_of_two_scale(np.diag(full)[first:])
+            squares = np.diag(full)[first:]
+            scale = power_of_two_scale(squares)
             factor, rank = cholesky(full[first:, first:] * scale * scale[:, None], columns)
+            if rank == columns and not sure_of_rank(factor, scale, squares):
+                rank = columns - 1
             result.rank[group] = rank
             if rank < columns:
                 continue

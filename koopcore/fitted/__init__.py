@@ -8,8 +8,17 @@ Every kind has the members of `GroupFit` (its groups and their diagnostics) and,
 from koopcore.fitted.companion import CompanionFit
 from koopcore.fitted.feature import DeferredFit, FeatureFit
 from koopcore.fitted.projected import ProjectedFit
+from koopcore.fitted.scaled import ScaledFit
 from koopcore.fitted.trend import TrendFit
 
-Fitted = CompanionFit | FeatureFit | ProjectedFit | TrendFit
+Fitted = CompanionFit | FeatureFit | ProjectedFit | ScaledFit | TrendFit
 
-__all__ = ["CompanionFit", "DeferredFit", "FeatureFit", "Fitted", "ProjectedFit", "TrendFit"]
+__all__ = [
+    "CompanionFit",
+    "DeferredFit",
+    "FeatureFit",
+    "Fitted",
+    "ProjectedFit",
+    "ScaledFit",
+    "TrendFit",
+]

@@ -42,6 +42,8 @@ class GroupFit:
         def taken(value: Any) -> Any:
             if isinstance(value, Partition):
                 return value.subset(keep)
+            if isinstance(value, GroupFit):
+                return value.select(keep)
             if isinstance(value, (np.ndarray, arrays.Resident)):
                 return value[keep]
             if isinstance(value, tuple):
@@ -65,6 +67,17 @@ def fit_matrices(snapshots: Snapshots, part: Partition, group: int, affine: bool
     return np.diff(x, axis=0) if affine else x
 
 
+def fit_bases(
+    snapshots: Snapshots, part: Partition, group: int, affine: bool
+) -> tuple[FloatArray, FloatArray]:
+    """F and F' of one group as rows (N, m), in the basis [x_1, d_1 …] and one snapshot later."""
+    rows = fit_matrices(snapshots, part, group, affine)
+    if affine:
+        return rows[:-1], rows[1:]
+    steps = np.diff(rows, axis=0)
+    return np.vstack([rows[:1], steps[:-1]]), np.vstack([rows[1:2], steps[1:]])
+
+
 def holdout_of(n: int) -> int:
     """Snapshots held out by the hindcast: a quarter of the window's steps, at least one."""
     return max(1, (n - 1) // 4)
@@ -84,6 +97,16 @@ def unit_modes(values: npt.NDArray[Any], vectors: npt.NDArray[Any], r: int) -> n
     columns = vectors[:, order].astype(np.complex128)
     norms = np.linalg.norm(columns, axis=0)
     return columns / np.where(norms > 0.0, norms, 1.0)
+
+
+def operator_matrix(f: FloatArray, ahead: FloatArray, v: FloatArray) -> FloatArray:
+    """U = F'V (FV)⁺ (m, m) from F and F' as rows (N, m), V (N, r), FV of full column rank.
+
+    By an orthonormal basis of FV: U then keeps the motion of a state far from the origin.
+    """
+    q, t = np.linalg.qr(f.T @ v)
+    matrix: FloatArray = np.linalg.solve(t.T, (ahead.T @ v).T).T @ q.T
+    return matrix
 
 
 def relative_error(full: FloatArray, error: FloatArray, holdout: int) -> FloatArray:

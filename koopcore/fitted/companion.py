@@ -12,7 +12,9 @@ import numpy.typing as npt
 from koopcore.backends.protocol import Backend, Companion, Snapshots
 from koopcore.fitted.base import (
     GroupFit,
+    fit_bases,
     fit_matrices,
+    operator_matrix,
     sorted_eigenvalues,
     unit_modes,
 )
@@ -72,6 +74,5 @@ class CompanionFit(GroupFit):
 
     def operator(self, group: int, snapshots: Snapshots) -> FloatArray:
         """U = F'F⁺ as an (m, m) matrix."""
-        rows = fit_matrices(snapshots, self.part, group, self.affine)
-        pseudo_inverse = np.linalg.pinv(rows[:-1].T)
-        return rows[1:].T @ pseudo_inverse
+        f, ahead = fit_bases(snapshots, self.part, group, self.affine)
+        return operator_matrix(f, ahead, np.diag(1.0 / np.linalg.norm(f, axis=1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,10 +12,11 @@ import numpy.typing as npt
 
 from koopcore import arrays
 from koopcore.backends.composed import feature_stops
-from koopcore.backends.protocol import Ahead, Backend, Companion, Snapshots
+from koopcore.backends.protocol import Ahead, Backend, Companion, Projection, Snapshots
 from koopcore.checks import raise_non_finite
 from koopcore.fitted import CompanionFit, DeferredFit, FeatureFit, Fitted, ProjectedFit, TrendFit
 from koopcore.fitted.base import holdout_of
+from koopcore.fitted.scaled import ScaledFit, ScaledWindow, out_of_range
 from koopcore.fitted.selection import best_of, candidates
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
@@ -35,6 +37,11 @@ class Recipe(NamedTuple):
     def full_rank(self) -> bool:
         """Whether companion coefficients can answer, if the columns are independent."""
         return self.model in ("linear", "affine") and self.rank is None and self.ridge == 0.0
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that are tried."""
+        return ("affine", "linear") if self.model == "auto" else (self.model,)
 
 
 class Groups(NamedTuple):
@@ -66,9 +73,9 @@ def fit_groups(
 ) -> tuple[list[Fitted | DeferredFit], npt.NDArray[Any] | None]:
     """Fits of all groups, and with ``horizons`` their endpoints (n_horizons, size), else None.
 
-    Groups with m >= n - 1 are fitted on the snapshot side, smaller ones on the feature side. A
-    group whose Gram matrix overflows float64 is in none of the fits. What no fit predicts keeps
-    its last snapshot.
+    Groups with m >= n - 1 are fitted on the snapshot side, smaller ones on the feature side, and
+    those whose squares leave float64 times a power of two. A group that has no finite fit even so
+    is in none of them; what no fit predicts keeps its last snapshot.
     """
     ahead = None
     if horizons is not None:
@@ -118,7 +125,9 @@ class _Fitting:
         recipe: Recipe,
         backend: Backend,
         ahead: Ahead | None,
+        is_scaled: bool = False,
     ) -> None:
+        self.is_scaled = is_scaled
         self.snapshots = snapshots
         self.part = part
         self.recipe = recipe
@@ -143,28 +152,75 @@ class _Fitting:
             if math.isfinite(solved.coefficients.sum()):
                 full, rest = self.by_rank(groups, recipe, solved)
                 return Sides(full, self.without_full_rank(groups, rest))
-        gram = self.backend.gram(self.snapshots, groups.part)
-        groups, gram = self.finite(groups, gram)
+        groups, gram, fits = self.in_range(groups)
         if groups.part.n_groups == 0:
-            return Sides([], [])
+            return Sides([], fits)
         if recipe.model != "auto":
-            return Sides([], self.from_gram(groups, recipe, gram))
-        tried = [
-            self.from_gram(groups, recipe._replace(model=c.model, ridge=c.ridge), gram)
-            for c in candidates(self.n, recipe.rank, recipe.ridge)
-        ]
-        return Sides([], best_of(tried, groups.numbers))
+            return Sides([], [*fits, *self.from_gram(groups, recipe, gram)])
+        tried = [self.from_gram(groups, one, gram) for one in self.recipes()]
+        return Sides([], [*fits, *best_of(tried, groups.numbers)])
+
+    def in_range(self, groups: Groups) -> tuple[Groups, FloatArray, list[Fitted]]:
+        """Groups whose squares are in range, their Gram matrices, and fits of the others."""
+        gram = self.backend.gram(self.snapshots, groups.part)
+        if not self.may_leave_range:
+            return *self.finite(groups, gram), []
+        squares = gram[:, np.arange(self.n) * (np.arange(self.n) + 3) // 2]
+        columns = {"linear": slice(0, -1), "affine": slice(1, -1), "trend": slice(1, None)}
+        far = out_of_range(squares)
+        for model in self.recipe.models:  # columns of F alone may be too small
+            far |= out_of_range(squares[:, columns[model]])
+        near = np.flatnonzero(~far)
+        return groups.at(near), gram[near], self.scaled(groups.at(np.flatnonzero(far)))
+
+    @property
+    def may_leave_range(self) -> bool:
+        """Squares of float32 numbers are in the range of float64, whatever they are."""
+        return arrays.dtype_name(self.snapshots.array) == "float64" and not self.is_scaled
+
+    def scaled(self, groups: Groups) -> list[Fitted]:
+        """Fits of groups whose squares are out of range; an error where a snapshot is not finite.
+
+        Each model is tried of a copy in its own unit.
+        """
+        if groups.part.n_groups == 0:
+            return []
+        # In the caller's partition: its group numbers, and its first snapshot.
+        raise_non_finite(self.snapshots, self.part)
+        tried: list[list[Fitted]] = []
+        windows = {
+            affine: ScaledWindow.of(self.snapshots, groups.part, affine)
+            for affine in {model != "linear" for model in self.recipe.models}
+        }
+        for recipe in self.recipes():
+            window = windows[recipe.model != "linear"]
+            fitting = _Fitting(window.snapshots, window.part, recipe, self.backend, None, True)
+            fits: list[Fitted] = []
+            for numbers, part in window.part.by_size(self.n - 1):
+                for inner in itertools.chain(*fitting.fits(Groups(part, numbers))):
+                    assert not isinstance(inner, DeferredFit)
+                    fits.append(ScaledFit.of(*groups, inner, window))
+            tried.append(fits)
+        return tried[0] if len(tried) == 1 else best_of(tried, groups.numbers)
+
+    def recipes(self) -> list[Recipe]:
+        """This call's recipe, or those that ``model="auto"`` tries."""
+        recipe = self.recipe
+        if recipe.model != "auto":
+            return [recipe]
+        tried = candidates(self.n, recipe.rank, recipe.ridge)
+        return [recipe._replace(model=c.model, ridge=c.ridge) for c in tried]
 
     def from_gram(self, groups: Groups, recipe: Recipe, gram: FloatArray) -> list[Fitted]:
         if recipe.model == "trend":
             return [TrendFit.of_gram(*groups, gram, self.n, self.holdout)]
         if not recipe.full_rank:
-            return [self.projected(groups, recipe, gram)]
+            return self.projected(groups, recipe, gram)
         solved = self.backend.solve(gram, self.n, recipe.affine, self.holdout)
         full, rest = self.by_rank(groups, recipe, solved)
         if rest is None:
             return full
-        return [*full, self.projected(groups.at(rest), recipe, gram[rest])]
+        return [*full, *self.projected(groups.at(rest), recipe, gram[rest])]
 
     def by_rank(
         self, groups: Groups, recipe: Recipe, solved: Companion
@@ -182,26 +238,26 @@ class _Fitting:
         """Projected fits of the groups at ``positions``, whose Gram matrices nobody has."""
         if positions is None:
             return []
-        groups = groups.at(positions)
-        groups, gram = self.finite(groups, self.backend.gram(self.snapshots, groups.part))
-        return [self.projected(groups, self.recipe, gram)] if len(gram) else []
+        groups, gram, fits = self.in_range(groups.at(positions))
+        return [*fits, *self.projected(groups, self.recipe, gram)] if len(gram) else fits
 
-    def projected(self, groups: Groups, recipe: Recipe, gram: FloatArray) -> ProjectedFit:
-        return ProjectedFit.of(
+    def projected(self, groups: Groups, recipe: Recipe, gram: FloatArray) -> list[Fitted]:
+        fit = ProjectedFit.of(
+            self.snapshots,
             *groups,
             gram,
-            self.n,
             recipe.affine,
             recipe.rank,
             recipe.ridge,
             self.holdout,
             self.backend,
         )
+        return _finite(fit, fit.projection)
 
     def feature_side(self, groups: Groups) -> Sides:
         """Groups of one size m < n - 1."""
         recipe = self.recipe
-        if recipe.full_rank:
+        if recipe.full_rank and not self.may_leave_range:
             how = recipe.affine, self.holdout
             solved = self.backend.feature_fit(self.snapshots, groups.part, *how, self.ahead)
             if math.isfinite(solved.residual.sum()):
@@ -209,19 +265,16 @@ class _Fitting:
                     return Sides([DeferredFit.of(*groups, recipe.affine, solved, self.holdout)], [])
                 fit = FeatureFit.of(*groups, recipe.affine, solved)
                 return Sides([fit], []) if self.ahead is not None else Sides([], [fit])
-        known = {recipe.affine: self.moments(groups, recipe.affine)}
-        if not math.isfinite(known[recipe.affine].sum()):
-            by_group = np.moveaxis(known.pop(recipe.affine), 1, 0)
-            groups, _ = self.finite(groups, by_group.reshape(groups.part.n_groups, -1))
-            if groups.part.n_groups == 0:
-                return Sides([], [])
+        kinds = {model != "linear" for model in recipe.models}
+        known = {affine: self.moments(groups, affine) for affine in kinds}
+        groups, fits = self.moments_in_range(groups, known)
+        if groups.part.n_groups == 0:
+            return Sides([], fits)
 
-        def fitted(model: str, ridge: float) -> Fitted:
+        def fitted(model: str, ridge: float) -> list[Fitted]:
             if model == "trend":
-                return TrendFit.of_values(self.snapshots, *groups, self.holdout, self.backend)
+                return [TrendFit.of_values(self.snapshots, *groups, self.holdout, self.backend)]
             affine = model == "affine"
-            if affine not in known:
-                known[affine] = self.moments(groups, affine)
             solved = self.backend.feature_solve(
                 self.snapshots,
                 groups.part,
@@ -231,12 +284,34 @@ class _Fitting:
                 recipe.rank,
                 ridge,
             )
-            return FeatureFit.of(*groups, affine, solved)
+            fit = FeatureFit.of(*groups, affine, solved)
+            return _finite(fit, fit.projection)
 
         if recipe.model != "auto":
-            return Sides([], [fitted(recipe.model, recipe.ridge)])
-        tried = [[fitted(c.model, c.ridge)] for c in candidates(self.n, recipe.rank, recipe.ridge)]
-        return Sides([], best_of(tried, groups.numbers))
+            return Sides([], [*fits, *fitted(recipe.model, recipe.ridge)])
+        tried = [fitted(one.model, one.ridge) for one in self.recipes()]
+        return Sides([], [*fits, *best_of(tried, groups.numbers)])
+
+    def moments_in_range(
+        self, groups: Groups, known: dict[bool, FloatArray]
+    ) -> tuple[Groups, list[Fitted]]:
+        """Groups whose moments are in range, which alone stay in ``known``, and fits of others."""
+        far = np.zeros(groups.part.n_groups, dtype=np.bool_)
+        for moments in known.values():
+            squares = np.einsum("gii->gi", moments[0, :, 0])
+            if self.may_leave_range:
+                far |= out_of_range(squares)
+            far |= ~np.isfinite(moments).all(axis=(0, 2, 3, 4))
+        if not far.any():
+            return groups, []
+        near = np.flatnonzero(~far)
+        for affine, moments in known.items():
+            known[affine] = np.ascontiguousarray(moments[:, near])
+        beyond = groups.at(np.flatnonzero(far))
+        if self.may_leave_range:
+            return groups.at(near), self.scaled(beyond)
+        raise_non_finite(self.snapshots, self.part)
+        return groups.at(near), []
 
     def moments(self, groups: Groups, affine: bool) -> FloatArray:
         stops = feature_stops(self.n, affine, self.holdout)
@@ -251,3 +326,11 @@ class _Fitting:
         raise_non_finite(self.snapshots, self.part)
         keep = np.flatnonzero(finite)
         return groups.at(keep), moments[keep]
+
+
+def _finite(fit: ProjectedFit | FeatureFit, projection: Projection) -> list[Fitted]:
+    """The fit of those groups whose operators are numbers, if there are any."""
+    size = len(projection.rank)
+    numbers = [projection.operator.reshape(size, -1), projection.whitener.reshape(size, -1)]
+    finite = np.isfinite(np.concatenate(numbers, axis=1).sum(axis=1))
+    return [fit.select(np.flatnonzero(finite))] if finite.any() else []

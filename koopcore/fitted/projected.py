@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from koopcore.backends import second_pass
 from koopcore.backends.protocol import Backend, Projection, Snapshots, diverged, unpack
 from koopcore.fitted.base import (
     GroupFit,
-    fit_matrices,
+    fit_bases,
     norms,
+    operator_matrix,
     relative_error,
     sorted_eigenvalues,
     unit_modes,
@@ -31,28 +33,47 @@ class ProjectedFit(GroupFit):
     """
 
     projection: Projection
+    ridge: float
 
     @classmethod
     def of(
         cls,
+        snapshots: Snapshots,
         part: Partition,
         groups: IntArray,
         gram: FloatArray,
-        n: int,
         affine: bool,
         rank: int | None,
         ridge: float,
         holdout: int,
         backend: Backend,
     ) -> ProjectedFit:
-        """Fit from packed Gram matrices (n_groups, n(n+1)/2)."""
+        """Fit from packed Gram matrices (n_groups, n(n+1)/2), and where they do not do, again."""
+        n = len(snapshots.order)
         full = unpack(gram, n)
+        kept = n - holdout
+        hindcasts = kept - 1 - affine >= 1
         projection = project_window(full, affine, rank, ridge, backend)
+        if hindcasts:
+            shorter = project_window(full[:, :kept, :kept], affine, rank, ridge, backend)
+        fitted = projection.condition, projection.rank
+        unsure = second_pass.unsure(*fitted, n - 1 - affine, snapshots)
+        if unsure.size and ridge == 0.0:
+            whitener = projection.whitener[unsure]
+            if rank is not None:  # which directions lead is to be seen, too
+                whitener = project_window(full[unsure], affine, None, ridge, backend).whitener
+            v = np.zeros((len(unsure), n, whitener.shape[2]))
+            v[:, int(affine) : n - 1] = whitener
+            own = snapshots, part.subset(unsure), v
+            factor = second_pass.triangular_factor(backend, *own)
+            again = second_pass.project_factor(factor, affine, rank)
+            projection = second_pass.patched(projection, unsure, again)
+            if hindcasts:
+                again = second_pass.project_factor(factor[:, :, :kept], affine, rank)
+                shorter = second_pass.patched(shorter, unsure, again)
         residual = norms(full, _residual_weights(projection, n, affine))
         hindcast = np.full(part.n_groups, np.nan)
-        kept = n - holdout
-        if kept - 1 - affine >= 1:
-            shorter = project_window(full[:, :kept, :kept], affine, rank, ridge, backend)
+        if hindcasts:
             states = backend.rollout_dense(shorter.operator, shorter.start, affine, [holdout])[0][0]
             error = np.full((part.n_groups, n), -1.0)
             error[:, :kept] += _weights(shorter, states, affine)
@@ -66,6 +87,7 @@ class ProjectedFit(GroupFit):
             projection.condition,
             hindcast,
             projection,
+            ridge,
         )
 
     def write(
@@ -76,8 +98,22 @@ class ProjectedFit(GroupFit):
         backend.combine(snapshots, self.part, weights, out)
 
     def growth(self, horizons: Sequence[int], backend: Backend) -> FloatArray:
-        """Growth of the whitened state (n_horizons, n_groups); infinite where it diverged."""
-        return self._rollout(horizons, backend)[1]
+        """‖c_T‖/‖c_1‖ (n_horizons, n_groups) of coefficients on the columns of F'.
+
+        Infinite where the rollout diverged. The whitened state would not do: that of the linear
+        model is the position, beside which a motion may grow unseen.
+        """
+        _, lost = self._rollout(horizons, backend)
+        operator, start = self.projection.operator, self.projection.start
+        powers, _ = backend.rollout_dense(operator, start, False, [1, *horizons])
+        with np.errstate(over="ignore", invalid="ignore"):
+            c = (self.projection.whitener @ powers[..., None])[..., 0]
+            if not self.affine:  # from [x_2, d_2 …] to [x_2, x_3 …]
+                c[..., :-1] -= c[..., 1:].copy()
+            sizes = np.linalg.norm(c, axis=-1)
+            growth: FloatArray = sizes[1:] / sizes[0]
+        growth[lost] = np.inf
+        return growth
 
     def eigenvalues(self) -> npt.NDArray[np.complex128]:
         """Eigenvalues of K, which are the nonzero eigenvalues of U = F'F⁺: (n_groups, r)."""
@@ -87,31 +123,29 @@ class ProjectedFit(GroupFit):
         """Eigenvectors of U: F'V v for every eigenvector v of K, to unit norm, (m, r)."""
         r = int(self.rank[group])
         values, vectors = np.linalg.eig(self.projection.operator[group, :r, :r])
-        _, ahead = self._bases(group, snapshots)
+        _, ahead = fit_bases(snapshots, self.part, group, self.affine)
         return unit_modes(values, ahead.T @ self.projection.whitener[group, :, :r] @ vectors, r)
 
     def operator(self, group: int, snapshots: Snapshots) -> FloatArray:
         """U = F'V VᵀFᵀ as an (m, m) matrix."""
-        f, ahead = self._bases(group, snapshots)
-        whitener = self.projection.whitener[group]
-        return (ahead.T @ whitener) @ (f.T @ whitener).T
+        f, ahead = fit_bases(snapshots, self.part, group, self.affine)
+        v = self.projection.whitener[group, :, : int(self.rank[group])]
+        if self.ridge > 0.0:
+            return (ahead.T @ v) @ (f.T @ v).T
+        return operator_matrix(f, ahead, v)
 
-    def _bases(self, group: int, snapshots: Snapshots) -> tuple[FloatArray, FloatArray]:
-        rows = fit_matrices(snapshots, self.part, group, self.affine)
-        if self.affine:
-            return rows[:-1], rows[1:]
-        steps = np.diff(rows, axis=0)
-        return np.vstack([rows[:1], steps[:-1]]), np.vstack([rows[1:2], steps[1:]])
-
-    def _rollout(self, horizons: Sequence[int], backend: Backend) -> tuple[FloatArray, FloatArray]:
-        states, growth = backend.rollout_dense(
+    def _rollout(
+        self, horizons: Sequence[int], backend: Backend
+    ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        """Weights on B (n_horizons, n_groups, n), and where they diverged: they are 1 there."""
+        states, _ = backend.rollout_dense(
             self.projection.operator, self.projection.start, self.affine, horizons
         )
         with np.errstate(over="ignore", invalid="ignore"):
             weights = _weights(self.projection, states, self.affine)
         lost = diverged(weights)
         weights[lost] = 1.0
-        return weights, np.where(lost, np.inf, growth)
+        return weights, lost
 
 
 def project_window(

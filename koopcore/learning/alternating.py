@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, NamedTuple
@@ -86,7 +87,7 @@ class AlternatingLearner(SynchronousLearner):
         that would have been safe, as ``history_.safe_step``.
         """
         self._check()
-        problem, start = self._problem(X, self.dictionary.n_states), self._start(initial)
+        problem, start = self._begin(X, initial)
         alternation = Alternation(
             self.dictionary, problem.data, self.k_step, self.step_k, self.step_w, self.ridge
         )
@@ -114,15 +115,17 @@ class AlternatingLearner(SynchronousLearner):
                 iterate.step_k,
                 iterate.step_w,
             )
-            e = float(iterate.gradient_k**2 + iterate.gradient_w**2)
-            if not np.isfinite(e) or diverges(iterate.value, history):
+            # ‖∇‖ = √E: its square may underflow where the norm does not.
+            slope = math.hypot(iterate.gradient_k, iterate.gradient_w)
+            if not math.isfinite(slope) or diverges(iterate.value, history):
                 history.stopped = "diverged"
                 break
-            tracker.offer(t, iterate.value, e, iterate.parameters, iterate.operator)
+            tracker.offer(t, iterate.value, slope, iterate.parameters, iterate.operator)
             if callback is not None and callback(t, iterate):
                 history.stopped = "callback"
                 break
-            if e <= self.tolerance * (history.gradient_k[0] ** 2 + history.gradient_w[0] ** 2):
+            first = math.hypot(history.gradient_k[0], history.gradient_w[0])
+            if slope <= math.sqrt(self.tolerance) * first:
                 history.stopped = "tolerance"
                 break
         history.best = tracker.iteration
@@ -169,8 +172,9 @@ class Alternation:
     ) -> Iterator[tuple[int, Iterate]]:
         """(t, iterate) for t = 0 … n_iterations - 1. A diverging run yields infinities."""
         data = self.data
-        features, pullback = self.dictionary.linearized(parameters, data.states)
-        error = errors(features, data, operator)
+        with np.errstate(over="ignore", invalid="ignore"):
+            features, pullback = self.dictionary.linearized(parameters, data.states)
+            error = errors(features, data, operator)
         for t in range(n_iterations):
             with np.errstate(over="ignore", invalid="ignore"):
                 operator, slope_k, used_k = self._operator_step(features, error, operator, t)

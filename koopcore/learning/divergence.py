@@ -1,4 +1,4 @@
-"""Steps that were too long: when learning diverges, which iterate is good, which step is safe."""
+"""Numbers that get out of hand: steps that are too long, and data too large or small to square."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import numpy as np
 
 from koopcore.learning.dictionaries.protocol import Dictionary
 from koopcore.learning.history import History
-from koopcore.learning.objective import gradient
+from koopcore.learning.objective import errors, objective, value
 from koopcore.learning.step_sizes import joint_lipschitz
 from koopcore.learning.trajectories import Pairs
 from koopcore.types import FloatArray
 
 Point: TypeAlias = tuple[FloatArray, FloatArray]
 """(θ, K)."""
+
+REMEDY = "learn with standardize=True, or divide the data by their size"
 
 _RUNAWAY = 1e6  # F this far above its first value is divergence, before it overflows
 
@@ -26,8 +28,13 @@ class DivergenceWarning(UserWarning):
 
 def diverges(value: float, history: History) -> bool:
     """Whether F is not finite any more, or has run away from its first value."""
-    first = history.objective[0] if len(history) else value
-    return not value <= max(_RUNAWAY * first, 1e-300)  # also where either is NaN
+    return runs_away(value, history.objective[0] if len(history) else value)
+
+
+def runs_away(value: float, first: float) -> bool:
+    """Whether F is not finite, or far above its first value."""
+    within = value <= max(_RUNAWAY * first, 1e-300)  # not where either is NaN
+    return not (within and np.isfinite(value))
 
 
 def recover(
@@ -44,16 +51,21 @@ def recover(
     iterate: the best before learning diverged; the start is better where F was never lower.
     steps: where it diverged and by which steps. delay: of messages, in iterations; the safe step is
     divided by 1 + delay. The safe step is for a descent from the start through the good point, so
-    the steeper of them counts. To be called by what ``fit`` calls.
+    the steeper of them counts. To be called by what ``fit`` calls. Raises FloatingPointError where
+    not even the start is good: F or its curvature there is not finite.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        before, after = (gradient(dictionary, *point, data).value for point in (start, iterate))
+    before, after = (objective(dictionary, *point, data) for point in (start, iterate))
     if after <= before:
-        good, name = iterate, f"iterate {history.best}"
+        good, name, f = iterate, f"iterate {history.best}", after
     else:
-        good, name = start, "the start"
+        good, name, f = start, "the start", before
         history.best = -1
     steepest = max(joint_lipschitz(dictionary, *point, data) for point in (start, good))
+    if not (np.isfinite(f) and np.isfinite(steepest)):
+        raise FloatingPointError(
+            f"learning diverged {steps}, and cannot go back to its start, where F is {before:.3g}: "
+            f"{REMEDY}, or start from smaller numbers"
+        )
     history.safe_step = 1.0 / (steepest * (1 + delay)) if steepest else float("inf")
     reason = "1/L of the joint gradient" + (f", over 1 + delay = {1 + delay}" if delay else "")
     warnings.warn(
@@ -63,3 +75,40 @@ def recover(
         stacklevel=4,  # whoever called fit
     )
     return good
+
+
+def check_sizes(largest_feature: float, largest_state: float, learns: bool) -> None:
+    """Raise ValueError for data that float64 cannot hold the squares of, before any work.
+
+    The largest magnitudes of ψ at the start and of the (standardized) states. learns: whether the
+    dictionary or K take gradient steps; then ‖∇F‖² has fourth powers, else F has squares.
+    """
+    if not np.isfinite(largest_feature):
+        raise ValueError(
+            f"a feature of the data is {largest_feature} at the start; {REMEDY}, or choose a "
+            "dictionary that is finite there"
+        )
+    if largest_feature == 0.0:
+        raise ValueError(
+            "all features of the data are 0 at the start, from where nothing is learned; choose "
+            "another start, or features that reach the data"
+        )
+    most = 1e75 if learns else 1e150
+    largest = max(largest_feature, largest_state) if learns else largest_feature
+    if largest > most or largest_feature < 1.0 / most:
+        raise ValueError(
+            f"features of the data reach {largest_feature:.3g} and states {largest_state:.3g} at "
+            f"the start; learning squares them, which float64 can hold from {1.0 / most:g} to "
+            f"{most:g}: {REMEDY}"
+        )
+
+
+def check_finite(features: FloatArray, data: Pairs, operator: FloatArray) -> float:
+    """F; FloatingPointError unless it is finite, as it is only where ψ and K are."""
+    f = value(errors(features, data, operator))
+    if not np.isfinite(f):
+        raise FloatingPointError(
+            f"what was learned is not finite, its F is {f}: {REMEDY}, take shorter steps, or leave "
+            "polish away"
+        )
+    return f

@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from koopcore.learning.checks import not_negative, whole
-from koopcore.learning.dictionaries.protocol import Dictionary
-from koopcore.learning.divergence import Point, recover
+from koopcore.backends import backend_for
+from koopcore.learning.checks import finite_array, not_negative, whole
+from koopcore.learning.dictionaries.protocol import Dictionary, check_dictionary
+from koopcore.learning.divergence import Point, check_finite, check_sizes, recover
 from koopcore.learning.history import Criterion, History
 from koopcore.learning.learned_operator import (
     LearnedOperator,
@@ -93,9 +94,13 @@ class Learner:
         learned = self._learned()
         data = pairs(X, len(learned.shift))
         true = data.states[data.following]
-        ahead = learned.states(learned.features(data.states[data.current]) @ learned.operator.T)
-        spread = float(np.sum((true - true.mean(axis=0)) ** 2))
-        return 1.0 - float(np.sum((ahead - true) ** 2)) / spread if spread else float("nan")
+        with np.errstate(over="ignore", invalid="ignore"):
+            ahead = learned.states(learned.features(data.states[data.current]) @ learned.operator.T)
+            spread = float(np.sum((true - true.mean(axis=0)) ** 2))
+            error = float(np.sum((ahead - true) ** 2))
+        if not spread:
+            return float("nan")
+        return 1.0 - error / spread if np.isfinite(error) else -float("inf")
 
     def transform(self, X: Trajectories) -> list[FloatArray]:
         """ψ of every trajectory, as a list of (length, h)."""
@@ -110,19 +115,34 @@ class Learner:
     def _check(self) -> None:
         """Raise for settings that cannot work, before any work."""
         whole("n_iterations", self.n_iterations)
+        check_dictionary("dictionary", self.dictionary)
         check_readout(self.readout, self.dictionary)
         not_negative("ridge", self.ridge)
+        if self.polish:
+            backend_for("cpu")  # what solves for K; raises where KOOPCORE_BACKEND is none
 
-    def _problem(self, X: Trajectories, n_states: int) -> Scaled:
-        """The pairs of the data, in the units that are learned in."""
-        return scaled(pairs(X, n_states), self.standardize)
+    def _begin(
+        self, X: Trajectories, initial: tuple[npt.ArrayLike, npt.ArrayLike] | None
+    ) -> tuple[Scaled, Point]:
+        """The data in the units that are learned in, and (θ, K) to start from."""
+        problem = scaled(pairs(X, self.dictionary.n_states), self.standardize)
+        start, states = self._start(initial), problem.data.states
+        with np.errstate(over="ignore", invalid="ignore"):
+            features = self.dictionary.features(start[0], states)
+        check_sizes(largest(features), largest(states), self._takes_gradients())
+        return problem, start
+
+    def _takes_gradients(self) -> bool:
+        """Whether K or θ are learned by gradient steps."""
+        return True
 
     def _start(self, initial: tuple[npt.ArrayLike, npt.ArrayLike] | None) -> Point:
         """(θ, K) to start from: copies of what was given, or random θ and the identity."""
         h, p = self.dictionary.n_features, self.dictionary.n_parameters
         if initial is None:
             return self.dictionary.initial(np.random.default_rng(self.random_state)), np.eye(h)
-        theta, k = (np.array(one, dtype=np.float64) for one in initial)
+        theta = finite_array("θ of initial", initial[0])
+        k = finite_array("K of initial", initial[1])
         if (theta.shape, k.shape) != ((p,), (h, h)):
             raise ValueError(
                 f"initial has shapes {theta.shape}, {k.shape}; the dictionary needs θ {(p,)} and "
@@ -138,19 +158,24 @@ class Learner:
         steps: where learning ended and by which steps, for the warning if it diverged; then the
         start may be better than the iterate.
         """
-        if self.history_.stopped == "diverged":
-            iterate = recover(
-                self.history_, self.dictionary, problem.data, start, iterate, steps, delay
-            )
-        self.operator_ = self._assembled(problem, iterate)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.history_.stopped == "diverged":
+                iterate = recover(
+                    self.history_, self.dictionary, problem.data, start, iterate, steps, delay
+                )
+            self.operator_ = self._assembled(problem, iterate)
 
     def _assembled(self, problem: Scaled, iterate: Point) -> LearnedOperator:
-        """The operator of an iterate: K solved for once more with ``polish``, and the read-out."""
+        """The operator of an iterate: K solved for once more with ``polish``, and the read-out.
+
+        Raises FloatingPointError where it is not finite.
+        """
         parameters, operator = iterate
         data = problem.data
         features = self.dictionary.features(parameters, data.states)
         if self.polish:
             operator = exact_operator(features, data, self.ridge)
+        check_finite(features, data, operator)
         readout = check_readout(self.readout, self.dictionary)
         return LearnedOperator(
             self.dictionary,
@@ -184,11 +209,21 @@ class SynchronousLearner(Learner):
         """The steps as they were set, for messages."""
         return f"step_k={self.step_k!r}, step_w={self.step_w!r}"
 
+    def _takes_gradients(self) -> bool:
+        return self.k_step == "gradient" or self.dictionary.n_parameters > 0
+
     def _check(self) -> None:
         super()._check()
         if self.k_step not in ("gradient", "exact"):
             raise ValueError(f"k_step is {self.k_step!r}; 'gradient' or 'exact' is needed")
+        if self.k_step == "exact":
+            backend_for("cpu")
         check_step("step_k", self.step_k, ("lipschitz",))
         check_step("step_w", self.step_w, self._searches)
         if self.track not in ("gradient", "objective"):
             raise ValueError(f"track is {self.track!r}; 'gradient' or 'objective' is needed")
+
+
+def largest(array: FloatArray) -> float:
+    """The largest magnitude; NaN where there is one."""
+    return float(np.abs(array).max())

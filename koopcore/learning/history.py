@@ -48,7 +48,7 @@ class History:
 
 @dataclass
 class Tracker:
-    """The iterate (θ, K) of the smallest E, or of the smallest F (``by="objective"``)."""
+    """The iterate (θ, K) of the smallest E = ‖∇‖², or of the smallest F (``by="objective"``)."""
 
     by: Criterion
     parameters: FloatArray  # of the start, until an iterate is offered
@@ -57,10 +57,15 @@ class Tracker:
     iteration: int = -1
 
     def offer(
-        self, iteration: int, value: float, e: float, parameters: FloatArray, operator: FloatArray
+        self,
+        iteration: int,
+        value: float,
+        slope: float,
+        parameters: FloatArray,
+        operator: FloatArray,
     ) -> None:
-        """Keep the iterate if it is the best so far; arrays are kept by reference, not copied."""
-        score = e if self.by == "gradient" else value
+        """Keep the iterate if its F or its ‖∇‖ is the least; arrays by reference, not copied."""
+        score = slope if self.by == "gradient" else value
         if score < self.least:
             self.least, self.iteration = score, iteration
             self.parameters, self.operator = parameters, operator

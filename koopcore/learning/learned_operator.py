@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore import spectrum
+from koopcore.learning.checks import finite_array, real_array, whole
 from koopcore.learning.dictionaries.protocol import Dictionary, state_features
 from koopcore.learning.trajectories import pairs
 from koopcore.types import FloatArray
@@ -29,13 +30,31 @@ class LearnedOperator:
     shift: FloatArray  # (n,)
     scale: FloatArray  # (n,)
 
+    def __post_init__(self) -> None:
+        n, h = self.dictionary.n_states, self.dictionary.n_features
+        shapes = {
+            "parameters": (self.dictionary.n_parameters,),
+            "operator": (h, h),
+            "readout": (n, h),
+            "shift": (n,),
+            "scale": (n,),
+        }
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if not isinstance(array, np.ndarray) or array.dtype != np.float64:
+                raise TypeError(f"{name} is no array of float64; convert it")
+            if array.shape != shape:
+                raise ValueError(f"{name} has shape {array.shape}, its dictionary needs {shape}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} is not finite, so there is nothing to predict with")
+        if not (self.scale > 0.0).all():
+            raise ValueError("scale has numbers that are not > 0; states cannot have such units")
+
     def features(self, states: npt.ArrayLike) -> FloatArray:
         """ψ of states (M, n) in their own unit: (M, h)."""
-        x = np.atleast_2d(np.asarray(states, dtype=np.float64))
+        x = np.atleast_2d(real_array("states", states)).astype(np.float64, copy=False)
         if x.ndim != 2 or x.shape[1] != len(self.shift):
-            raise ValueError(
-                f"states has shape {np.shape(states)}; (…, {len(self.shift)}) is needed"
-            )
+            raise ValueError(f"states has shape {x.shape}; (…, {len(self.shift)}) is needed")
         return self.dictionary.features(self.parameters, (x - self.shift) / self.scale)
 
     def states(self, features: FloatArray) -> FloatArray:
@@ -46,12 +65,14 @@ class LearnedOperator:
 
     def predict_features(self, x0: npt.ArrayLike, n_steps: int) -> FloatArray:
         """K ψ(x_0), …, K^T ψ(x_0): (T, h), or (batch, T, h) for several x_0 (batch, n)."""
-        if isinstance(n_steps, bool) or not isinstance(n_steps, (int, np.integer)) or n_steps < 1:
-            raise ValueError(f"n_steps is {n_steps!r}; a whole number >= 1 is needed")
-        start = np.asarray(x0, dtype=np.float64)
-        if not np.isfinite(start).all():
-            raise ValueError("x0 is not finite; a prediction starts from a finite state")
-        current = self.features(start)
+        whole("n_steps", n_steps)
+        start = finite_array("x0", x0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            current = self.features(start)
+        if not np.isfinite(current).all():
+            raise ValueError(
+                "x0 is so far from the data that were learned from that its features are not finite"
+            )
         result = np.empty((len(current), n_steps, current.shape[1]))
         with np.errstate(over="ignore", invalid="ignore"):  # |λ| > 1 over many steps is the answer
             for step in range(n_steps):

@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 @contextmanager
-def bar(total: int, shown: bool, title: str = "learning") -> Iterator[Callable[[int], None]]:
+def bar(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
     """A function to tell how many of ``total`` are done; with ``shown``, it moves a bar.
 
     Raises ImportError without rich, where the bar is to be shown.
@@ -24,7 +24,7 @@ def bar(total: int, shown: bool, title: str = "learning") -> Iterator[Callable[[
     except ImportError as error:
         raise ImportError('progress=True needs rich: pip install "koopcore[demo]"') from error
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total)
+        task = progress.add_task("learning", total=total)
         yield lambda done: progress.update(task, completed=done)
 
 

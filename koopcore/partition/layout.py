@@ -86,10 +86,11 @@ class Layout:
             is recorded if it matches an include pattern (or there are none) and no exclude one.
         align: every tensor starts at a multiple of `align` parameters.
 
-        Tied parameters stand once, under their first name; frozen, non-floating and empty ones
-        are left out and listed in `left_out`. Only shapes are read: a model on the meta device
-        will do. Raises TypeError if `model` is no module, ValueError if a lazy parameter has no
-        shape yet, an include pattern matches nothing, or nothing remains to record.
+        Tied parameters stand once, under their first name; complex ones are pairs of real numbers,
+        a last axis of 2; frozen, integer and empty ones are left out and listed in `left_out`.
+        Only shapes are read: a model on the meta device will do. Raises TypeError if `model` is
+        no module, ValueError if a lazy parameter has no shape yet, an include pattern matches
+        nothing, or nothing remains to record.
         """
         positive_int(align, "align")
         named, units, left_out = walk(

@@ -92,12 +92,13 @@ def _recorded(
                 f"parameter {name!r} is uninitialized (a lazy module) and has no shape yet; run "
                 "one forward pass first, or exclude it"
             )
-        elif not parameter.is_floating_point():
-            reason = f"{parameter.dtype} is not a real floating-point dtype"
+        elif not (parameter.is_floating_point() or parameter.is_complex()):
+            reason = f"{parameter.dtype} is not a floating-point dtype"
         elif parameter.numel() == 0:
             reason = "empty"
         else:
-            named.append((name, tuple(parameter.shape)))
+            pair = (2,) if parameter.is_complex() else ()
+            named.append((name, (*parameter.shape, *pair)))
             continue
         left_out.append((name, reason))
     for pattern in include or ():

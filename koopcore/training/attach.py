@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from koopcore.training.attached import Attached
+from koopcore.training.hooks import attached
 from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.recording.parameters import Masters, unwrapped
 from koopcore.training.settings import Options, Settings
@@ -26,7 +27,7 @@ def attach(
     *,
     loss: Callable[[], Any] | None = None,
     masters: Masters | None = None,
-    generators: Iterable[torch.Generator] = (),
+    generators: torch.Generator | Iterable[torch.Generator] = (),
     **options: Unpack[Options],
 ) -> Attached:
     """Let ``optimizer`` jump ahead along the Koopman trajectory of ``model``'s parameters.
@@ -71,22 +72,25 @@ def attach(
 
     Source: Dogra & Redman, NeurIPS 2020, Algorithm 1, with a line search in place of its fixed T.
     """
-    check_optimizer(optimizer)
+    stepper = inner_optimizer(optimizer)
     settings = Settings.of(options)
     guarded = None if loss is None else GuardedLoss(loss, unwrapped(model), generators)
-    return Attached(optimizer, model, settings, guarded, masters)
+    return Attached(stepper, model, settings, guarded, masters)
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raise unless ``optimizer`` is a torch optimizer that koopcore is not attached to yet."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"the first argument is {type(optimizer).__name__}; attach(optimizer, model) takes "
-            "the torch.optim.Optimizer that steps the model"
-        )
-    for hook in optimizer._optimizer_step_post_hooks.values():
-        if isinstance(getattr(hook, "__self__", None), Attached):
-            raise ValueError(
-                "koopcore is attached to this optimizer already; keep the object that attach "
-                "returned, and detach() it before attaching again"
+def inner_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the torch optimizer, also out of a wrapper; raise where koopcore is attached to it."""
+    inner: Any = optimizer
+    while not hasattr(inner, "_optimizer_step_post_hooks"):
+        inner = getattr(inner, "optimizer", None)
+        if inner is None:
+            raise TypeError(
+                f"the first argument is {type(optimizer).__name__}; attach(optimizer, model) takes "
+                "the torch.optim.Optimizer that steps the model"
             )
+    if attached(inner):
+        raise ValueError(
+            "koopcore is attached to this optimizer already; keep the object that attach "
+            "returned, and detach() it before attaching again"
+        )
+    return inner

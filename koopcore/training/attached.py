@@ -4,33 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from time import perf_counter
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import nn
-from torch.nn.parameter import is_lazy
+from torch import Tensor, nn
 
 from koopcore.training.averaging import ExponentialAverage
+from koopcore.training.hooks import Hooks
 from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.jump import Jump, Outcome
 from koopcore.training.policy import policy_for
 from koopcore.training.recording.live_buffers import LiveBuffers
 from koopcore.training.recording.normalized_update import check_supported
-from koopcore.training.recording.parameters import Masters, TrainableParameters, unwrapped
-from koopcore.training.recording.recording import Recording, partition_of
+from koopcore.training.recording.parameters import (
+    Masters,
+    NothingToRecordError,
+    Recorded,
+    TrainableParameters,
+    has_lazy,
+    matched,
+    real,
+    unwrapped,
+)
+from koopcore.training.recording.recording import Recording
 from koopcore.training.settings import Settings
+from koopcore.training.state import check_like, check_range
 
 #: Steps between updates of the average: neighbours are so alike that each adds little but cost.
 AVERAGE_EVERY = 5
+
+#: Of the format of saved states.
+VERSION = 1
 
 
 class Attached:
     """Koopman jumps in one optimizer's training run; made by :func:`koopcore.attach`.
 
-    stats: a :class:`Statistics`. settings: the options. The optimizer and the model stay the
-    user's; what is added is one post-step hook, which :meth:`detach` removes.
+    stats: a :class:`Statistics`. settings: the options. recorded: which parameters, and why the
+    others are not. The optimizer and the model stay the user's; what is added are hooks around
+    steps and after the loading of states, which :meth:`detach` removes.
+
+    What is recorded is looked at again at every window: parameters frozen by then stay where they
+    are, unfrozen and added ones (``add_param_group``) are recorded. A window in which that changed,
+    or into which another state of the model or the optimizer was loaded, is given up.
+
+    It belongs to one optimizer: it cannot be copied or pickled, and a copy of the optimizer is a
+    plain one. ``attach`` to the copy, and ``load_state_dict(koop.state_dict())`` there.
     """
 
     def __init__(
@@ -42,23 +63,29 @@ class Attached:
         masters: Masters | None,
     ) -> None:
         self.settings = settings
-        self._stats = Statistics()
         self.optimizer = optimizer
         self.model = unwrapped(model)
-        self._masters = masters
+        self._stats = Statistics()
+        self._masters = matched(self.model, masters)
         self._policy = policy_for(settings, optimizer)
         self._buffers = LiveBuffers(self.model, settings.buffers)
         if settings.observables == "weights+update":
             check_supported(optimizer)
+        self._guarded = guarded
         self._jump = Jump(settings, optimizer, guarded)
         self._recording: Recording | None = None
+        self._recorded = Recorded((), {})
         self._average: ExponentialAverage | None = None
         self._averaged = frozenset(settings.averaged_steps)
         self._step = 0
-        self._fresh = True
-        if not any(is_lazy(p) for p in self.model.parameters()):
-            self._recording = self._new_recording()
-        self._hook: Any = optimizer.register_step_post_hook(self._after_step)
+        self._checked = False  # whether settings and loss were tried on the model
+        self._fresh = True  # whether the next snapshot begins a window
+        self._loaded = False  # whether a state of the model or the optimizer was loaded, and
+        self._resumed = False  # whether one of this attachment was, which goes with it
+        if not has_lazy(self.model):
+            self._record()
+            self._check()
+        self._hooks: Hooks | None = Hooks(optimizer, self.model, self._after_step, self._after_load)
 
     @property
     def stats(self) -> Statistics:
@@ -66,12 +93,20 @@ class Attached:
         self._stats.steps = self._step
         return self._stats
 
+    @property
+    def recorded(self) -> Recorded:
+        """The names of the parameters recorded now, and why the others are left out."""
+        if self._hooks is not None:
+            self._look()
+        return self._recorded
+
     # -- while training ---------------------------------------------------------------------------
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self) -> None:
         """Run after every step of the optimizer; nearly always returns at once."""
-        if skipped(optimizer):
-            return
+        if self._loaded and not self._resumed:
+            self.reset()
+        self._loaded = self._resumed = False
         self._step += 1
         if self._average is not None and self._step % AVERAGE_EVERY == 0:
             self._average.update()
@@ -82,10 +117,16 @@ class Attached:
         if to_come not in self._averaged or ahead == 0:
             return
         begun = perf_counter()
-        recording = self._recording
-        if self._fresh or recording is None:
-            recording = self._begin()
-        recording.blend()
+        recording = self._begin() if self._fresh else self._recording
+        if recording is None:  # everything is frozen
+            return
+        try:
+            recording.blend()
+        except RuntimeError:
+            if not recording.parameters.changed():
+                raise
+            self._restart()
+            return
         if to_come == 0:
             recording.ring.commit()
             self._stats.snapshots += 1
@@ -93,12 +134,18 @@ class Attached:
         if recording.ring.full:
             self._attempt(recording)
 
-    def _begin(self) -> Recording:
-        """Return an empty recording of what is to be recorded now."""
-        if self._buffers.update() or self._recording is None:
-            self._recording = None  # frees the old ring before the new one is allocated
-            self._recording = self._new_recording()
-        self._recording.parameters.check()
+    def _after_load(self) -> None:
+        self._loaded = True
+
+    def _begin(self) -> Recording | None:
+        """Return an empty recording of what trains now; None where nothing does."""
+        others = self._buffers.update()
+        if others or self._recording is None or self._recording.parameters.changed():
+            self._record()
+        if self._recording is None:
+            return None
+        if not self._checked:
+            self._check()
         self._recording.ring.clear()
         self._fresh = False
         return self._recording
@@ -106,7 +153,8 @@ class Attached:
     def _attempt(self, recording: Recording) -> None:
         begun = perf_counter()
         policy = self._policy
-        recording.parameters.check()
+        if not self._look():
+            return
         # An exception in the loss ends the attempt with everything put back: begin a new window.
         self._fresh = True
         outcome = self._jump.attempt(recording, policy, self._average)
@@ -138,23 +186,66 @@ class Attached:
             )
         )
 
-    def _new_recording(self) -> Recording:
-        include, exclude = self.settings.include, self.settings.exclude
-        parameters = TrainableParameters(
-            self.model, self.optimizer, include, exclude, self._masters
-        )
-        if self.settings.average is not None and self._average is None:
-            decay = self.settings.average**AVERAGE_EVERY
-            self._average = ExponentialAverage(parameters.sources, decay)
-        return Recording(
-            parameters,
-            self.optimizer,
-            self._buffers,
-            partition_of(parameters.layout, self.settings.partition),
-            self._policy.window,
-            self.settings.storage,
-            self.settings.observables == "weights+update",
-        )
+    # -- what is recorded -------------------------------------------------------------------------
+
+    def _look(self) -> bool:
+        """Return whether the recording is still of what trains; if not, a new window begins."""
+        if self._recording is not None and not self._recording.parameters.changed():
+            return True
+        if self._recording is None and not self._checked and has_lazy(self.model):
+            return False  # not before the first step
+        self._record()
+        self._restart()
+        return False
+
+    def _record(self) -> None:
+        """Make the recording of what trains now, or none."""
+        self._recording = None  # frees the old ring before the new one is allocated
+        settings = self.settings
+        try:
+            parameters = TrainableParameters(
+                self.model, self.optimizer, settings.include, settings.exclude, self._masters
+            )
+        except NothingToRecordError as error:
+            if not self._checked:
+                raise
+            if error.lost:
+                raise RuntimeError(
+                    f"{error}. Were the model's parameters replaced after koopcore attached? "
+                    "detach() before that, and attach after"
+                ) from error
+            self._recorded = Recorded((), error.left_out)
+            return
+        self._recorded = parameters.recorded
+        if settings.average is not None:
+            if self._average is None:
+                decay = settings.average**AVERAGE_EVERY
+                self._average = ExponentialAverage(parameters.stepped, decay)
+            else:
+                self._average.follow(parameters.stepped)
+        self._recording = Recording(parameters, self._buffers, settings, self._policy.window)
+
+    def _check(self) -> None:
+        """Say now what a fit or the loss would complain of later."""
+        assert self._recording is not None
+        self._recording.check(self.settings)
+        if self._guarded is not None:
+            self._guarded.rehearse()
+        self._checked = True
+
+    def _restart(self) -> None:
+        self._fresh = True
+        self._policy.restart(self._step)
+
+    def reset(self) -> None:
+        """Begin a new window, and the average anew, with the weights as they are.
+
+        Call it after changing weights by hand: of two trajectories no operator can be fitted.
+        ``load_state_dict`` of the model, its modules and the optimizer is noticed without it.
+        """
+        self._restart()
+        if self._average is not None:
+            self._average.restart()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -164,87 +255,155 @@ class Attached:
         what follows each. Needs ``average=``; RuntimeError without it, or after :meth:`detach`.
         Batch-norm statistics stay those of the training weights.
         """
+        if self._hooks is not None:
+            self._look()
         if self._average is None or self._recording is None:
             raise RuntimeError("there is no average; attach with average=0.98, and stay attached")
-        with self._recording.parameters.exchanged(self._average.average):
+        average = [real(a) for a in self._average.average]
+        with self._recording.parameters.exchanged(average):
             yield
 
     # -- before and after -------------------------------------------------------------------------
 
     def detach(self) -> None:
-        """Remove the hook and free the ring; the optimizer and the model are as if never attached.
+        """Remove the hooks and free the ring; the optimizer and the model are as if never attached.
 
-        :attr:`stats` stays. Detaching twice does nothing.
+        :attr:`stats` stays; the state does not, so take :meth:`state_dict` before. Detaching twice
+        does nothing.
         """
-        self._hook.remove()
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._hooks = None
         self._recording = None
         self._average = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to continue bit-identically.
 
-        Tensors, numbers, strings, lists and dicts only, so ``torch.save`` and
-        ``torch.load(weights_only=True)`` carry it. Save it together with the model's, the
-        optimizer's and the loader's state. Size: one ring.
+        Tensors, numbers, strings, bytes, lists and dicts only, of the same keys and shapes for the
+        same settings and parameters: ``torch.save``, ``torch.load(weights_only=True)`` and
+        ``torch.distributed.checkpoint`` carry it. Save it together with the model's, the
+        optimizer's and the loader's state. Size: one ring. RuntimeError after :meth:`detach`.
         """
+        self._stay_attached("state_dict()")
+        self._look()
         recording = self._recording
         return {
+            "version": VERSION,
             "settings": self.settings.identity(),
-            "layout": None if recording is None else recording.parameters.layout.fingerprint(),
-            "buffers": list(self._buffers.names),
+            "layout": self._fingerprint(),
             "step": self._step,
             "fresh": self._fresh,
             "policy": self._policy.state_dict(),
-            "recording": None if recording is None else recording.state_dict(),
-            "average": None if self._average is None else self._average.copy(),
+            "recording": {} if recording is None else recording.state_dict(),
+            "average": {name: a.clone() for name, a in self._averages().items()},
             "statistics": self.stats.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken, in a run attached with the same options.
 
-        Raises ValueError, before anything changes, for the state of another model, window,
-        stride, schedule or way of recording.
+        Load the model's and the optimizer's state as well, before or after. Raises ValueError,
+        before anything changes, for the state of another model, window, stride, schedule, way of
+        recording or version, and for one that lacks something; RuntimeError after :meth:`detach`.
         """
-        for name, value in self.settings.identity().items():
-            given = state["settings"].get(name)
+        self._stay_attached("load_state_dict()")
+        self._look()
+        names = self._check_state(state)
+        recording, buffers = self._recording, (self._buffers.names, self._buffers.tensors)
+        if state["layout"] and recording is not None:
+            try:
+                if names != self._buffers.names:
+                    self._buffers.adopt(names)
+                    recording = Recording(
+                        recording.parameters, self._buffers, self.settings, recording.ring.slots
+                    )
+                recording.check_state(state["recording"])
+            except BaseException:
+                self._buffers.names, self._buffers.tensors = buffers
+                raise
+            recording.load_state_dict(state["recording"])
+            self._recording = recording
+        with torch.no_grad():
+            for name, average in self._averages().items():
+                average.copy_(state["average"][name])
+        self._step = state["step"]
+        self._fresh = state["fresh"]
+        self._policy.load_state_dict(state["policy"])
+        self._stats.load_state_dict(state["statistics"])
+        self._resumed = True
+
+    def _check_state(self, state: Mapping[str, Any]) -> list[str]:
+        """Raise ValueError for what :meth:`load_state_dict` does not take; return the buffers."""
+        where = "the saved state"
+        settings = self.settings.identity()
+        like = {"version": 1, "step": 1, "fresh": True, "layout": ""}
+        parts = ("settings", "policy", "recording", "average", "statistics")
+        if not isinstance(state, Mapping):
+            raise ValueError(
+                f"{where} is a {type(state).__name__}; give what state_dict() returned"
+            )
+        if state.get("version", VERSION) != VERSION:
+            raise ValueError(
+                f"{where} has version {state['version']!r}, this koopcore reads {VERSION}; load it "
+                "with the version that saved it"
+            )
+        shallow = {k: {} if k in parts and isinstance(v, Mapping) else v for k, v in state.items()}
+        check_like(shallow, {**like, **{k: {} for k in parts}}, where)
+        check_range(state["step"], 0, 1 << 62, f"{where}['step']")
+        if lacking := [name for name in settings if name not in state["settings"]]:
+            raise ValueError(f"the settings in {where} lack {lacking[0]!r}")
+        for name, value in settings.items():
+            given = state["settings"][name]
             given = tuple(given) if isinstance(given, list) else given
             if given != value:
                 raise ValueError(
-                    f"the saved state was recorded with {name}={given!r}, this run is attached "
-                    f"with {name}={value!r}; attach with the options of the saved run"
+                    f"{where} was recorded with {name}={given!r}, this run is attached with "
+                    f"{name}={value!r}; attach with the options of the saved run"
                 )
-        if state["recording"] is not None:
-            recording = self._recording or self._new_recording()
-            if state["layout"] != recording.parameters.layout.fingerprint():
-                raise ValueError(
-                    "the saved state belongs to another layout: names, shapes or order of the "
-                    "recorded parameters differ; load it into the model that it was saved from, "
-                    "with the same include= and exclude="
-                )
-            if list(state["buffers"]) != self._buffers.names:
-                self._buffers.adopt(state["buffers"])
-                self._recording = None
-                recording = self._new_recording()
-            recording.load_state_dict(state["recording"])
-            self._recording = recording
-        if self._average is not None and state["average"] is not None:
-            with torch.no_grad():
-                torch._foreach_copy_(self._average.average, list(state["average"]))
-        self._step = int(state["step"])
-        self._fresh = bool(state["fresh"])
-        self._policy.load_state_dict(state["policy"])
-        self._stats.load_state_dict(state["statistics"])
+        if state["layout"] not in ("", self._fingerprint()):
+            raise ValueError(
+                f"{where} belongs to another layout: names, shapes or order of the recorded "
+                "parameters differ; load it into the model that it was saved from, after its first "
+                "forward pass, with the same parameters frozen and the same include= and exclude="
+            )
+        if not state["layout"] and not state["fresh"]:
+            raise ValueError(f"{where} has a window but no layout; was it altered?")
+        if state["layout"]:
+            check_like(state["average"], self._averages(), f"the average in {where}")
+        self._policy.check_state(state["policy"])
+        self._stats.check_state(state["statistics"])
+        names = state["recording"].get("buffers", []) if state["layout"] else []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"the buffers in {where} are {names!r}; a list of names is needed")
+        return names
 
+    def _fingerprint(self) -> str:
+        return "" if self._recording is None else self._recording.parameters.layout.fingerprint()
 
-def skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether a fused optimizer left the step out because GradScaler found infinities.
+    def _averages(self) -> dict[str, Tensor]:
+        if self._average is None or self._recording is None:
+            return {}
+        return dict(zip(self._recording.parameters.names, self._average.average, strict=True))
 
-    Other optimizers are not called at all then. Reading the flag waits for the device; GradScaler
-    sets it only on optimizers that take it.
-    """
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found)
+    def _stay_attached(self, what: str) -> None:
+        if self._hooks is None:
+            raise RuntimeError(
+                f"{what} after detach(): the snapshots are freed; call it before, or attach again"
+            )
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError(
+            "an attachment belongs to one optimizer and cannot be copied or pickled; copy the "
+            "model and the optimizer, attach(...) to the copies, and there load_state_dict() what "
+            "state_dict() gives here"
+        )
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        self.__copy__()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        self.__copy__()
 
 
 @dataclass(frozen=True)
@@ -318,17 +477,38 @@ class Statistics:
         self.seconds += seconds
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain numbers, strings, lists and dicts."""
-        return asdict(self)
+        """Return plain numbers, and the history as a list of tuples."""
+        totals = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "history"}
+        return {**totals, "history": [astuple(record) for record in self.history]}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
+        where = "the statistics in the saved state"
+        check_like(state, self.state_dict(), where)
+        for entry in state["history"]:
+            values = list(entry) if isinstance(entry, tuple | list) else []
+            kinds = [_KINDS[f.type] for f in fields(JumpRecord)]
+            if len(values) != len(kinds) or not all(map(isinstance, values, kinds)):
+                raise ValueError(f"{where} have the record {entry!r}, which is none of a jump")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         for name, value in state.items():
             setattr(self, name, value)
-        self.history = [JumpRecord(**record) for record in state["history"]]
+        self.history = [JumpRecord(*entry) for entry in state["history"]]
 
     def __str__(self) -> str:
         return (
             f"{self.accepted} of {self.jumps} jumps accepted, {self.steps_skipped:.0f} steps "
             f"skipped in {self.steps} taken, {self.seconds:.3g} s spent"
         )
+
+
+#: What the values of a saved :class:`JumpRecord` may be, by the field's annotation.
+_KINDS: dict[Any, Any] = {
+    "bool": bool,
+    "int": int,
+    "float": int | float,
+    "float | None": int | float | None,
+    "str": str,
+}

@@ -15,7 +15,8 @@ class ExponentialAverage:
     """``a_k = a_{k-1} + (1 - decay) (x_k - a_{k-1})``, an average beside the training weights.
 
     Args:
-        parameters: floating-point tensors, averaged in their own dtype, from their present values.
+        parameters: floating-point tensors, averaged from their present values: in float32 (float64
+            if they are), for a bfloat16 average of decay 0.999 would never move.
         decay: in [0, 1); the average remembers ``1 / (1 - decay)`` updates.
 
     Cost: one copy of the parameters, one read and write of it per :meth:`update`.
@@ -28,16 +29,26 @@ class ExponentialAverage:
             raise ValueError(f"decay is {decay!r}; give a number in [0, 1)")
         self.parameters = list(parameters)
         self.decay = decay
-        self.average = [p.detach().clone() for p in self.parameters]
+        self.average = [_accumulator(p) for p in self.parameters]
 
     def update(self) -> None:
         """Take the present parameters in; call it after each optimizer step."""
+        pairs = zip(self.parameters, self.average, strict=True)
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, 1.0 - self.decay)
+            present = [p if p.dtype == a.dtype else p.to(a.dtype) for p, a in pairs]
+            torch._foreach_lerp_(self.average, present, 1.0 - self.decay)
 
-    def copy(self) -> list[Tensor]:
-        """Return a copy of the average."""
-        return [a.clone() for a in self.average]
+    def follow(self, parameters: Sequence[Tensor]) -> None:
+        """Average ``parameters`` from now on: those it had go on, the others begin here."""
+        known = {id(p): a for p, a in zip(self.parameters, self.average, strict=True)}
+        self.parameters = list(parameters)
+        self.average = []
+        for p in self.parameters:
+            old = known.get(id(p))
+            if old is None or old.shape != p.shape:
+                self.average.append(_accumulator(p))
+            else:
+                self.average.append(old.to(p.device, _wide(p)))
 
     def restart(self) -> None:
         """Begin again from the present parameters, which a jump has moved away from the average."""
@@ -84,11 +95,19 @@ class WindowAverage:
 @contextmanager
 def exchanged(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
     """Give ``parameters`` other values for the time of the block, then their own, bit by bit."""
-    kept = [p.detach().clone() for p in parameters]
+    copies = [p.detach().clone() for p in parameters]
     with torch.no_grad():
         torch._foreach_copy_(list(parameters), list(values))
     try:
         yield
     finally:
         with torch.no_grad():
-            torch._foreach_copy_(list(parameters), kept)
+            torch._foreach_copy_(list(parameters), copies)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _accumulator(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(_wide(tensor), copy=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -9,6 +10,7 @@ import torch
 
 from koopcore.training.jumping.line_search import geometric
 from koopcore.training.settings import Settings
+from koopcore.training.state import check_like, check_range
 
 #: Horizons in windows: the first rung (and the share of the last jump below which none is tried),
 #: the rungs up to which the ladder is always tried, and up to which while nothing is accepted.
@@ -110,10 +112,24 @@ class AdaptivePolicy:
         self.start = step + self.window_steps * 2 ** min(self.rejections, MAX_DOUBLINGS)
         self.rejections += 1
 
+    def restart(self, step: int) -> None:
+        """Plan a new window, where the present one has become another trajectory's."""
+        self.start = max(self.start, step)
+        self.keep = 0
+
     def state_dict(self) -> dict[str, Any]:
         """Return where the policy stands."""
         names = ("start", "ready", "rejections", "slides", "last", "keep")
         return {name: getattr(self, name) for name in names}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
+        where = "the policy in the saved state"
+        check_like(state, self.state_dict(), where)
+        for name, most in (("rejections", 1 << 62), ("slides", SLIDES), ("keep", self.window)):
+            check_range(state[name], 0, most, f"{where}[{name!r}]")
+        if not 0 <= state["last"] < math.inf:
+            raise ValueError(f"{where}['last'] is {state['last']}; a number >= 0 is needed")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
@@ -157,13 +173,21 @@ class FixedSchedule:
         """Stop recording for good."""
         self.over = True
 
+    def restart(self, step: int) -> None:
+        """Record the whole window once more, from here on."""
+        self.start = max(self.start, step)
+
     def state_dict(self) -> dict[str, Any]:
         """Return where the schedule stands."""
-        return {"over": self.over}
+        return {"start": self.start, "over": self.over}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
+        check_like(state, self.state_dict(), "the schedule in the saved state")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        self.over = bool(state["over"])
+        self.start, self.over = state["start"], state["over"]
 
 
 Policy: TypeAlias = AdaptivePolicy | FixedSchedule

@@ -198,7 +198,7 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """Return the options that a saved state depends on."""
-        names = ("window", "stride", "schedule", "record", "storage", "observables", "average")
+        names = "window stride schedule record storage observables average buffers".split()
         return {name: getattr(self, name) for name in names}
 
 

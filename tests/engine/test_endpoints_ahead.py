@@ -60,7 +60,7 @@ def test_what_was_handed_out_is_the_callers(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_groups_without_full_rank_and_without_a_fit_are_predicted_too(backend):
+def test_groups_without_full_rank_and_in_another_unit_are_predicted_too(backend):
     rows = smooth(9, 160, seed=5).astype(np.float64)
     rows[:, 40:80] = 2.0  # still
     rows[:, 80:120] *= 1e200  # squares overflow
@@ -68,8 +68,10 @@ def test_groups_without_full_rank_and_without_a_fit_are_predicted_too(backend):
     ops = kc.fit(rows, part, backend=backend, horizon=[4])
     (got,) = ops.predict([4])
     assert np.array_equal(got, kc.fit(rows, part, backend=backend).predict(4))
-    assert list(ops.status) == [0, 0, 1]
-    assert np.array_equal(got[40:], rows[-1, 40:])
+    assert list(ops.status) == [0, 0, 0]
+    assert np.array_equal(got[40:80], rows[-1, 40:80])
+    assert not np.array_equal(got[80:120], rows[-1, 80:120])
+    assert np.array_equal(got[120:], rows[-1, 120:])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from trajectories import (
 )
 
 import koopcore as kc
-from koopcore.operators import GOOD, OVERFLOW, STATUS
+from koopcore.operators import GOOD, OUT_OF_RANGE, STATUS
 
 ONE = {m: kc.Partition.groups(m, [range(m)]) for m in (1, 2, 3, 5, 6, 11, 30, 40, 65)}
 
@@ -250,7 +250,7 @@ def test_every_group_has_its_diagnostics_in_its_place():
 
 
 def test_status_codes_are_documented():
-    assert set(STATUS) == {GOOD, OVERFLOW}
+    assert set(STATUS) == {GOOD, OUT_OF_RANGE}
     assert all(STATUS.values())
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from koopcore.partition.layout import Layout
+from koopcore.partition.partition import Partition
 from koopcore.partition.units import Block, Unit
 
 
@@ -43,14 +44,13 @@ def test_tied_parameters_stand_once_under_their_first_name():
     assert units(layout)["decode"] == Unit("decode", 7, (Block(1),))
 
 
-def test_frozen_integer_complex_and_empty_parameters_are_left_out_with_the_reason():
+def test_frozen_integer_and_empty_parameters_are_left_out_with_the_reason():
     model = nn.ParameterDict(
         {
             "kept": nn.Parameter(torch.ones(3)),
             "short": nn.Parameter(torch.ones(2, dtype=torch.bfloat16)),
             "frozen": nn.Parameter(torch.ones(3), requires_grad=False),
             "index": nn.Parameter(torch.ones(3, dtype=torch.int64), requires_grad=False),
-            "phase": nn.Parameter(torch.ones(3, dtype=torch.complex64)),
             "empty": nn.Parameter(torch.ones(0, 3)),
         }
     )
@@ -58,8 +58,20 @@ def test_frozen_integer_complex_and_empty_parameters_are_left_out_with_the_reaso
     assert names(layout) == ["kept", "short"]
     reasons = dict(layout.left_out)
     assert reasons["frozen"] == reasons["index"] == "frozen: requires_grad is False"
-    assert reasons["phase"] == "torch.complex64 is not a real floating-point dtype"
     assert reasons["empty"] == "empty"
+
+
+def test_complex_parameters_are_pairs_of_real_numbers_and_their_nodes_hold_both():
+    layout = Layout.from_module(nn.Linear(5, 3, dtype=torch.complex64))
+    assert [(t.name, t.shape) for t in layout.tensors] == [("weight", (3, 5, 2)), ("bias", (3, 2))]
+    assert layout.n_parameters == 36
+    part = Partition.nodes(layout)
+    assert [part.indices(k).tolist() for k in range(3)] == [
+        [*range(10 * k, 10 * k + 10), 30 + 2 * k, 31 + 2 * k] for k in range(3)
+    ]
+    columns = Layout.from_module(nn.ConvTranspose1d(4, 3, 2, dtype=torch.complex64, bias=False))
+    first = Partition.nodes(columns).indices(0).tolist()
+    assert first == [row * 12 + k for row in range(4) for k in range(4)]  # 3 columns of 2 pairs
 
 
 def test_a_frozen_weight_leaves_the_nodes_their_biases():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from koopcore.learning import (
     DistributedLearner,
     DivergenceWarning,
     Layered,
+    Monomials,
     OneLayer,
     StateInclusive,
     WorkerError,
@@ -189,6 +191,46 @@ def test_a_rank_that_loses_the_others_keeps_its_own_part(
         load_parts(tmp_path, 2)
 
 
+@pytest.mark.usefixtures("group_of_one")
+def test_a_rank_that_diverges_warns_and_keeps_its_best_iterate() -> None:
+    settings: dict[str, Any] = {"step_k": 50.0, "step_w": 0.1, "n_iterations": 200}
+    learner = DistributedLearner(EQUAL, **settings)
+    with pytest.warns(DivergenceWarning, match=r"with step_k=50.0, .* kept; take shorter steps"):
+        learner.fit_rank(SCALED)
+    assert learner.history_.stopped == "diverged"
+    assert np.isfinite(learner.operator_.operator).all()
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_a_rank_raises_on_numbers_that_are_not_finite() -> None:
+    learner = DistributedLearner(EQUAL, n_iterations=5, step_k=0.05, step_w=0.05)
+    start = EQUAL.initial(np.random.default_rng(0)), np.full((21, 21), 1e200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no NumPy warning instead of, or beside, the error
+        with pytest.raises(FloatingPointError, match="what was learned is not finite"):
+            learner.fit_rank(SCALED, initial=start)
+        for scale in (1e200, 1e-200):
+            linear = DistributedLearner(Blocks((Monomials(1, 1),) * 7), n_iterations=1)
+            with pytest.raises(ValueError, match="standardize=True, or divide"):
+                linear.fit_rank(SCALED * scale)
+    assert not hasattr(learner, "operator_")
+
+
+@pytest.mark.parametrize("name", ["reference", "no_such_backend"])
+def test_ranks_use_the_backend_that_the_environment_forces(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = DistributedLearner(EQUAL, k_step="exact", n_iterations=2)
+    learner.fit(SCALED)  # the fork server runs from here on, with the environment of now
+    monkeypatch.setenv("KOOPCORE_BACKEND", name)
+    if name == "reference":
+        assert learner._rules().engine == name
+        learner.fit(SCALED)
+    else:
+        with pytest.raises(ValueError, match="backend 'no_such_backend' does not run on cpu"):
+            learner.fit(SCALED)
+
+
 def learner_value(dictionary: Blocks) -> float:
     return centralized(dictionary, SCALED, 1, 0.05)[2][0]
 
@@ -222,6 +264,7 @@ def test_ranks_need_a_group_that_fits_the_blocks() -> None:
         ({"report_every": 0}, ValueError, "report_every is 0"),
         ({"ridge": -1.0}, ValueError, "ridge is -1.0"),
         ({"k_step": "newton"}, ValueError, "k_step is 'newton'"),
+        ({"backend": "mpi"}, ValueError, "backend is 'mpi'; 'gloo' or 'nccl'"),
     ],
 )
 def test_settings_that_cannot_work_say_why(

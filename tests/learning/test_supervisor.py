@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,3 +89,50 @@ def test_workers_that_say_nothing_are_given_up_after_the_timeout() -> None:
         processes = supervisor.processes
     assert not any(process.is_alive() for process in processes)
     assert np.all([process.exitcode is not None for process in processes])
+
+
+# Run by every process of a test that starts, before anything else: it hides a module, and notes
+# what a fork of the fork server is born with.
+BORN_WITH = """
+import os, sys
+sys.modules["{hidden}"] = None
+def note():
+    with open("born_with", "a") as file:
+        file.write(" ".join(name for name, module in sys.modules.items() if module) + chr(10))
+os.register_at_fork(after_in_child=note)
+"""
+STARTS_A_WORKER = """
+from koopcore.learning.workers.supervisor import Report, Supervisor
+
+def body(pipe):
+    pipe.send(Report("done", 1))
+    pipe.poll(30.0)
+
+if __name__ == "__main__":
+    with Supervisor(body, [()]) as supervisor:
+        assert supervisor.gather("done", 60.0)[0].iteration == 1
+"""
+WANTED = {
+    "koopcore.learning.workers.asynchronous": None,
+    "koopcore.learning.workers.ranks": "torch",
+    "koopcore._native._cpu": "koopcore._native._cpu",
+}
+"""What is to be preloaded -> what may be missing, so that this alone cannot be."""
+
+
+@pytest.mark.parametrize("hidden", ["koopcore._native._cpu", "torch", "nothing"])
+def test_what_one_installation_lacks_hinders_no_other_preload(hidden: str, tmp_path: Path) -> None:
+    pytest.importorskip("koopcore._native._cpu")
+    (tmp_path / "sitecustomize.py").write_text(BORN_WITH.format(hidden=hidden))
+    (tmp_path / "script.py").write_text(STARTS_A_WORKER)
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    modules = set((tmp_path / "born_with").read_text().splitlines()[0].split())
+    assert WANTED.keys() & modules == {name for name, needs in WANTED.items() if needs != hidden}

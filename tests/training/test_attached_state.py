@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+import torch.distributed.checkpoint as dcp  # noqa: E402
 from small_training import (  # noqa: E402
     OPTIMIZERS,
     everything,
@@ -117,6 +119,8 @@ def test_saving_changes_nothing():
     train(optimizer, loss_of(model), 40)
     state = koop.state_dict()
     rows = state["recording"]["ring"]["data"].clone()
+    again = koop.state_dict()
+    assert through_a_file(state).keys() == again.keys()
     train(optimizer, loss_of(model), 10)
     assert torch.equal(state["recording"]["ring"]["data"], rows)
     assert state["step"] == 40
@@ -154,3 +158,209 @@ def test_a_state_of_another_model_is_refused_and_changes_nothing():
     assert other.stats.snapshots == 0
     train(other_optimizer, loss_of(other_model), 30)
     assert other.stats.jumps > 0
+
+
+# -- the schema -----------------------------------------------------------------------------------
+
+
+def paths(state, prefix=()):
+    """Every key of a nested state, the inner ones too."""
+    for key, value in state.items():
+        yield (*prefix, key)
+        if isinstance(value, dict):
+            yield from paths(value, (*prefix, key))
+
+
+def shape_of(value):
+    if isinstance(value, dict):
+        return {key: shape_of(inner) for key, inner in value.items()}
+    return (value.shape, value.dtype) if isinstance(value, torch.Tensor) else type(value)
+
+
+@pytest.mark.parametrize("build", [network, noisy_network])
+@pytest.mark.parametrize("case", CASES)
+def test_a_state_has_the_same_keys_and_shapes_at_any_time(build, case):
+    steps, options = CASES[case]
+    model, optimizer, koop = started(build, "adam", **options)
+    fresh = shape_of(koop.state_dict())
+    for _ in range(3):
+        train(optimizer, loss_of(model), 1 + steps // 2)
+        assert shape_of(koop.state_dict()) == fresh
+
+
+def changed(state, path, change):
+    """A copy of a nested state with one entry changed, or taken out where ``change`` is None."""
+    out = dict(state)
+    if len(path) > 1:
+        out[path[0]] = changed(state[path[0]], path[1:], change)
+    elif change is None:
+        del out[path[0]]
+    else:
+        out[path[0]] = change(state[path[0]])
+    return out
+
+
+def wrong_shape(value):
+    return value[..., :-1] if isinstance(value, torch.Tensor) and value.dim() else object()
+
+
+CHANGES = {
+    "missing": None,
+    "None": lambda value: None if value is not None else "None",
+    "another kind": lambda value: {"a": 1} if not isinstance(value, dict) else [value],
+    "another shape": wrong_shape,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("options", [{"average": 0.9}, {"storage": "bfloat16"}], ids=str)
+def test_a_state_with_anything_wrong_is_refused_whole(change, options):
+    model, optimizer, koop = started(noisy_network, "adam", **options)
+    train(optimizer, loss_of(model), 50)
+    good = koop.state_dict()
+    other_model, other_optimizer, other = started(noisy_network, "adam", **options)
+    train(other_optimizer, loss_of(other_model), 25)
+    before = other.state_dict()
+    average = [a.clone() for a in other._average.average] if other._average else []
+    for path in paths(good):
+        bad = changed(good, path, CHANGES[change])
+        with pytest.raises(ValueError, match=r"saved state|saved with|was recorded with"):
+            other.load_state_dict(bad)
+        now = other.state_dict()
+        for each in paths(now):
+            one, two = now, before
+            for key in each:
+                one, two = one[key], two[key]
+            if isinstance(one, torch.Tensor):
+                assert identical([one], [two]), (path, each)
+            elif not isinstance(one, dict):
+                assert one == two, (path, each)
+    assert identical(average, other._average.average if other._average else [])
+    other.load_state_dict(good)
+    assert other.stats == koop.stats
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("version",), 99, "version 99, this koopcore reads 1"),
+        (("step",), -1, r"\['step'\] is -1"),
+        (("recording", "ring", "count"), 7, r"\['count'\] is 7; 0..6 is possible"),
+        (("recording", "ring", "head"), 6, r"\['head'\] is 6; 0..5 is possible"),
+        (("recording", "ring", "blended"), -1, r"\['blended'\] is -1"),
+        (("recording", "buffers"), ["9.running_mean"], "'9.running_mean', which this model lacks"),
+        (("recording", "buffers"), [], "saved ring is|the ring in the saved state"),
+        (("recording", "buffer_rows"), b"broken", "recorded buffers in the saved state cannot be"),
+        (("policy", "keep"), -3, r"\['keep'\] is -3"),
+        (("policy", "last"), float("nan"), r"\['last'\] is nan"),
+        (("statistics", "history"), [(1, 2)], r"record \(1, 2\), which is none of a jump"),
+        (("statistics", "jumps"), True, "True; int is needed"),
+        (("layout",), "", "a window but no layout"),
+        (("extra",), 1, "has 'extra', which is not known here"),
+    ],
+)
+def test_values_that_cannot_be_are_named(path, value, message):
+    model, optimizer, koop = started(noisy_network, "adam")
+    train(optimizer, loss_of(model), 50)
+    good = koop.state_dict()
+    if path != ("extra",):
+        bad = changed(good, path, lambda _: value)
+    else:
+        bad = {**good, "extra": 1}
+    _, _, other = started(noisy_network, "adam")
+    with pytest.raises(ValueError, match=message):
+        other.load_state_dict(bad)
+    assert other.stats.steps == 0
+
+
+@pytest.mark.parametrize("state", [None, [], "state", 3])
+def test_what_is_no_state_is_refused(state):
+    _, _, koop = started(network, "adam")
+    with pytest.raises(ValueError, match=r"give what state_dict\(\) returned"):
+        koop.load_state_dict(state)
+
+
+def test_after_detach_there_is_no_state_any_more():
+    model, optimizer, koop = started(network, "adam")
+    train(optimizer, loss_of(model), 20)
+    state = koop.state_dict()
+    koop.detach()
+    for call in (koop.state_dict, lambda: koop.load_state_dict(state)):
+        with pytest.raises(RuntimeError, match=r"after detach\(\): the snapshots are freed"):
+            call()
+    assert koop.stats.steps == 20
+
+
+def test_a_state_of_a_lazy_model_goes_into_one_that_has_been_run():
+    def lazy(seed):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.LazyLinear(8), torch.nn.Tanh(), torch.nn.LazyLinear(1))
+        optimizer = OPTIMIZERS["adam"](model.parameters())
+        return model, optimizer, kc.attach(optimizer, model, loss=loss_of(model), **SHORT)
+
+    model, optimizer, koop = lazy(0)
+    fresh = koop.state_dict()
+    train(optimizer, loss_of(model), 40)
+    again, resumed, other = lazy(1)
+    with pytest.raises(ValueError, match="after its first forward pass"):
+        other.load_state_dict(koop.state_dict())
+    other.load_state_dict(fresh)
+    loss_of(again)()
+    again.load_state_dict(model.state_dict())
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
+    other.load_state_dict(koop.state_dict())
+    assert train(resumed, loss_of(again), 40) == train(optimizer, loss_of(model), 40)
+
+
+def test_a_state_after_freezing_goes_into_a_model_that_is_frozen_the_same():
+    model, optimizer, koop = started(network, "adam")
+    train(optimizer, loss_of(model), 30)
+    model[0].requires_grad_(False)
+    optimizer.zero_grad()
+    train(optimizer, loss_of(model), 10)
+    state = koop.state_dict()
+    again, resumed, other = started(network, "adam")
+    with pytest.raises(ValueError, match="the same parameters frozen"):
+        other.load_state_dict(state)
+    again[0].requires_grad_(False)
+    again.load_state_dict(model.state_dict())
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
+    other.load_state_dict(state)
+    assert train(resumed, loss_of(again), 40) == train(optimizer, loss_of(model), 40)
+
+
+# -- torch.distributed.checkpoint -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [network, noisy_network])
+@pytest.mark.parametrize("case", CASES)
+def test_distributed_checkpoints_continue_bit_identically(build, case, tmp_path):
+    steps, options = CASES[case]
+    model, optimizer, koop = started(build, "adam", **options)
+    train(optimizer, loss_of(model), steps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that one process is taken for all
+        dcp.save({"koop": koop, "model": model}, checkpoint_id=tmp_path)
+    rest = through_a_file([optimizer.state_dict(), torch.get_rng_state()])
+    expected = train(optimizer, loss_of(model), 60)
+    again, resumed, other = started(build, "adam", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.load({"koop": other, "model": again}, checkpoint_id=tmp_path)
+    resumed.load_state_dict(rest[0])
+    torch.set_rng_state(rest[1])
+    assert train(resumed, loss_of(again), 60) == expected
+    assert identical(everything(again, resumed), everything(model, optimizer))
+    assert len(other.stats.history) == len(koop.stats.history)
+
+
+def test_a_distributed_checkpoint_of_other_options_is_refused(tmp_path):
+    model, optimizer, koop = started(network, "adam")
+    train(optimizer, loss_of(model), 20)
+    _, _, other = started(network, "adam", stride=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({"koop": koop}, checkpoint_id=tmp_path)
+        with pytest.raises(ValueError, match=r"stride=3.*stride=4"):
+            dcp.load({"koop": other}, checkpoint_id=tmp_path)
+    assert other.stats.steps == 0

@@ -11,17 +11,21 @@ import numpy.typing as npt
 from koopcore.backends.composed import Composed
 from koopcore.backends.numba.combine import combine_range
 from koopcore.backends.numba.feature_fit import feature_fit_range
-from koopcore.backends.numba.feature_gram import feature_range
-from koopcore.backends.numba.gather import gather_range, scatter_range
+from koopcore.backends.numba.features import feature_range, gather_range, scatter_range
 from koopcore.backends.numba.gram import gram_range
-from koopcore.backends.numba.project import project_range
-from koopcore.backends.numba.project_any import project_any_range
-from koopcore.backends.numba.rollout import rollout_range
-from koopcore.backends.numba.rollout_dense import dense_range
+from koopcore.backends.numba.project import dense_range, project_any_range, project_range
+from koopcore.backends.numba.runtime import equal_ends, spread
 from koopcore.backends.numba.simd import WIDTH
-from koopcore.backends.numba.solve import solve_range
-from koopcore.backends.numba.spread import equal_ends, spread
-from koopcore.backends.numba.views import flat, frozen, piece_sizes, pieces, window
+from koopcore.backends.numba.solve import rollout_range, solve_range
+from koopcore.backends.numba.views import (
+    flat,
+    frozen,
+    piece_sizes,
+    pieces,
+    segments,
+    target,
+    window,
+)
 from koopcore.backends.protocol import (
     Ahead,
     Companion,
@@ -29,6 +33,7 @@ from koopcore.backends.protocol import (
     Projection,
     Snapshots,
     breakdown_tolerance,
+    near_cut_off,
     packed_size,
     rank_tolerance,
 )
@@ -43,12 +48,6 @@ def _ascending(horizons: Sequence[int]) -> tuple[IntArray, IntArray]:
     steps = np.array(horizons, dtype=np.int64)
     places = np.argsort(steps, kind="stable")
     return steps[places], places
-
-
-def _target(out: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], IntArray, int, float]:
-    """(memory, rows, step, limit): parameter p of horizon i at ``memory[rows[i] + p step]``."""
-    memory, origin, (row, step) = flat(out, writeable=True)
-    return memory, origin + np.arange(len(out)) * row, step, float(np.finfo(out.dtype).max)
 
 
 def _companion(groups: int, columns: int) -> Companion:
@@ -69,12 +68,11 @@ class NumbaCpu(Composed):
 
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
         n = len(snapshots.order)
-        memory, rows, step = window(snapshots)
-        cut = pieces(part)
+        view, cut = window(snapshots), pieces(part)
         out = np.empty((len(cut.owner), packed_size(n)))
 
         def work(low: int, high: int) -> None:
-            gram_range(memory, rows, step, *cut.segments, low, high, out[low:high])
+            gram_range(view, cut.segments, low, high, out[low:high])
 
         spread(work, np.cumsum(piece_sizes(cut) * packed_size(n)))
         if len(cut.owner) == part.n_groups:
@@ -85,10 +83,12 @@ class NumbaCpu(Composed):
         groups = len(gram)
         result = _companion(groups, n - 1 - int(affine))
         packed = np.require(gram, requirements=["C", "W"])  # as gram_solve has it: compiled once
-        tolerance = breakdown_tolerance(n - 1 - int(affine))
+        columns = n - 1 - int(affine)
+        bounds = breakdown_tolerance(columns), near_cut_off(columns)
+        model = n, int(affine), holdout, *bounds
 
         def work(low: int, high: int) -> None:
-            solve_range(packed, n, int(affine), holdout, tolerance, low, high, low, tuple(result))
+            solve_range(packed, model, low, high, low, tuple(result))
 
         spread(work, equal_ends(groups, n**3 / 6 + 8 * n * n), WIDTH)
         return result
@@ -115,12 +115,12 @@ class NumbaCpu(Composed):
             return solved
         columns = n - 1 - int(affine)
         result = _companion(part.n_groups, columns)
-        memory, rows, step = window(snapshots)
-        tolerance = breakdown_tolerance(columns)
+        view, whole = window(snapshots), tuple(cut)
+        model = n, int(affine), holdout, breakdown_tolerance(columns), near_cut_off(columns)
         block = CACHED // packed_size(n)
         if ahead is not None:
             block = min(block, CACHED // n * part.n_groups // max(part.n_parameters, 1))
-            written = _target(ahead.out)
+            written = target(ahead.out)
             steps = np.array(ahead.horizons, dtype=np.int64)
         block = max(block // WIDTH, 1) * WIDTH
 
@@ -131,33 +131,12 @@ class NumbaCpu(Composed):
                 growth = np.empty((len(steps), len(packed)))
             for first in range(low, high, block):
                 last = min(first + block, high)
-                gram_range(memory, rows, step, *cut.segments, first, last, packed)
-                solve_range(
-                    packed,
-                    n,
-                    int(affine),
-                    holdout,
-                    tolerance,
-                    0,
-                    last - first,
-                    first,
-                    tuple(result),
-                )
+                gram_range(view, cut.segments, first, last, packed)
+                solve_range(packed, model, 0, last - first, first, tuple(result))
                 if ahead is not None:
-                    own = frozen(result.coefficients[first:last])
-                    rollout_range(own, int(affine), steps, 0, last - first, weights, growth)
-                    combine_range(
-                        memory,
-                        rows,
-                        step,
-                        *cut.segments,
-                        cut.owner,
-                        first,
-                        last,
-                        frozen(weights),
-                        first,
-                        *written,
-                    )
+                    fitted = frozen(result.coefficients[first:last])
+                    rollout_range(fitted, int(affine), steps, 0, last - first, weights, growth)
+                    combine_range(view, whole, first, last, frozen(weights), first, written)
 
         cost = piece_sizes(cut) * packed_size(n) + (n**3 // 6 + 8 * n * n)
         spread(work, np.cumsum(cost), WIDTH)
@@ -167,15 +146,14 @@ class NumbaCpu(Composed):
         self, snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
     ) -> FloatArray:
         m = int(part.sizes[0])
-        memory, rows, step = window(snapshots)
+        view, groups = window(snapshots), segments(part)
         ascending = np.unique(np.array(stops, dtype=np.int64))
         out = np.empty((len(ascending), part.n_groups, 2, m, m))
-        segments = tuple(map(frozen, part.segments))
 
         def work(low: int, high: int) -> None:
-            feature_range(memory, rows, step, *segments, m, int(affine), ascending, low, high, out)
+            feature_range(view, groups, m, int(affine), ascending, low, high, out)
 
-        spread(work, equal_ends(part.n_groups, 2 * m * m * len(rows)), WIDTH)
+        spread(work, equal_ends(part.n_groups, 2 * m * m * len(snapshots.order)), WIDTH)
         if np.array_equal(ascending, stops):
             return out
         return out[np.searchsorted(ascending, stops)]
@@ -190,45 +168,38 @@ class NumbaCpu(Composed):
     ) -> FeatureSolved:
         """WIDTH groups at a time, their matrices in the cache; no operators where ``ahead``.
 
-        Float64 snapshots get the second pass of `Composed`.
+        Float64 snapshots take the way of `Composed`.
         """
         if snapshots.array.dtype != np.float32:
             return super().feature_fit(snapshots, part, affine, holdout, ahead)
         m, groups = int(part.sizes[0]), part.n_groups
-        kept = groups if ahead is None else 0
-        operator, whitener, readout = (np.empty((kept, m, m)) for _ in range(3))
-        start = np.empty((kept, m))
+        wanted = groups if ahead is None else 0
+        operator, whitener, readout = (np.empty((wanted, m, m)) for _ in range(3))
+        start = np.empty((wanted, m))
         rank = np.empty(groups, dtype=np.int64)
         condition, residual, hindcast = (np.empty(groups) for _ in range(3))
         result = rank, condition, residual, hindcast, operator, whitener, start, readout
-        memory, rows, step = window(snapshots)
-        segments = tuple(map(frozen, part.segments))
+        view, cut = window(snapshots), segments(part)
         steps, places = _ascending(() if ahead is None else ahead.horizons)
-        target = np.empty((0, 0), memory.dtype) if ahead is None else ahead.out
-        out, out_rows, out_step, limit = _target(target)
-        written = steps, out_rows[places], out, out_step, limit
+        memory, rows, step, limit = target(
+            np.empty((0, 0), snapshots.array.dtype) if ahead is None else ahead.out
+        )
+        written = memory, rows[places], step, limit
         tolerances = breakdown_tolerance(m), rank_tolerance(m)
 
         def work(low: int, high: int) -> None:
             feature_fit_range(
-                (memory, rows, step),
-                segments,
-                m,
-                int(affine),
-                holdout,
-                tolerances,
-                written,
-                low,
-                high,
-                result,
+                view, cut, m, int(affine), holdout, tolerances, steps, written, low, high, result
             )
 
-        cost = 2 * m * m * len(rows) + 8 * m**3 + m * m * min(int(steps.max(initial=0)), 8 * m)
+        n, longest = len(snapshots.order), int(steps.max(initial=0))
+        cost = 2 * m * m * n + 8 * m**3 + m * m * min(longest, 8 * m)
         spread(work, equal_ends(groups, cost), WIDTH)
-        if ahead is not None:
-            return FeatureSolved(rank, condition, residual, hindcast, None, None)
-        projection = Projection(operator, whitener, start, rank, condition)
-        return FeatureSolved(rank, condition, residual, hindcast, projection, readout)
+        projection = None if ahead else Projection(operator, whitener, start, rank, condition)
+        solved = FeatureSolved(
+            rank, condition, residual, hindcast, projection, None if ahead else readout
+        )
+        return self._with_second_pass(snapshots, part, affine, holdout, ahead, solved)
 
     def project(
         self, a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
@@ -243,14 +214,14 @@ class NumbaCpu(Composed):
             np.full(groups, -1 if n else 0),  # -1: not done yet
             np.full(groups, np.inf),
         )
-        given = [tuple(flat(array)) for array in (a, h, g)]
+        given = tuple(flat(a)), tuple(flat(h)), tuple(flat(g))
 
         # Only a ridge leaves nothing deficient, so that natural order is safe.
         shift, breakdown = float(ridge), breakdown_tolerance(n) if ridge > 0.0 else np.inf
         if cap == n > 0 and ridge > 0.0:
 
             def work(low: int, high: int) -> None:
-                project_range(*given, n, shift, breakdown, low, high, tuple(result))
+                project_range(given, n, shift, breakdown, low, high, tuple(result))
 
             spread(work, equal_ends(groups, 3 * n**3), WIDTH)
             breakdown = np.inf  # whoever is left has broken down
@@ -259,7 +230,7 @@ class NumbaCpu(Composed):
 
         def work_any(low: int, high: int) -> None:
             project_any_range(
-                *given, n, cap, shift, bool(raw), tolerances, left, low, high, tuple(result)
+                given, n, cap, shift, bool(raw), tolerances, left, low, high, tuple(result)
             )
 
         spread(work_any, equal_ends(len(left), 30 * n**3))
@@ -295,48 +266,43 @@ class NumbaCpu(Composed):
         groups, r = start.shape
         states = np.empty((len(horizons), groups, r))
         growth = np.empty((len(horizons), groups))
-        steps, places = _ascending(horizons)
+        ahead = _ascending(horizons)
         matrices, vectors = frozen(operator), frozen(start)
 
         def work(low: int, high: int) -> None:
-            dense_range(matrices, vectors, int(affine), steps, places, low, high, states, growth)
+            dense_range(matrices, vectors, int(affine), ahead, low, high, states, growth)
 
-        spread(work, equal_ends(groups, r * r * min(int(steps.max(initial=0)), 8 * r + 8)), WIDTH)
+        spread(work, equal_ends(groups, r * r * min(max(horizons, default=0), 8 * r + 8)), WIDTH)
         return states, growth
 
     def combine(
         self, snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
     ) -> None:
         horizons, _, n = weights.shape
-        memory, rows, step = window(snapshots)
-        cut = pieces(part)
-        given, written = frozen(weights), _target(out)
+        view, cut = window(snapshots), pieces(part)
+        whole, given, written = tuple(cut), frozen(weights), target(out)
 
         def work(low: int, high: int) -> None:
-            combine_range(
-                memory, rows, step, *cut.segments, cut.owner, low, high, given, 0, *written
-            )
+            combine_range(view, whole, low, high, given, 0, written)
 
         spread(work, np.cumsum(piece_sizes(cut) * (n * (horizons + 1))))
 
     def gather(self, snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
         memory, places, step = window(snapshots)
-        chosen = places[np.array(rows, dtype=np.int64)]
-        out = np.empty((len(chosen), part.n_groups, int(part.sizes[0])))
-        segments = tuple(map(frozen, part.segments))
+        view, cut = (memory, places[np.array(rows, dtype=np.int64)], step), segments(part)
+        out = np.empty((len(rows), part.n_groups, int(part.sizes[0])))
 
         def work(low: int, high: int) -> None:
-            gather_range(memory, chosen, step, *segments, low, high, out)
+            gather_range(view, cut, low, high, out)
 
-        spread(work, np.cumsum(part.sizes * len(chosen)))
+        spread(work, np.cumsum(part.sizes * len(rows)))
         return out
 
     def scatter(self, part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
-        given, written = frozen(values), _target(out)
-        segments = tuple(map(frozen, part.segments))
+        given, written, cut = frozen(values), target(out), segments(part)
 
         def work(low: int, high: int) -> None:
-            scatter_range(given, *segments, low, high, *written)
+            scatter_range(given, cut, low, high, written)
 
         spread(work, np.cumsum(part.sizes * len(values)))
 

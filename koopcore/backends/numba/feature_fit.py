@@ -8,36 +8,37 @@ from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.numba.compiled import inner, kernel
-from koopcore.backends.numba.feature_gram import (
-    CHUNK,
-    FRAME,
+from koopcore.backends.numba.features import (
     accumulate,
     begin,
-    place_lanes,
+    moments,
     take_snapshot,
+    unreflect,
 )
-from koopcore.backends.numba.feature_write import write_endpoint
-from koopcore.backends.numba.lanes import copy, lane_array, power_of_two_scale
+from koopcore.backends.numba.lanes import apply, copy, lane_array, power_of_two_scale
 from koopcore.backends.numba.natural import (
     condition_of,
+    diagonal_of_inverse,
     factor,
     greatest_diagonal,
-    greatest_of_inverse,
     solve_left,
     solve_right,
     solve_vector,
 )
-from koopcore.backends.numba.project import put_matrix, set_diagonal
-from koopcore.backends.numba.project_any import refit_lane
-from koopcore.backends.numba.rollout_dense import (
+from koopcore.backends.numba.project import (
     advance,
     climb,
     most_levels,
+    put_matrix,
+    refit_lane,
+    set_diagonal,
     worthwhile_levels,
 )
+from koopcore.backends.numba.runtime import inner, kernel
 from koopcore.backends.numba.simd import (
     WIDTH,
+    absolute,
+    clip,
     constant,
     fma,
     load,
@@ -46,36 +47,34 @@ from koopcore.backends.numba.simd import (
     where_at_most,
     where_less,
 )
-from koopcore.backends.numba.tiles import apply
+from koopcore.backends.numba.views import Target, Window
+from koopcore.backends.protocol import WEIGHT_LIMIT
+from koopcore.partition.segments import Segments
 
 SURE_OF_RANK = 4.0  # diagonal pivoting must find full rank by this factor to be left out
-SILENCE = (16.0 * 2.0**-52) ** 2  # of the motion: `silence_rounding` in fitted/feature.py
 
 
 @kernel
-def feature_fit_range(window, segments, m, affine, holdout, tolerances, ahead, low, high, result):
+def feature_fit_range(
+    window, segments, m, affine, holdout, tolerances, ahead, target, low, high, result
+):
     """Groups low .. high - 1 of ``result``, a FeatureSolved with its Projection spread out.
 
-    window: memory, rows, step; segments: pointer, start, length, stride; ahead: ascending
-    horizons, the rows of ``target`` that they go to, target, step and limit, as write_endpoint has
-    them. The matrices of ``result`` may have no groups: then they are not kept.
+    ahead: ascending horizons; target: with a row for each of them. The matrices of ``result`` may
+    have no groups: then they are not wanted.
     """
-    memory, rows, step = window
-    horizons, out_rows, target, out_step, limit = ahead
+    w, s, t = Window(*window), Segments(*segments), Target(*target)
     ranks, conditions, residual, hindcast, operators, whiteners, starts, readouts = result
-    n, kept = len(rows), len(rows) - holdout
-    held_out = 0 < holdout and kept - 1 - affine >= 1
-    keep = len(operators) > 0
-    wide = (m + 3) // 4 * 4
-    most = most_levels(horizons, m)
+    n, shorter = len(w.rows), len(w.rows) - holdout
+    held_out = 0 < holdout and shorter - 1 - affine >= 1
+    wanted = len(operators) > 0
+    x = moments(m, affine)
+    f, frame, wide = x.f, x.frame, x.wide
+    most = most_levels(ahead, m)
     if held_out:
         most = max(most, worthwhile_levels(holdout - 1, m, 0))
-    f = lane_array((2 * CHUNK + 1) * wide)
-    frame = lane_array(FRAME * wide)
-    columns, places = np.empty(m * WIDTH, dtype=np.int64), np.empty(m * WIDTH, dtype=np.int64)
-    square, motion = lane_array(wide * wide), lane_array(wide * wide)
     a, readout = lane_array(wide * wide), lane_array(wide * wide)
-    v = lane_array(wide * wide if keep else 0)
+    v = lane_array(wide * wide if wanted else 0)
     ladder, sums = lane_array((most + 1) * wide * wide), lane_array((most + 1) * wide)
     scale, reciprocal = lane_array(wide), lane_array(wide)
     work = lane_array(5 * wide)
@@ -83,27 +82,29 @@ def feature_fit_range(window, segments, m, affine, holdout, tolerances, ahead, l
     rank, numbers = np.empty(WIDTH, dtype=np.int64), lane_array(3)
     for first in range(low, high, WIDTH):
         count = min(WIDTH, high - first)
-        place_lanes(step, *segments, first, high, columns, places)
-        begin(memory, rows, places, affine, m, wide, frame, f, square, motion)
+        begin(w, s, first, high, x)
         store(numbers, WIDTH, constant(np.nan))
         done = 0
         for turn in range(0 if held_out else 1, 2):
-            stop = (n if turn else kept) - 1 - affine
-            accumulate(memory, rows, places, affine, m, wide, done, stop, frame, f, square, motion)
+            stop = (n if turn else shorter) - 1 - affine
+            accumulate(w, done, stop, x)
             done = stop
             copy(f, 0, sums, 0, wide)
             copy(frame, 3 * wide, y, 0, wide)
-            unpack(square, motion, m, wide, affine, scale, a, readout)
+            unpack(x, scale, a, readout)
             least = constant(SURE_OF_RANK * tolerances[1]) * greatest_diagonal(a, wide, m)
             alive = factor(a, m, wide, tolerances[0], reciprocal, work)
-            least = least * greatest_of_inverse(a, wide, reciprocal, m, ladder)
-            alive = where_less(least, constant(1.0), alive, constant(0.0))
+            greatest, unscaled = diagonal_of_inverse(a, wide, reciprocal, m, scale, ladder)
+            alive = where_less(least * greatest, constant(1.0), alive, constant(0.0))
+            # σ_1/σ_m of F is at most the root of this: no value is near the cut-off.
+            values = constant(tolerances[1] ** 2) * trace(x.square, wide, m) * unscaled
+            alive = where_less(values, constant(1.0), alive, constant(0.0))
             solve_right(a, wide, reciprocal, readout)
             scaled_rows(readout, wide, scale, ladder)
             solve_left(a, wide, reciprocal, ladder, 0)
             start_vector(a, m, wide, scale, reciprocal, sums)
             start_vector(a, m, wide, scale, reciprocal, y)
-            if keep:
+            if wanted:
                 set_diagonal(v, wide, scale)
                 solve_right(a, wide, reciprocal, v)
             store(numbers, 0, condition_of(reciprocal, m))
@@ -113,15 +114,11 @@ def feature_fit_range(window, segments, m, affine, holdout, tolerances, ahead, l
                 # With fewer columns than parameters the rank is theirs, whatever rounding adds.
                 if numbers[2 * WIDTH + lane] == 0.0 or stop < m:
                     rank[lane], numbers[lane] = refit_lane(
-                        square,
-                        motion,
+                        x,
                         scale,
-                        m,
                         min(m, stop),
                         lane,
                         tolerances[1],
-                        f,
-                        frame[3 * wide * WIDTH :],
                         (readout, ladder, sums, y, v),
                     )
             if not turn:
@@ -131,7 +128,7 @@ def feature_fit_range(window, segments, m, affine, holdout, tolerances, ahead, l
                 plus = sums if affine else zero
                 advance(ladder, wide, holdout - 1, levels, state, plus, wide if affine else 0)
                 apply(readout, 0, wide, state, 0, zero, 0, 2 * wide)
-                take_snapshot(memory, rows[kept - 1], places, y, 0, m)
+                take_snapshot(w, shorter - 1, x, y, 0)
                 store(numbers, WIDTH, missed(state, 2 * wide, y, frame, m, wide, affine))
         apply(readout, 0, wide, y, 0, zero, 0, wide)
         store(numbers, 2 * WIDTH, norm_of_difference(y, wide, f, 0, m))
@@ -139,7 +136,7 @@ def feature_fit_range(window, segments, m, affine, holdout, tolerances, ahead, l
             group = first + lane
             ranks[group], conditions[group] = rank[lane], numbers[lane]
             hindcast[group], residual[group] = numbers[WIDTH + lane], numbers[2 * WIDTH + lane]
-            if keep:
+            if wanted:
                 put_matrix(ladder, m, wide, lane, operators[group])
                 put_matrix(v, m, wide, lane, whiteners[group])
                 put_matrix(readout, m, wide, lane, readouts[group])
@@ -147,49 +144,32 @@ def feature_fit_range(window, segments, m, affine, holdout, tolerances, ahead, l
                     starts[group, i] = sums[i * WIDTH + lane]
         copy(sums, 0, state, 0, wide)
         reached, have = 1, 0
-        for i in range(len(horizons)):
-            gap = horizons[i] - reached
+        for i in range(len(ahead)):
+            gap = ahead[i] - reached
             levels = min(worthwhile_levels(gap, m, have), most)
             climb(ladder, sums, wide, have, levels, affine)
-            have, reached = max(have, levels), horizons[i]
+            have, reached = max(have, levels), ahead[i]
             plus = sums if affine else zero
             advance(ladder, wide, gap, levels, state, plus, wide if affine else 0)
-            write_endpoint(
-                state,
-                readout,
-                frame,
-                zero,
-                m,
-                wide,
-                affine,
-                columns,
-                count,
-                target,
-                out_rows[i],
-                out_step,
-                limit,
-            )
+            write_endpoint(state, readout, zero, x, count, t, i)
 
 
 @inner
-def unpack(square, motion, m, wide, affine, scale, a, h):
-    """a = S C S, its lower triangle, and h = E S, with S of powers of two; 1 in a's corner.
+def trace(a, wide, count):
+    """Σ a_ii."""
+    total = constant(0.0)
+    for i in range(count):
+        total = total + load(a, i * (wide + 1) * WIDTH)
+    return total
 
-    Reflected coordinates that hold only rounding are silenced: their scale is zero.
-    """
+
+@inner
+def unpack(x, scale, a, h):
+    """a = S C S, its lower triangle, and h = E S, with S of powers of two; 1 in a's corner."""
+    square, motion, m, wide = x.square, x.motion, x.m, x.wide
     for i in range(wide):
         store(scale, i * WIDTH, load(square, i * (wide + 1) * WIDTH))
-    floor = constant(-1.0)
-    if not affine:
-        trace = constant(0.0)
-        for i in range(m):
-            trace = trace + load(scale, i * WIDTH)
-        floor = trace * constant(SILENCE)
     power_of_two_scale(scale, scale)
-    for i in range(m):
-        entry = load(square, i * (wide + 1) * WIDTH)
-        place = i * WIDTH
-        store(scale, place, where_at_most(entry, floor, constant(0.0), load(scale, place)))
     for i in range(wide):
         s = load(scale, i * WIDTH)
         for j in range(i + 1):
@@ -245,3 +225,29 @@ def missed(predicted, at, held, frame, m, wide, affine):
         store(held, 0, load(frame, 0) - load(frame, wide * WIDTH))
     error = norm_of_difference(predicted, at, held, 0, m)
     return where_less(constant(0.0), movement, error / movement, constant(0.0))
+
+
+@inner
+def write_endpoint(state, readout, zero, x, count, t, horizon):
+    """One horizon of ``count`` lanes: last + E V s, or H E V s; the last snapshot where s diverged.
+
+    state: s, and 2 wide of scratch.
+    """
+    m, wide, frame, at = x.m, x.wide, x.frame, 2 * x.wide
+    apply(readout, 0, wide, state, 0, zero, 0, at)
+    if not x.affine:
+        unreflect(frame, m, wide, state, at)
+    diverged, bound = constant(0.0), constant(WEIGHT_LIMIT)
+    for i in range(m):
+        size = absolute(load(state, i * WIDTH))
+        diverged = where_at_most(size, bound, diverged, constant(1.0))  # nan has too
+    half, top = constant(0.5), constant(t.limit)
+    for i in range(m):
+        last = load(frame, i * WIDTH)
+        value = load(state, (at + i) * WIDTH)
+        if x.affine:
+            value = value + last
+        store(state, (at + i) * WIDTH, clip(where_at_most(half, diverged, last, value), top))
+    for lane in range(count):
+        for i in range(lane, m * WIDTH, WIDTH):
+            t.memory[t.rows[horizon] + x.columns[i] * t.step] = state[at * WIDTH + i]

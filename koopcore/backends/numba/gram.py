@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.numba.compiled import inner, kernel
+from koopcore.backends.numba.runtime import inner, kernel
 from koopcore.backends.numba.simd import WIDTH, add_sums, constant, fma, load, store
+from koopcore.backends.numba.views import Window
+from koopcore.partition.segments import Segments
 
 PANEL = 3072  # float64 numbers in a panel: 24 KiB, beside the accumulators in 32 KiB
 
 
 @kernel
-def gram_range(memory, rows, step, pointer, start, length, stride, low, high, out):
-    """Write groups low .. high - 1 into ``out`` (high - low, n(n+1)/2), packed lower by rows.
-
-    Snapshot k has parameter p at ``memory[rows[k] + p step]``.
-    """
-    n = len(rows)
+def gram_range(window, segments, low, high, out):
+    """Write groups low .. high - 1 into ``out`` (high - low, n(n+1)/2), packed lower by rows."""
+    w, s = Window(*window), Segments(*segments)
+    n = len(w.rows)
     blocks = (n + 3) // 4
     columns = max(PANEL // (4 * blocks) // WIDTH, 4) * WIDTH
     panel = np.zeros(4 * blocks * columns)
@@ -25,13 +25,12 @@ def gram_range(memory, rows, step, pointer, start, length, stride, low, high, ou
         for i in range(0, len(sums), WIDTH):
             store(sums, i, constant(0.0))
         filled = 0
-        for segment in range(pointer[group], pointer[group + 1]):
+        for segment in range(s.group_ptr[group], s.group_ptr[group + 1]):
             done = 0
-            while done < length[segment]:
-                count = min(columns - filled, length[segment] - done)
-                first = (start[segment] + done * stride[segment]) * step
-                hop = stride[segment] * step
-                fill_panel(memory, rows, first, count, hop, panel, columns, filled)
+            while done < s.length[segment]:
+                count = min(columns - filled, s.length[segment] - done)
+                first = (s.start[segment] + done * s.stride[segment]) * w.step
+                fill_panel(w, first, count, s.stride[segment] * w.step, panel, columns, filled)
                 filled += count
                 done += count
                 if filled == columns:
@@ -47,25 +46,25 @@ def gram_range(memory, rows, step, pointer, start, length, stride, low, high, ou
 
 
 @inner
-def fill_panel(memory, rows, first, count, stride, panel, columns, at):
+def fill_panel(w, first, count, hop, panel, columns, at):
     """Columns at .. at + count - 1 of the panel: x_1, then the differences, row by row."""
-    n = len(rows)
+    n = len(w.rows)
     done = 0
-    if stride == 1:
+    if hop == 1:
         while done + WIDTH <= count:
-            before = load(memory, rows[0] + first + done)
+            before = load(w.memory, w.rows[0] + first + done)
             store(panel, at + done, before)
             for row in range(1, n):
-                x = load(memory, rows[row] + first + done)
+                x = load(w.memory, w.rows[row] + first + done)
                 store(panel, row * columns + at + done, x - before)
                 before = x
             done += WIDTH
     for column in range(done, count):
-        place = first + column * stride
-        last = np.float64(memory[rows[0] + place])
+        place = first + column * hop
+        last = np.float64(w.memory[w.rows[0] + place])
         panel[at + column] = last
         for row in range(1, n):
-            value = np.float64(memory[rows[row] + place])
+            value = np.float64(w.memory[w.rows[row] + place])
             panel[row * columns + at + column] = value - last
             last = value
 

@@ -1,14 +1,15 @@
 """Cholesky factors in natural order and their triangular solves, WIDTH groups side by side.
 
-A = L Lᵀ of (wide, wide) lane arrays, left-looking by blocks of four columns. What is kept is N,
-the negative of L below its diagonal, so that solves only ever add, and 1 / diag L. The groups whose
-pivots break down are told by `factor`, and carried along with pivots of one: pseudo_inverse.py has
-them. No lane looks at another.
+A = L Lᵀ of (wide, wide) lane arrays, left-looking by blocks of four columns. A becomes N, the
+negative of L below its diagonal, so that solves only ever add, beside 1 / diag L. `factor` says
+which groups' pivots break down, and carries these along with pivots of one: they are left to
+pseudo_inverse.py. No lane looks at another.
 """
 
 from __future__ import annotations
 
-from koopcore.backends.numba.compiled import inner
+from koopcore.backends.numba.lanes import add_tile
+from koopcore.backends.numba.runtime import inner
 from koopcore.backends.numba.simd import (
     WIDTH,
     constant,
@@ -18,7 +19,6 @@ from koopcore.backends.numba.simd import (
     store,
     where_less,
 )
-from koopcore.backends.numba.tiles import add_tile
 
 
 @inner
@@ -144,24 +144,26 @@ def solve_vector(n, wide, reciprocal, x, at):
 
 
 @inner
-def greatest_of_inverse(n, wide, reciprocal, count, space):
-    """The greatest diagonal entry of A⁻¹ = L⁻ᵀ L⁻¹; ``space`` (wide, wide) receives L⁻¹.
+def diagonal_of_inverse(n, wide, reciprocal, count, scale, space):
+    """The diagonal of A⁻¹ = L⁻ᵀ L⁻¹: its greatest entry, and the sum of it times scale².
 
-    Diagonal pivoting's pivots fall, and its last one is the inverse of such an entry: it ends no
-    lower than one over this.
+    ``space`` (wide, wide) receives L⁻¹. Diagonal pivoting's pivots fall, and its last one is the
+    inverse of such an entry: it ends no lower than one over the greatest.
     """
     for i in range(wide):
         for j in range(wide):
             store(space, (i * wide + j) * WIDTH, constant(1.0 if i == j else 0.0))
     solve_left(n, wide, reciprocal, space, 0)
-    greatest = constant(0.0)
+    greatest = unscaled = constant(0.0)
     for j in range(count):
         total = constant(0.0)
         for i in range(j, count):
             entry = load(space, (i * wide + j) * WIDTH)
             total = fma(entry, entry, total)
         greatest = where_less(greatest, total, total, greatest)
-    return greatest
+        s = load(scale, j * WIDTH)
+        unscaled = fma(total * s, s, unscaled)
+    return greatest, unscaled
 
 
 @inner

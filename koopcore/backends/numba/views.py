@@ -1,4 +1,9 @@
-"""Arrays of any strides as flat memory and offsets, so that a kernel is compiled for one type."""
+"""Arrays of any strides as flat memory and offsets, so that a kernel is compiled for one type.
+
+What belongs together is handed to a kernel as one plain tuple, which the kernel names by its first
+line: ``w = Window(*window)``. Handed over as the named tuple itself it would do the same, but every
+call would take a microsecond longer to recognise each.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,23 @@ from koopcore.partition.segments import cut
 from koopcore.types import IntArray
 
 PIECE = 1 << 18  # parameters of a piece: enough work for a thread, and many in a network
+
+
+class Window(NamedTuple):
+    """Snapshot k has parameter p at ``memory[rows[k] + p step]``."""
+
+    memory: npt.NDArray[Any]  # 1-D, float32 or float64
+    rows: IntArray  # (n,)
+    step: int
+
+
+class Target(NamedTuple):
+    """Parameter p of horizon i goes to ``memory[rows[i] + p step]``, clipped to ±limit."""
+
+    memory: npt.NDArray[Any]  # 1-D, float32 or float64
+    rows: IntArray  # (n_horizons,)
+    step: int
+    limit: float
 
 
 class Flat(NamedTuple):
@@ -34,7 +56,7 @@ class Pieces(NamedTuple):
 
     @property
     def segments(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-        """What the kernels take."""
+        """Those of `Segments`."""
         return self.pointer, self.start, self.length, self.stride
 
 
@@ -66,9 +88,21 @@ def flat(array: npt.NDArray[Any], writeable: bool = False) -> Flat:
 
 
 def window(snapshots: Snapshots) -> tuple[npt.NDArray[Any], IntArray, int]:
-    """(memory, rows, step): snapshot k has parameter p at ``memory[rows[k] + p step]``."""
+    """The fields of a `Window`."""
     memory, origin, (slot, step) = flat(snapshots.array)
     return memory, origin + np.asarray(snapshots.order, dtype=np.int64) * slot, step
+
+
+def target(out: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], IntArray, int, float]:
+    """The fields of a `Target` of predictions (n_horizons, size)."""
+    memory, origin, (row, step) = flat(out, writeable=True)
+    return memory, origin + np.arange(len(out)) * row, step, float(np.finfo(out.dtype).max)
+
+
+def segments(part: Partition) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """The fields of the partition's `Segments`."""
+    group_ptr, start, length, stride = map(frozen, part.segments)
+    return group_ptr, start, length, stride
 
 
 def pieces(part: Partition) -> Pieces:
@@ -80,17 +114,17 @@ def pieces(part: Partition) -> Pieces:
     counts, owners, columns = [], [], []
     small_from = 0
     for group in np.append(np.flatnonzero(part.sizes > PIECE), part.n_groups).tolist():
-        own = slice(int(pointer[small_from]), int(pointer[group]))
+        small = slice(int(pointer[small_from]), int(pointer[group]))
         counts.append(np.diff(pointer[small_from : group + 1]))
         owners.append(whole[small_from:group])
-        columns.append((start[own], length[own], stride[own]))
+        columns.append((start[small], length[small], stride[small]))
         if group < part.n_groups:
-            own = slice(int(pointer[group]), int(pointer[group + 1]))
-            segment, within, size, chunk = cut(length[own], PIECE)
+            large = slice(int(pointer[group]), int(pointer[group + 1]))
+            segment, within, size, chunk = cut(length[large], PIECE)
             counts.append(np.diff(chunk))
             owners.append(np.full(len(chunk) - 1, group))
-            hop = stride[own][segment]
-            columns.append((start[own][segment] + within * hop, size, hop))
+            hop = stride[large][segment]
+            columns.append((start[large][segment] + within * hop, size, hop))
         small_from = group + 1
     cut_pointer = np.concatenate(([0], np.cumsum(np.concatenate(counts))))
     joined = (np.concatenate(column) for column in zip(*columns, strict=True))

@@ -104,8 +104,3 @@ def evict(last_level: int) -> None:
     lines: four times the size leaves little of them.
     """
     read(_ballast(4 * last_level), (8, 2, 0))
-
-
-def word_sum(array: npt.NDArray[Any], size: int) -> int:
-    """The exclusive or of the first ``size`` bytes of an array as 64-bit words, by NumPy."""
-    return int(np.bitwise_xor.reduce(array.reshape(-1).view(np.uint8)[:size].view(np.int64)))

@@ -5,25 +5,24 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
-from io import BytesIO
+from io import BytesIO, StringIO
 from typing import Any
 
 from matplotlib.figure import Figure
+from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from koopcore.lab.bench.powers import Power
 from koopcore.lab.bench.results import Change, rows_of
 from koopcore.lab.bench.study import Row, Study
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0 }
-td, th { padding: .15rem .7rem; text-align: left }
-tr { border-bottom: 1px solid #ddd } td.n { text-align: right; font-variant-numeric: tabular-nums }
-.good { color: #176d2b } .bad { color: #b00020 } img { max-width: 100% } li { margin: .1rem 0 }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
+pre { font-size: 13px; line-height: 1.25; overflow-x: auto } img { max-width: 100% }
 """
+WIDTH = 120  # of a table in the page, in characters
 COLUMNS = 3  # of plots in the picture
-CHANGE_HEADINGS = ("study", "race", "case", "before", "now", "ratio", "")
 
 
 def study_table(study: Mapping[str, Any]) -> Table:
@@ -33,12 +32,13 @@ def study_table(study: Mapping[str, Any]) -> Table:
     table.add_column("value", justify="right")
     table.add_column("target", justify="right")
     for label, power in study["powers"].items():
-        table.add_row(label, str(Power(**power)), "")
+        table.add_row(Text(label), str(Power(**power)), "")
     for share in study["shares"]:
-        table.add_row(share["text"], percent(share["roof"]), "of the roof")
+        table.add_row(Text(share["text"]), percent(share["roof"]), "of the roof")
     for claim in study["claims"]:
-        mark = "[green]met[/]" if claim["met"] else "[red]not met[/]"
-        table.add_row(claim["text"], figure(claim["value"]), f"{target(claim)} {mark}")
+        mark = Text("met", "green") if claim["met"] else Text("not met", "red")
+        goal = Text(f"{target(claim)} ") + mark
+        table.add_row(Text(claim["text"]), figure(claim["value"]), goal)
     return table
 
 
@@ -58,8 +58,8 @@ def troubles(study: Mapping[str, Any]) -> list[str]:
 
 def change_table(changes: Sequence[Change], tolerance: float, shown: int = 12) -> Table:
     """Regressions, and the largest changes besides."""
-    table = Table(title=f"against the earlier run (regression: more than {tolerance:g} times)")
-    for heading in CHANGE_HEADINGS:
+    table = Table(title=f"Against the earlier run (regression: more than {tolerance:g} times)")
+    for heading in ("study", "race", "case", "before", "now", "ratio", ""):
         numbers = heading in ("before", "now", "ratio")
         table.add_column(heading, justify="right" if numbers else "left")
     bad = [change for change in changes if change.reason]
@@ -71,7 +71,7 @@ def change_table(changes: Sequence[Change], tolerance: float, shown: int = 12) -
             duration(change.before),
             duration(change.now),
             f"{change.ratio:.2f}",
-            f"[red]{change.reason}[/]" if change.reason else "",
+            Text(change.reason, "red"),
         )
     return table
 
@@ -109,25 +109,50 @@ def duration(seconds: float | None) -> str:
 
 
 def html(
-    contents: Mapping[str, Any], studies: Sequence[Study], changes: Sequence[Change] = ()
+    contents: Mapping[str, Any], studies: Sequence[Study], changes: RenderableType | None = None
 ) -> str:
-    """The whole page. contents: of a result file; studies: those whose plots are drawn."""
+    """The whole page: the terminal's tables, all cases and plots; nothing from outside.
+
+    contents: of a result file; studies: those whose plots are drawn; changes: `change_table`.
+    """
+    command = escape(contents["command"])
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'>",
-        f"<title>{escape(contents['command'])}</title><style>{STYLE}</style>",
-        f"<h1>{escape(contents['command'])}</h1>",
+        f"<title>{command}</title><style>{STYLE}</style><h1>{command}</h1>",
     ]
-    machines = [study["machine"] for study in contents["studies"].values()]
-    if machines:
-        rows = [(str(key), str(value)) for key, value in machines[-1].items()]
-        parts.append(_table(["machine", ""], rows))
-    if changes:
-        parts.append("<h2>Against the earlier run</h2>")
-        parts.append(_table(CHANGE_HEADINGS, [_change_cells(change) for change in changes]))
+    outcomes = contents["studies"]
+    for machine in [outcome["machine"] for outcome in outcomes.values()][-1:]:
+        parts.append(_pre("\n".join(f"{key}: {value}" for key, value in machine.items())))
+    if changes is not None:
+        parts.append(_pre(changes))
     by_name = {study.name: study for study in studies}
-    for name, outcome in contents["studies"].items():
-        parts += _section(name, outcome, by_name.get(name))
+    for name, outcome in outcomes.items():
+        parts.append(f"<h2>{escape(name)}</h2><p>{escape(outcome['question'])}</p>")
+        parts.append(_pre(study_table(outcome), "\n".join([*outcome["notes"], *troubles(outcome)])))
+        rows = rows_of(outcome)
+        if name in by_name:
+            parts.append(f"<img alt='plot of {escape(name)}' src='{_plot(by_name[name], rows)}'>")
+        parts.append(f"<details><summary>{len(rows)} cases</summary>{_pre(case_table(rows))}")
+        parts.append("</details>")
     return "\n".join(parts)
+
+
+def case_table(rows: Sequence[Row]) -> Table:
+    """Every case: times, calls, error, and the error that is accepted."""
+    table = Table("race", "case", "best", "median", "calls", "error", "accepted")
+    for row in rows:
+        errors = ("", "") if row.missing else (f"{row.error:.2g}", f"{row.bound:.2g}")
+        times = (duration(row.seconds), duration(row.median), str(row.rounds))
+        table.add_row(row.race, row.case, *times, *errors)
+    return table
+
+
+def _pre(*parts: RenderableType) -> str:
+    """What the terminal would show, as HTML; strings as they are."""
+    console = Console(record=True, file=StringIO(), width=WIDTH, markup=False, highlight=False)
+    for part in parts:
+        console.print(part)
+    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 def picture(contents: Mapping[str, Any], studies: Sequence[Study]) -> Figure:
@@ -140,56 +165,6 @@ def picture(contents: Mapping[str, Any], studies: Sequence[Study]) -> Figure:
     for part, study in zip(parts.flat, shown, strict=False):
         _draw(part.add_subplot(), study, rows_of(contents["studies"][study.name]))
     return whole
-
-
-def _section(name: str, outcome: Mapping[str, Any], study: Study | None) -> list[str]:
-    parts = [f"<h2>{escape(name)}</h2><p>{escape(outcome['question'])}</p>"]
-    powers = [(label, str(Power(**power))) for label, power in outcome["powers"].items()]
-    if powers:
-        parts.append(_table(["cost", "fitted"], powers))
-    if outcome["shares"]:
-        parts.append(_table(SHARE_HEADINGS, [share_cells(share) for share in outcome["shares"]]))
-    if outcome["claims"]:
-        cells = []
-        for claim in outcome["claims"]:
-            mark = ("met", "good") if claim["met"] else ("not met", "bad")
-            cells.append((claim["text"], figure(claim["value"]), target(claim), mark))
-        parts.append(_table(["claim", "value", "target", ""], cells))
-    lines = [*outcome["notes"], *troubles(outcome)]
-    if lines:
-        parts.append("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>")
-    rows = rows_of(outcome)
-    if study is not None:
-        parts.append(f"<img alt='plot of {escape(name)}' src='{_plot(study, rows)}'>")
-    parts.append(f"<details><summary>{len(rows)} cases</summary>")
-    headings = ["race", "case", "best", "median", "calls", "error", "accepted"]
-    parts.append(_table(headings, [_row_cells(row) for row in rows]) + "</details>")
-    return parts
-
-
-def _row_cells(row: Row) -> tuple[str, ...]:
-    error = "" if row.missing else f"{row.error:.2g}"
-    bound = "" if row.missing else f"{row.bound:.2g}"
-    times = (duration(row.seconds), duration(row.median), str(row.rounds))
-    return (row.race, row.case, *times, error, bound)
-
-
-def _change_cells(change: Change) -> tuple[Any, ...]:
-    times = (duration(change.before), duration(change.now), f"{change.ratio:.2f}")
-    return (change.study, change.race, change.case, *times, (change.reason, "bad"))
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Cells are text, or (text, class); those that begin with a digit are set as numbers."""
-    lines = ["<table><tr>" + "".join(f"<th>{escape(h)}</th>" for h in headings) + "</tr>"]
-    for row in rows:
-        cells = []
-        for cell in row:
-            text, kind = cell if isinstance(cell, tuple) else (cell, "")
-            kind = kind or ("n" if text[:1].isdigit() else "")
-            cells.append(f"<td class='{kind}'>{escape(text)}</td>")
-        lines.append("<tr>" + "".join(cells) + "</tr>")
-    return "\n".join(lines) + "</table>"
 
 
 def _plot(study: Study, rows: Sequence[Row]) -> str:

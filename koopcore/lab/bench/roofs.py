@@ -39,10 +39,6 @@ class Roofs(NamedTuple):
     flops: float
     bytes: float
 
-    def seconds(self, work: Work) -> float:
-        """What the work takes at least: arithmetic and memory at once."""
-        return max(work.flops / self.flops, work.bytes / self.bytes)
-
 
 def sum_of(works: Iterable[Work]) -> Work:
     """Both counts of all stages of a job added."""

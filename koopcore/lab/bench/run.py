@@ -67,11 +67,13 @@ def run(
                 console.print(f"  {line}", style="red", highlight=False, markup=False)
     contents = {**results.head(), "studies": results.studies}
     changes: list[Change] = []
+    table = None
     if earlier is not None:
-        done = {study.name: results.studies[study.name] for study in matching}
-        changes = compare(earlier, {**results.head(), "studies": done}, tolerance)
-        console.print(change_table(changes, tolerance))
-    page = html(contents, studies(), changes)
+        finished = {study.name: results.studies[study.name] for study in matching}
+        changes = compare(earlier, {**results.head(), "studies": finished}, tolerance)
+        table = change_table(changes, tolerance)
+        console.print(table)
+    page = html(contents, studies(), table)
     write_whole(output / f"{stem}.html", lambda path: path.write_text(page, encoding="utf-8"))
     write_whole(output / f"{stem}.png", picture(contents, studies()).savefig)
     console.print(f"results: {output / stem}.json, .html, .png", soft_wrap=True)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 import koopcore as kc
 from koopcore.files import write_whole
@@ -25,7 +26,6 @@ from koopcore.lab.experiments.experiment import (
     Cell,
     Context,
     Results,
-    annotated,
     packed,
     sheet,
     unpacked,
@@ -283,11 +283,13 @@ def table(results: Results, settings: dict[str, Any]) -> RenderableType:
         f"{settings['horizon']:,}; rate / (1 + decay s) at step s."
     )
     title = "Table 1 at the paper's schedule"
+    errors = _grid(f"{title}: error ratio", [*cutoffs, LINE, *by_node], results, settings, _error)
     return Group(
         _grid(f"{title}: operators per node", [*cutoffs, LINE, *by_node], results, settings),
         _grid(f"{title}: other partitions", others, results, settings),
-        _grid(f"{title}: error ratio", [*cutoffs, LINE, *by_node], results, settings, _error),
-        annotated(_speeds(results, settings), regime, NOTES),
+        errors,
+        *([_speeds(results, settings)] if "seconds" in results else []),
+        Text(f"{regime}\n{NOTES}", style="dim"),
     )
 
 
@@ -336,20 +338,21 @@ def _error(scores: dict[str, Floats]) -> str:
 def _speeds(results: Results, settings: dict[str, Any]) -> Table:
     """Seconds of one network, and the speed-up at the row's best run."""
     shown = sheet("One network: seconds, and window speed-up", list(settings["paces"]))
-    times = results.get("seconds", {})
+    times = results["seconds"]
     rows = ["pinv", *(f"{p} {m}" for p in settings["partitions"] for m in settings["models"])]
-    steps = [_milliseconds(times, optimizer, "step") for optimizer in settings["paces"]]
-    shown.add_row("one training step", *steps)
+    shown.add_row(
+        "one training step", *(f"{1e3 * times[o]['step']:.3g} ms" for o in settings["paces"])
+    )
     for row in rows:
         figures = []
         for optimizer in settings["paces"]:
+            spent = times[optimizer]
+            figure = f"{1e3 * spent[row]:.3g} ms"
             best = max(_medians(results, settings, optimizer, row), default=None)
-            spent = times.get(optimizer)
-            if best is None or spent is None:
-                figures.append(_milliseconds(times, optimizer, row))
-                continue
-            speed = best[1] * settings["horizon"] * spent["step"] / spent[row]
-            figures.append(f"{_milliseconds(times, optimizer, row)}  {speed:,.0f}x")
+            if best is not None:
+                speed = best[1] * settings["horizon"] * spent["step"] / spent[row]
+                figure += f"  {speed:,.0f}x"
+            figures.append(figure)
         shown.add_row(row, *figures)
     published = [f"{PAPER['speedup'][optimizer]}x" for optimizer in settings["paces"]]
     shown.add_row("published", *published, style="cyan")
@@ -366,8 +369,3 @@ def _medians(
                 if name == row or (row == "pinv" and name.startswith("pinv ")):
                     relative = scores["relative"]
                     yield float(np.mean(relative > 0)), float(np.median(relative))
-
-
-def _milliseconds(times: dict[str, Any], optimizer: str, row: str) -> str:
-    spent = times.get(optimizer, {}).get(row)
-    return "-" if spent is None else f"{1e3 * spent:.3g} ms"

@@ -205,11 +205,11 @@ def table(results: Results, settings: dict[str, Any]) -> RenderableType:
                 seconds = f"{row['seconds']:.3f} s"
                 shown.add_row(f" {variant.name}", str(row["n_features"]), *figures, seconds)
         shown.add_section()
-        if (found := results.get(f"mu {mu}/rates")) is not None:
-            slope = np.median(found["constant_slopes"])
+        if (curves := results.get(f"mu {mu}/rates")) is not None:
+            slope = np.median(curves["constant_slopes"])
             notes.append(f"mu = {mu}: slope of min E, constant step, median: {slope:.2f}.")
-        if (found := results.get(f"mu {mu}/linear bounds")) is not None:
-            least = ", ".join(f"{h}: {percent(found[h])}" for h in ("3", "4", "6"))
+        if (bound := results.get(f"mu {mu}/linear bounds")) is not None:
+            least = ", ".join(f"{h}: {percent(bound[h])}" for h in ("3", "4", "6"))
             notes.append(f"mu = {mu}: least x: 200 of any linear read-out, by h: {least}.")
     printed = (percent(PAPER["one_step"]), percent(PAPER["multi_step"]), f"{PAPER['seconds']} s")
     shown.add_row("paper, 3 features, mu not published", "3", "", "", *printed, style="cyan")

@@ -19,7 +19,7 @@ def linear_bound(states: FloatArray, n_features: int, angle: float) -> float:
 
     states: (T, n), T > n_features. angle: of the cycle's eigenvalue, 2π dt / period, in radians.
     Returns ‖states - best‖ / ‖states‖. The search may miss the global minimum: the number is the
-    bound as far as it was found. Cost: some seconds.
+    bound as far as the search went. Cost: some seconds.
     """
     n = np.arange(1, len(states) + 1)[:, None]
     pairs, reals = divmod(n_features, 2)
@@ -35,12 +35,12 @@ def linear_bound(states: FloatArray, n_features: int, angle: float) -> float:
 
     rng = np.random.default_rng(0)
     harmonics = angle * (2 * np.arange(pairs) + 1)
-    found = []
+    errors = []
     for _ in range(_STARTS):
         near = harmonics * (1.0 + 0.02 * rng.standard_normal(pairs))
         growths, decays = 1e-4 * rng.standard_normal(pairs), -(10.0 ** rng.uniform(-4, -0.5, reals))
         start = np.concatenate([near, growths, decays])
         options = {"maxiter": 4000, "xatol": 1e-9, "fatol": 1e-8}
         with np.errstate(over="ignore", invalid="ignore"):
-            found.append(minimize(error, start, method="Nelder-Mead", options=options).fun)
-    return float(min(found))
+            errors.append(minimize(error, start, method="Nelder-Mead", options=options).fun)
+    return float(min(errors))

@@ -150,5 +150,5 @@ def _idx(folder: Path, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.uin
     header = 4 + 4 * data[3] if len(data) > 3 else 4
     sizes = tuple(np.frombuffer(data[4:header], ">u4").astype(int)) if len(data) >= header else ()
     if data[:3] != b"\0\0\x08" or len(data) != header + int(np.prod(sizes)):
-        raise ValueError(f"{folder / name} is no IDX file of unsigned bytes")
+        raise ValueError(f"{folder / name} is not an IDX file of unsigned bytes")
     return np.frombuffer(data, np.uint8, offset=header).reshape(sizes)

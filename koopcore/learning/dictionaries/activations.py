@@ -35,6 +35,6 @@ ACTIVATIONS = {
 
 def activation(name: str) -> Activation:
     """The activation called ``name``: "tanh", "logistic" or "arctan"; ValueError otherwise."""
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ValueError(f"activation is {name!r}; one of {', '.join(map(repr, ACTIVATIONS))}")
     return ACTIVATIONS[name]

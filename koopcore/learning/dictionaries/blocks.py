@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import numpy as np
 
-from koopcore.learning.dictionaries.protocol import Dictionary, Pullback, batched, state_features
+from koopcore.learning.checks import whole
+from koopcore.learning.dictionaries.protocol import (
+    Dictionary,
+    Pullback,
+    batched,
+    check_dictionary,
+    state_features,
+)
 from koopcore.types import FloatArray
 
 
@@ -30,9 +38,11 @@ class Blocks:
         object.__setattr__(self, "dictionaries", tuple(self.dictionaries))
         if not self.dictionaries:
             raise ValueError("dictionaries is empty; one per block is needed")
+        for block, dictionary in enumerate(self.dictionaries):
+            check_dictionary(f"dictionaries[{block}]", dictionary)
         sizes = [d.n_states for d in self.dictionaries]
         runs = self.states or [range(a, b) for a, b in pairwise(accumulate(sizes, initial=0))]
-        parts = tuple(tuple(int(i) for i in part) for part in runs)
+        parts = tuple(tuple(whole("a state", i, 0) for i in part) for part in runs)
         object.__setattr__(self, "states", parts)
         check_cover(parts, sizes)
 
@@ -123,12 +133,12 @@ def check_cover(parts: Sequence[Sequence[int]], sizes: Sequence[int]) -> None:
             raise ValueError(
                 f"block {block} has states {part}, but its dictionary takes {size} states"
             )
-    named = [state for part in parts for state in part]
-    missing = sorted(set(range(len(named))) - set(named))
-    twice = sorted({state for state in named if named.count(state) > 1})
+    named = Counter(state for part in parts for state in part)
+    missing = sorted(set(range(named.total())) - set(named))
+    twice = sorted(state for state, count in named.items() if count > 1)
     if missing or twice:
         raise ValueError(
-            f"the blocks do not cover the {len(named)} states once each: "
+            f"the blocks do not cover the {named.total()} states once each: "
             f"missing {missing}, named twice {twice}; give every state to exactly one block"
         )
 

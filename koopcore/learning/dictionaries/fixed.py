@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
+from math import comb, frexp, ldexp
 
 import numpy as np
 
-from koopcore.learning.checks import whole
+from koopcore.learning.checks import finite_array, positive, truth, whole
 from koopcore.learning.dictionaries.protocol import Pullback
 from koopcore.types import FloatArray
+
+_MOST = 1_000_000  # features; K would have as many rows and columns
 
 
 class _Fixed(ABC):
@@ -44,12 +47,22 @@ class Monomials(_Fixed):
     constant: bool = False
 
     def __post_init__(self) -> None:
-        whole("n_states", self.n_states)
-        whole("degree", self.degree)
+        object.__setattr__(self, "n_states", whole("n_states", self.n_states))
+        object.__setattr__(self, "degree", whole("degree", self.degree))
+        object.__setattr__(self, "constant", truth("constant", self.constant))
+        more, fewer = max(self.n_states, self.degree), min(self.n_states, self.degree)
+        count = 1  # C(more + i, i)
+        for i in range(1, fewer + 1):
+            count = count * (more + i) // i
+            if count > _MOST:
+                raise ValueError(
+                    f"n_states = {self.n_states} and degree = {self.degree} make more than {_MOST} "
+                    "monomials; lower the degree, or leave states out"
+                )
 
     @property
     def n_features(self) -> int:
-        return len(self.exponents())
+        return comb(self.n_states + self.degree, self.degree) - (not self.constant)
 
     def exponents(self) -> list[tuple[int, ...]]:
         """Factors of every feature, as state indices with repetition."""
@@ -88,12 +101,11 @@ class RadialBasis(_Fixed):
     width: float = 1.0
 
     def __post_init__(self) -> None:
-        rows = np.asarray(self.centres, dtype=np.float64)
-        if rows.ndim != 2 or not rows.size or not np.isfinite(rows).all():
-            raise ValueError(f"centres has shape {rows.shape}; finite (n_centres, n_states) needed")
-        if not 0.0 < self.width < np.inf:
-            raise ValueError(f"width is {self.width}; a finite number > 0 is needed")
+        rows = finite_array("centres", self.centres)
+        if rows.ndim != 2 or not rows.size:
+            raise ValueError(f"centres has shape {rows.shape}; (n_centres, n_states) is needed")
         object.__setattr__(self, "centres", tuple(tuple(map(float, row)) for row in rows))
+        object.__setattr__(self, "width", positive("width", self.width))
 
     @property
     def n_states(self) -> int:
@@ -104,5 +116,10 @@ class RadialBasis(_Fixed):
         return len(self.centres)
 
     def features(self, parameters: FloatArray, states: FloatArray) -> FloatArray:
-        apart = states[:, None, :] - np.asarray(self.centres)  # (M, h, n)
-        return np.exp(np.einsum("mhn,mhn->mh", apart, apart) / (-2.0 * self.width**2))
+        # Distances in a power of two next to the width: neither is too large or small to square,
+        # but for distances so far that ψ is 0.
+        unit = ldexp(1.0, frexp(self.width)[1] - 1)
+        with np.errstate(over="ignore"):
+            apart = (states[:, None, :] - np.asarray(self.centres)) / unit  # (M, h, n)
+            squares = np.einsum("mhn,mhn->mh", apart, apart)
+        return np.exp(squares / (-2.0 * (self.width / unit) ** 2))

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from koopcore.learning.checks import whole
+from koopcore.learning.checks import not_negative, whole
 from koopcore.learning.dictionaries.activations import activation
 from koopcore.learning.dictionaries.protocol import Pullback
 from koopcore.types import FloatArray
@@ -34,13 +34,14 @@ class Layered:
     batched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", tuple(self.widths))
         activation(self.activation)
+        object.__setattr__(self, "n_states", whole("n_states", self.n_states))
+        widths = (whole(f"widths[{layer}]", width) for layer, width in enumerate(self.widths))
+        object.__setattr__(self, "widths", tuple(widths))
         if not self.widths:
             raise ValueError("widths is empty; at least one layer is needed, such as (15, 15, 15)")
-        whole("n_states", self.n_states)
-        for layer, width in enumerate(self.widths):
-            whole(f"widths[{layer}]", width)
+        object.__setattr__(self, "bias", not_negative("bias", self.bias))
+        object.__setattr__(self, "scale", not_negative("scale", self.scale))
 
     @property
     def n_features(self) -> int:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from koopcore.learning.checks import whole
+from koopcore.learning.checks import not_negative, whole
 from koopcore.learning.dictionaries.activations import activation
 from koopcore.learning.dictionaries.protocol import Pullback
 from koopcore.types import FloatArray
@@ -34,8 +34,9 @@ class OneLayer:
 
     def __post_init__(self) -> None:
         activation(self.activation)
-        whole("n_states", self.n_states)
-        whole("n_features", self.n_features)
+        object.__setattr__(self, "n_states", whole("n_states", self.n_states))
+        object.__setattr__(self, "n_features", whole("n_features", self.n_features))
+        object.__setattr__(self, "scale", not_negative("scale", self.scale))
 
     @property
     def n_parameters(self) -> int:

@@ -51,6 +51,17 @@ class Dictionary(Protocol):
         ...
 
 
+def check_dictionary(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` has what a dictionary must have."""
+    members = ("n_states", "n_features", "n_parameters", "initial", "features", "linearized")
+    missing = [member for member in members if not hasattr(value, member)]
+    if missing:
+        raise TypeError(
+            f"{name} is a {type(value).__name__}, without {', '.join(missing)}; a dictionary is "
+            "needed, such as OneLayer(...)"
+        )
+
+
 def batched(dictionary: Dictionary) -> bool:
     """Whether leading axes of θ and of states are a batch."""
     return bool(getattr(dictionary, "batched", False))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from koopcore.learning.dictionaries.protocol import Dictionary, Pullback, batched
+from koopcore.learning.dictionaries.protocol import Dictionary, Pullback, batched, check_dictionary
 from koopcore.types import FloatArray
 
 
@@ -20,6 +20,9 @@ class StateInclusive:
     """
 
     inner: Dictionary
+
+    def __post_init__(self) -> None:
+        check_dictionary("inner", self.inner)
 
     @property
     def batched(self) -> bool:

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from multiprocessing.connection import Connection, Listener
 from typing import NamedTuple
@@ -14,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore.learning.checks import whole
+from koopcore.learning.divergence import runs_away
 from koopcore.learning.history import History
+from koopcore.learning.objective import objective
 from koopcore.learning.step_sizes import Diminishing, check_step, scheduled
 from koopcore.learning.trajectories import Trajectories
 from koopcore.learning.workers.messages import FINAL, Mailbox, Network, PeerLost, Transport
@@ -69,8 +72,7 @@ class AsynchronousLearner(ParallelLearner):
         `AlternatingLearner` does, and `WorkerError` naming a worker that died or kept silent.
         """
         division = self._division(self.workers)
-        problem = self._problem(X, self.dictionary.n_states)
-        start = self._start(initial)
+        problem, start = self._begin(X, initial)
         key, rules, places = secrets.token_bytes(16), self._rules(), division.feature_slices()
         arguments = [
             (number, places, share, rules, key)
@@ -94,6 +96,10 @@ class AsynchronousLearner(ParallelLearner):
                 self._measure([report.content for report in reports])
         # Where no report of all workers came before they diverged, the start is what is left.
         iterate = whole_of(reports) if reports else start
+        with np.errstate(over="ignore", invalid="ignore"):
+            first, last = (objective(self.dictionary, *p, problem.data) for p in (start, iterate))
+        if runs_away(last, first):
+            history.stopped = "diverged"
         self._conclude(problem, start, iterate, steps, self.delay)
         return self
 
@@ -195,6 +201,10 @@ def run_worker(
         # Others may still be on their way: what they lost is repeated until the pipe is closed.
         while not pipe.poll(0.05):
             transport.repeat()
+    # Nor does a worker that failed close its connections before all were heard: the others would
+    # take it for the one that went first.
+    with suppress(OSError):
+        pipe.poll(None)
     transport.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,14 +11,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from koopcore.learning.estimator import SynchronousLearner
+from koopcore.backends import backend_for
+from koopcore.learning.divergence import DivergenceWarning, check_finite, check_sizes
+from koopcore.learning.estimator import SynchronousLearner, largest
 from koopcore.learning.learned_operator import LearnedOperator, check_readout, fit_readout
 from koopcore.learning.objective import exact_operator
 from koopcore.learning.persistence import save_part
-from koopcore.learning.trajectories import Trajectories
+from koopcore.learning.trajectories import Trajectories, pairs, scaled
 from koopcore.learning.workers.parallel import ParallelLearner, whole_of
-from koopcore.learning.workers.share import Division
+from koopcore.learning.workers.share import Division, Part, Share, joined
 from koopcore.learning.workers.supervisor import STARTING, WorkerError
+from koopcore.types import FloatArray
 
 if TYPE_CHECKING:
     from koopcore.learning.workers.collectives import Traffic
@@ -73,8 +77,7 @@ class DistributedLearner(ParallelLearner, SynchronousLearner):
         from koopcore.learning.workers.ranks import run_rank
 
         division = self._division(self.workers)
-        problem = self._problem(X, self.dictionary.n_states)
-        start = self._start(initial)
+        problem, start = self._begin(X, initial)
         with tempfile.TemporaryDirectory(prefix="koopcore-") as directory:
             meeting = (Path(directory) / "ranks").as_uri()
             arguments = [
@@ -116,8 +119,9 @@ class DistributedLearner(ParallelLearner, SynchronousLearner):
         part: trajectories of `own_states` only, in that order; all ranks the same times.
         The group's size stands for ``workers``; random_state must be a seed, the same on all ranks.
         Every rank gets the whole operator. initial: (θ, K), whole. Raises RuntimeError without a
-        group, ValueError for a group with more ranks than blocks, and `WorkerError` where the
-        other ranks are lost: then ``checkpoint`` has this rank's part, for `load_parts`.
+        group, ValueError for a group with more ranks than blocks, `FloatingPointError` as ``fit``,
+        and `WorkerError` where the other ranks are lost: then ``checkpoint`` has this rank's part,
+        for `load_parts`.
 
         Each rank solves for the read-out of its own states: it has everybody's features, not
         states.
@@ -134,36 +138,48 @@ class DistributedLearner(ParallelLearner, SynchronousLearner):
             )
         start, rank = self._start(initial), dist.get_rank()
         states = division.states(rank)
-        problem = self._problem(part, len(states))
-        data = problem.data
+        data, shift, scale = scaled(pairs(part, len(states)), self.standardize)
         share = division.share(rank, data, *start)
         collectives = Collectives(division.widths(), rank, device_here())
         iterations = Iterations(share, collectives, self._rules())
         try:
-            best, self.history_ = iterations.run(lambda *_: None)
-            share.parameters, rows = best.parameters, best.operator
-            features, _ = collectives.gather(share.linearize(), (0.0, 0.0))
+            with np.errstate(over="ignore", invalid="ignore"):
+                sizes = gathered((largest(share.linearize()), largest(data.states)))
+                feature, state = np.max(sizes, axis=0)
+                check_sizes(float(feature), float(state), self._takes_gradients())
+                best, self.history_ = iterations.run(lambda *_: None)
+                share.parameters, rows = best.parameters, best.operator
+                features, _ = collectives.gather(share.linearize(), (0.0, 0.0))
+                if self.polish:
+                    rows = exact_operator(features, data, self.ridge, share.place)
+                theta, k = joined(gathered(Part(share.parameters, rows)))
+                check_finite(features, data, k)
+            pieces = gathered((self._own_readout(share, features, states), shift, scale, states))
+            self.traffic_ = gathered(collectives.traffic)
         except RanksLost as error:
             raise self._own_part_saved(rank, iterations, error) from error
-        if self.polish:
-            rows = exact_operator(features, data, self.ridge, share.place)
-        kind = check_readout(self.readout, self.dictionary)
-        if kind == "state-inclusive":
-            readout = fit_readout(self.dictionary, features, data.states, kind)[states]
-        else:
-            readout = fit_readout(share.blocks, features, data.states, kind)
-        pieces = gathered(
-            (best.parameters, rows, readout, problem.shift, problem.scale, states),
-        )
-        self.traffic_ = gathered(collectives.traffic)
-        theta, k, c, shift, scale, places = (
-            np.concatenate([piece[i] for piece in pieces]) for i in range(6)
+        if self.history_.stopped == "diverged":
+            iterate = f"iterate {best.iteration}" if best.iteration >= 0 else "the start"
+            warnings.warn(
+                f"learning diverged with {self._steps()}; {iterate} was kept; take shorter steps",
+                DivergenceWarning,
+                stacklevel=2,
+            )
+        readout, shift, scale, places = (
+            np.concatenate([piece[i] for piece in pieces]) for i in range(4)
         )
         order = np.argsort(places)
         self.operator_ = LearnedOperator(
-            self.dictionary, theta, k, c[order], shift[order], scale[order]
+            self.dictionary, theta, k, readout[order], shift[order], scale[order]
         )
         return self
+
+    def _own_readout(self, share: Share, features: FloatArray, states: list[int]) -> FloatArray:
+        """The rows of C that read this rank's states out of everybody's features."""
+        kind = check_readout(self.readout, self.dictionary)
+        if kind == "state-inclusive":
+            return fit_readout(self.dictionary, features, share.data.states, kind)[states]
+        return fit_readout(share.blocks, features, share.data.states, kind)
 
     def _division_here(self) -> Division:
         import torch.distributed as dist
@@ -186,6 +202,8 @@ class DistributedLearner(ParallelLearner, SynchronousLearner):
             self.step_w,
             self.track,
             self.ridge,
+            # The caller's choice: processes from a fork server have the environment it started in.
+            backend_for("cpu").name if self.k_step == "exact" else None,
             self.report_every,
         )
 

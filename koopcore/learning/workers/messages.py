@@ -78,8 +78,10 @@ class Mailbox:
                 late = [p for p in self.peers if self._stamp(kind, p) < least]
                 if not late:
                     break
-                if any(peer in self._closed for peer in late):
-                    first = self._closed[0]  # the others may have gone because it did
+                # Without one that went before its end nobody comes to an end, in time or late.
+                gone = [p for p in self._closed if self._stamp(kind, p) < FINAL]
+                if gone:
+                    first = gone[0]  # the others may have gone because it did
                     last = self._stamp(kind, first)
                     raise PeerLost(f"worker {first} closed its connection", first, last)
                 # Of several, name the one not heard of for longest: the others wait for it as well.

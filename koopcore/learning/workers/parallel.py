@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from koopcore.learning.checks import positive_seconds, whole
 from koopcore.learning.dictionaries.blocks import Blocks
@@ -67,10 +69,13 @@ class ParallelLearner(Learner):
                 yield supervisor, advance
             except WorkerError as error:
                 states = supervisor.last_states()
-                if states:
-                    error.last_good = self.operator_ = self._assembled(problem, whole_of(states))
-                    if self.checkpoint is not None:
-                        save(error.last_good, self.checkpoint)
+                # What is not finite is not good; then nothing is left.
+                with suppress(FloatingPointError), np.errstate(over="ignore", invalid="ignore"):
+                    if states:
+                        error.last_good = self._assembled(problem, whole_of(states))
+                        self.operator_ = error.last_good
+                if error.last_good is not None and self.checkpoint is not None:
+                    save(error.last_good, self.checkpoint)
                 raise
 
 

@@ -39,6 +39,7 @@ class Rules(NamedTuple):
     step_w: StepW
     track: Criterion
     ridge: float
+    engine: str | None  # the backend that exact steps use; None where there are none
     report_every: int
 
 
@@ -83,7 +84,8 @@ class Iterations:
         """All iterations; ``listener`` is told the best iterate every `report_every` of them."""
         start = time.perf_counter()
         for t in range(self.rules.n_iterations):
-            stopped = self._iterate(t)
+            with np.errstate(over="ignore", invalid="ignore"):  # a sum of all tells divergence
+                stopped = self._iterate(t)
             if stopped is not None:
                 self.history.stopped = stopped
                 break
@@ -140,7 +142,10 @@ class Iterations:
         """
         share = self.share
         if self._exact:
-            share.rows = exact_operator(features, share.data, self.rules.ridge, share.place)
+            rules = self.rules
+            share.rows = exact_operator(
+                features, share.data, rules.ridge, share.place, rules.engine
+            )
             error = share.errors(features)
             return error, error, np.zeros_like(share.rows), math.nan
         error = share.errors(features)
@@ -162,7 +167,8 @@ class Iterations:
         if last is not None and len(self.history) <= last.number:
             k, w = squares
             self.history.add(last.value, math.sqrt(k), math.sqrt(w), last.step_k, last.step_w)
-            self.tracker.offer(last.number, last.value, k + w, last.parameters, last.rows)
+            slope = math.sqrt(k + w)
+            self.tracker.offer(last.number, last.value, slope, last.parameters, last.rows)
 
 
 def run_rank(

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from koopcore.training.recording.live_buffers import reestimate
+from koopcore.training.recording.parameters import same_bits
+
+#: Two values of one loss at the same parameters may differ by this share, for sums in other orders.
+SAME = 1e-3
 
 
 class GuardedLoss:
     """Call ``loss()`` any number of times under identical conditions, then undo its side effects.
 
-    Used as a context around one line search. Each call runs without gradients (a loss that
-    differentiates inside, as in physics-informed training, switches them on itself) and starts
-    from the same random state of torch (CPU and the module's CUDA device), NumPy, ``random`` and
-    the given generators, so that all candidates see the same batch and dropout masks. After each
-    call the module's buffers and training flags are put back bit-exactly.
+    Used as a context around one line search. Each call runs without gradients, unless the loss
+    turns out to differentiate inside (physics-informed training), and starts from the same random
+    state of torch (CPU and the model's CUDA device), NumPy, ``random`` and the given generators, so
+    that all candidates see the same batch and dropout masks. After each call the model's buffers
+    and training flags are put back bit-exactly.
 
     Args:
         loss: takes nothing, returns one number: a float or a tensor of one element.
-        module: whose parameters the loss may read and must not change.
-        generators: further torch generators that the loss draws from.
+        model: whose parameters the loss may read and must not change.
+        generators: further torch generators that the loss draws from, one or several.
 
     Raises (on a call): TypeError if the result is no real scalar; ValueError if the loss changed
     a parameter or accumulated into ``.grad``. A non-finite value is returned, not raised.
@@ -39,22 +46,24 @@ class GuardedLoss:
     def __init__(
         self,
         loss: Callable[[], Any],
-        module: nn.Module,
-        generators: Iterable[torch.Generator] = (),
+        model: nn.Module,
+        generators: torch.Generator | Iterable[torch.Generator] = (),
     ) -> None:
         if not callable(loss):
             raise TypeError(
                 f"loss is {type(loss).__name__}; give a function without arguments that returns "
                 "the loss at the model's present parameters, or None"
             )
+        check_arguments(loss)
         self.loss = loss
-        self.module = module
+        self.model = model
         self._random = RandomState(generators)
+        self._differentiates = False
 
     def __enter__(self) -> GuardedLoss:
-        self._parameters = list(self.module.named_parameters())
-        self._buffers = _Buffers(self.module)
-        self._training = [(m, m.training) for m in self.module.modules()]
+        self._parameters = list(self.model.named_parameters())
+        self._buffers = _Buffers(self.model)
+        self._training = [(m, m.training) for m in self.model.modules()]
         self._random.save({p.device for _, p in self._parameters})
         return self
 
@@ -68,20 +77,13 @@ class GuardedLoss:
         del self._parameters, self._buffers, self._training
 
     def __call__(self) -> float:
-        """Return the loss at the module's present parameters and the buffers found on entry."""
+        """Return the loss at the model's present parameters, with the buffers as on entry."""
         versions = [p._version for _, p in self._parameters]
         gradients = [_gradient_mark(p) for _, p in self._parameters]
         try:
-            with torch.no_grad():
-                value = scalar(self.loss())
-        except RuntimeError as error:
-            if "does not require grad" in str(error):
-                raise ValueError(
-                    "the loss differentiates, but gradients are off while candidates are "
-                    "evaluated; leave backward() out, or open torch.enable_grad() inside the "
-                    "loss where it needs derivatives (physics-informed losses)"
-                ) from error
-            raise
+            result = self._run(self.loss)
+            if isinstance(result, Tensor):  # perhaps of a buffer that is put back now
+                result = result.detach().clone()
         finally:
             self._random.notice()
             self._restore()
@@ -96,15 +98,65 @@ class GuardedLoss:
                     f"the loss changed {name}.grad; leave backward() and zero_grad() out of it, "
                     "and use torch.autograd.grad for derivatives inside a loss"
                 )
-        return value
+        return scalar(result)
+
+    def rehearse(self) -> None:
+        """Call the loss twice and say what is wrong with it; parameters and gradients stay.
+
+        Besides what a call raises: ValueError if the loss changes parameters behind autograd's
+        back, is not finite, or is another one the second time. Cost: two evaluations, and a copy
+        of all parameters and gradients for as long.
+        """
+        parameters = {n: p for n, p in self.model.named_parameters() if not is_lazy(p)}
+        values = {name: p.detach().clone() for name, p in parameters.items()}
+        gradients = {
+            name: None if p.grad is None else (p.grad, p.grad.clone())
+            for name, p in parameters.items()
+        }
+        try:
+            with self:
+                first = self()
+                if changed := [n for n, p in parameters.items() if not same_bits(p, values[n])]:
+                    raise ValueError(
+                        f"the loss changed the parameter {changed[0]!r} behind autograd's back "
+                        "(through .data); a loss must only read the model"
+                    )
+                second = self()
+        finally:
+            _put_back(parameters, values, gradients)
+        if not math.isfinite(first):
+            raise ValueError(
+                f"the loss is {first} at finite parameters the first time it is evaluated; it must "
+                "return a finite number (a mean over a batch that is not empty)"
+            )
+        if not abs(first - second) <= SAME * max(abs(first), abs(second)):
+            raise ValueError(
+                f"the loss is random: {first:.6g} and then {second:.6g} at the same parameters, so "
+                "candidates could not be compared. Take one batch before, and hold it in the loss: "
+                "x, y = next(iter(loader)); loss=lambda: criterion(model(x), y). If it draws from "
+                "a torch.Generator of its own, give that as generators="
+            )
 
     def reestimate_buffers(self) -> list[tuple[Tensor, Tensor]]:
         """Fill the batch-norm statistics from one run of the loss; see :func:`reestimate`."""
         try:
-            with torch.no_grad():
-                return reestimate(self.module, self.loss)
+            return reestimate(self.model, lambda: self._run(self.loss))
         finally:
             self._random.restore()
+
+    def _run(self, loss: Callable[[], Any]) -> Any:
+        """The loss without gradients, or with them once it was seen to need them."""
+        if not self._differentiates:
+            try:
+                with torch.no_grad():
+                    return loss()
+            except RuntimeError as error:
+                if "does not require grad" not in str(error):
+                    raise
+            self._differentiates = True
+            self._restore()
+        with torch.enable_grad():
+            return loss()
 
     def _restore(self) -> None:
         self._random.restore()
@@ -114,8 +166,41 @@ class GuardedLoss:
                 module.training = training
 
 
+def check_arguments(loss: Callable[..., Any]) -> None:
+    """Raise TypeError for a loss that cannot be called without arguments."""
+    function = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of builtins that tell nothing
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise TypeError(
+            f"loss {name}{signature} cannot be called without arguments ({error}); give a function "
+            "that returns the loss at the model's present parameters: "
+            "loss=lambda: criterion(model(x), y)"
+        ) from None
+
+
+@torch.no_grad()
+def _put_back(
+    parameters: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
+    gradients: Mapping[str, tuple[Tensor, Tensor] | None],
+) -> None:
+    for name, p in parameters.items():
+        if not same_bits(p, values[name]):
+            p.copy_(values[name])
+        known = gradients[name]
+        p.grad = None if known is None else known[0]
+        if known is not None and not same_bits(known[0], known[1]):
+            known[0].copy_(known[1])
+
+
 def scalar(value: Any) -> float:
-    """Return a loss as a float; TypeError unless it is one real number, attached or not."""
+    """Return a loss as a float; TypeError unless it is one real number."""
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.is_complex():
             raise TypeError(
@@ -147,7 +232,7 @@ class _Buffers:
         self._tensors: list[Tensor] = []
         for owner in module.modules():
             for name, buffer in owner._buffers.items():
-                if buffer is not None:
+                if buffer is not None and not is_lazy(buffer):
                     self._owners.append((owner, name))
                     self._tensors.append(buffer)
         self._values = [buffer.clone() for buffer in self._tensors]
@@ -172,7 +257,9 @@ class RandomState:
 
     PROBES = 3
 
-    def __init__(self, generators: Iterable[torch.Generator] = ()) -> None:
+    def __init__(self, generators: torch.Generator | Iterable[torch.Generator] = ()) -> None:
+        if isinstance(generators, torch.Generator):
+            generators = (generators,)
         self._generators = list(generators)
         self._torch: list[tuple[Callable[[Any], Any], Any]] = []
         self._others: dict[str, Any] = {}

@@ -17,11 +17,9 @@ from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.line_search import Ladder, SearchResult, line_search
 from koopcore.training.jumping.moments import carry_over
 from koopcore.training.policy import Policy
+from koopcore.training.recording.parameters import real
 from koopcore.training.recording.recording import Recording
 from koopcore.training.settings import Settings
-
-#: Attempts that compare all parameters bitwise around the loss; later ones trust its versions.
-_SUSPICIOUS = 2
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,6 @@ class Jump:
         self.settings = settings
         self.optimizer = optimizer
         self.guarded = guarded
-        self._attempts = 0
 
     def attempt(
         self,
@@ -76,7 +73,7 @@ class Jump:
             rows,
             recording.partition,
             model=options.operator,
-            rank=options.rank,
+            rank=recording.rank,
             ridge=options.ridge,
             backend=options.backend,
             order=order,
@@ -160,16 +157,12 @@ class Jump:
         try:
             with guarded:
                 base = guarded()
-                if self._attempts < _SUSPICIOUS and not parameters.unchanged(copies):
-                    raise ValueError(
-                        "the loss changed parameters behind autograd's back (through .data); "
-                        "a loss must only read the model"
-                    )
                 if not math.isfinite(base):
-                    return self._not_finite(base, hindcast)
+                    reason = f"the present loss is {base}"
+                    return Outcome(False, "none", 0.0, base, base, hindcast, 1, reason)
                 bar = base
                 if average is not None:
-                    with recording.parameters.exchanged(average.average):
+                    with parameters.exchanged([real(a) for a in average.average]):
                         bar = min(base, finite(guarded()))
                 slack, margin = self.settings.slack, self.settings.margin
                 result = line_search(bar, ladders, evaluate, slack, margin)
@@ -179,7 +172,6 @@ class Jump:
             result = None
             raise
         finally:
-            self._attempts += 1
             if result is None or result.best is None:
                 parameters.restore(copies)
         count = 1 + (average is not None) + len(result.losses)
@@ -192,19 +184,11 @@ class Jump:
         reason = f"best of {len(result.losses)} candidates"
         return Outcome(True, best.kind, best.horizon, base, result.loss, hindcast, count, reason)
 
-    def _not_finite(self, base: float, hindcast: float) -> Outcome:
-        if self._attempts == 0:
-            raise ValueError(
-                f"the loss is {base} at finite parameters the first time it is evaluated; it must "
-                "return a finite number (a mean over a batch that is not empty)"
-            )
-        return Outcome(False, "none", 0.0, base, base, hindcast, 1, f"the present loss is {base}")
-
     def _carry(self, recording: Recording, operators: Any, kind: str, horizon: float) -> None:
         slowdown = 1.0
         if self.settings.moments == "rescale" and kind == "koopman":
             slowdown = speed_ratio(operators, recording, int(horizon))
-        carry_over(self.settings.moments, self.optimizer, recording.parameters.sources, slowdown)
+        carry_over(self.settings.moments, self.optimizer, recording.parameters.stepped, slowdown)
 
 
 def finite(loss: float) -> float:
@@ -221,7 +205,8 @@ def median_hindcast(operators: Any, n_groups: int) -> float:
 
 def window_growth(operators: Any, recording: Recording) -> float:
     """Return ``max |lambda|^(n-1)`` over the weights' operators: growth within one window."""
-    radius = np.nanmax(np.abs(np.asarray(operators.eigenvalues()[: recording.n_groups])))
+    moduli = np.abs(operators.eigenvalues()[: recording.n_groups])
+    radius = np.nanmax(moduli, initial=0.0)  # no eigenvalues: straight lines, and what rests
     return float(np.float64(radius) ** (recording.ring.count - 1))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from koopcore.training.settings import Buffers
 
@@ -23,8 +24,8 @@ class LiveBuffers:
     are never touched.
     """
 
-    def __init__(self, module: nn.Module, mode: Buffers) -> None:
-        self.module = module
+    def __init__(self, model: nn.Module, mode: Buffers) -> None:
+        self.model = model
         self.mode = mode
         self.names: list[str] = []
         self.tensors: list[Tensor] = []
@@ -79,19 +80,19 @@ class LiveBuffers:
             buffer.copy_(value)
 
     def _named(self) -> list[tuple[str, Tensor]]:
-        named = self.module.named_buffers()
-        return [(n, b) for n, b in named if b.is_floating_point() and b.numel()]
+        named = self.model.named_buffers()
+        return [(n, b) for n, b in named if not is_lazy(b) and b.is_floating_point() and b.numel()]
 
 
-def reestimate(module: nn.Module, run: Callable[[], object]) -> list[tuple[Tensor, Tensor]]:
+def reestimate(model: nn.Module, run: Callable[[], object]) -> list[tuple[Tensor, Tensor]]:
     """Run ``run`` with batch statistics averaged from scratch; return ``(buffer, new value)``.
 
     Every normalization layer with running statistics is put into training mode for its own
     forward only, whatever mode ``run`` sets, with a cumulative average (``momentum=None``). The
     buffers hold the new values on return. A layer that ``run`` does not reach keeps its own.
-    Hooks are needed, so a compiled module must be run through its original.
+    Hooks are needed, so a compiled model must be run through its original.
     """
-    norms = [m for m in module.modules() if isinstance(m, _NormBase)]
+    norms = [m for m in model.modules() if isinstance(m, _NormBase)]
     layers = [m for m in norms if m.running_mean is not None]
     momenta = [layer.momentum for layer in layers]
     saved = [[b.clone() for b in layer.buffers()] for layer in layers]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from koopcore.training.recording.parameters import real
+
 
 def normalized_update(
     optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]
@@ -22,9 +24,10 @@ def normalized_update(
     * Adagrad (``sum``) and RMSprop (``square_avg``): ``g / (sqrt(v) + eps)``;
     * SGD without momentum: ``g``.
 
-    A parameter that was never stepped gives zeros. Tensors have the parameters' shapes, in float32
-    (float64 for float64 parameters); nothing of the optimizer is changed. Cost: at most four passes
-    over the state. Do not use it with LBFGS, whose history is one flat vector per group.
+    A parameter that was never stepped gives zeros. Tensors have the parameters' shapes (complex
+    ones a last axis of 2), in float32 (float64 for float64 parameters); nothing of the optimizer is
+    changed. Cost: at most four passes over the state. Do not use it with LBFGS, whose history is
+    one flat vector per group.
 
     The state of Adam is ``(w, m, v)``: its weights alone are no autonomous system. Formulas:
     Kingma & Ba 2015, Duchi et al. 2011, Zeiler 2012.
@@ -47,21 +50,23 @@ def check_supported(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _direction(state: dict[str, Any], parameter: Tensor, eps: float) -> Tensor:
-    dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-    momentum: Tensor | None = state.get("exp_avg", state.get("momentum_buffer"))
-    second: Tensor | None = state.get("exp_avg_sq")
+    wide = parameter.dtype in (torch.float64, torch.complex128)
+    dtype = torch.float64 if wide else torch.float32
+    values = {name: real(t) for name, t in state.items() if isinstance(t, Tensor)}
+    momentum: Tensor | None = values.get("exp_avg", values.get("momentum_buffer"))
+    second: Tensor | None = values.get("exp_avg_sq")
     if momentum is not None:
         if second is None:
             return momentum.to(dtype, copy=True)
         return momentum.to(dtype) / second.to(dtype).sqrt().add_(eps)
     gradient = parameter.grad
     if gradient is None:
-        return torch.zeros_like(parameter, dtype=dtype)
-    gradient = gradient.to_dense() if gradient.is_sparse else gradient
-    second = state.get("sum", state.get("square_avg"))
+        return torch.zeros_like(real(parameter), dtype=dtype)
+    gradient = real(gradient.to_dense() if gradient.is_sparse else gradient)
+    second = values.get("sum", values.get("square_avg"))
     if second is None:
         return gradient.to(dtype, copy=True)
-    step: Tensor | None = state.get("acc_delta")
+    step: Tensor | None = values.get("acc_delta")
     if step is None:
         return gradient.to(dtype) / second.to(dtype).sqrt().add_(eps)
     ratio = step.to(dtype).add(eps).sqrt_() / second.to(dtype).add(eps).sqrt_()

@@ -1,89 +1,133 @@
-"""Which tensors an attachment records and moves: the module's parameters, or their masters."""
+"""Which tensors an attachment records and moves: the model's parameters, or their masters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from koopcore.partition.layout import Layout
 from koopcore.training.recording.ring import ALIGNMENT
+from koopcore.training.settings import Patterns
 
 Masters: TypeAlias = Mapping[str, Tensor] | Sequence[Tensor]
 
 
-class TrainableParameters:
-    """Parameters of ``module`` that ``optimizer`` trains, in the order of a :class:`Layout`.
+@dataclass(frozen=True)
+class Recorded:
+    """What an attachment records: parameter names, and why the others are left out."""
 
-    Left out are frozen and non-floating parameters, those that the optimizer does not hold (another
-    optimizer trains them), and names not selected by ``include``/``exclude``; tied parameters
-    count once. With ``masters`` (float32 copies of a bfloat16 or float16 model, the tensors that
-    the optimizer really steps), the masters are recorded and a jump writes both.
+    names: tuple[str, ...]
+    left_out: Mapping[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"recorded: {', '.join(self.names) or 'nothing'}"]
+        lines += [f"left out: {name} ({reason})" for name, reason in self.left_out.items()]
+        return "\n".join(lines)
+
+
+class NothingToRecordError(ValueError):
+    """No parameter is left to record. lost: the optimizer holds none of the model's at all."""
+
+    def __init__(self, message: str, left_out: Mapping[str, str], lost: bool) -> None:
+        super().__init__(message)
+        self.left_out = left_out
+        self.lost = lost
+
+
+class TrainableParameters:
+    """Parameters of ``model`` that ``optimizer`` trains now, in the order of a :class:`Layout`.
+
+    Left out are parameters that are frozen, not initialized yet (lazy), of integers, held by
+    another optimizer, or not selected by ``include``/``exclude``; tied ones count once. Complex
+    ones are pairs of real numbers, a last axis of 2. With masters (float32 copies of a bfloat16 or
+    float16 model, the tensors that the optimizer really steps), the masters are recorded and a
+    jump writes both.
 
     Args:
-        module: an ``nn.Module``; compiled, DDP or other wrappers show their inner parameters.
-        optimizer: holds the parameters, or the masters.
+        model: an ``nn.Module`` without wrappers. optimizer: holds the parameters, or the masters.
         include, exclude: fnmatch patterns on parameter names.
-        masters: name -> master, or one master per trainable parameter in module order.
+        masters: name -> master, of :func:`matched`.
 
     Raises:
-        ValueError: the optimizer holds none of the parameters; a master is missing or misshapen.
+        NothingToRecordError: and why, for each parameter.
     """
 
     def __init__(
         self,
-        module: nn.Module,
+        model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        include: str | Sequence[str] | None = None,
-        exclude: str | Sequence[str] | None = None,
-        masters: Masters | None = None,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        masters: Mapping[str, Tensor] | None = None,
     ) -> None:
-        inner = unwrapped(module)
-        named = {n: p for n, p in inner.named_parameters() if p.requires_grad}
-        master_of = _matched(named, masters)
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        missing = [n for n in named if id(master_of.get(n, named[n])) not in held]
-        if len(missing) == len(named):
-            raise ValueError(
-                f"the optimizer holds none of the {len(named)} trainable parameters of "
-                f"{type(inner).__name__}; attach the optimizer to the model it steps, or give "
-                "the float32 copies that it steps as masters="
+        self.model = model
+        self.optimizer = optimizer
+        self._masters = dict(masters or {})
+        self._marks = self._scan()
+        named = dict(model.named_parameters())
+        reasons = {}
+        for name, _, trains, kind, held in self._marks:
+            if not trains:
+                reasons[name] = "frozen: requires_grad is False"
+            elif not held:
+                reasons[name] = "the optimizer does not hold it"
+            elif kind is None:
+                reasons[name] = "not initialized yet: no forward pass has given it a shape"
+        lost = not any(held for *_, held in self._marks)
+        if named and lost:
+            raise NothingToRecordError(
+                f"the optimizer holds none of the {len(named)} parameters of "
+                f"{type(model).__name__}; attach the optimizer to the model it steps, or give the "
+                "float32 copies that it steps as masters=",
+                reasons,
+                lost,
             )
-        self.module = inner
-        self.layout = Layout.from_module(
-            inner, include=include, exclude=_and_these(exclude, missing), align=ALIGNMENT
-        )
+        try:
+            self.layout = Layout.from_module(
+                model, include=include, exclude=_and_these(exclude, list(reasons)), align=ALIGNMENT
+            )
+        except ValueError as error:
+            words = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:6])
+            message = f"{error}. Left out already: {words}" if reasons else str(error)
+            raise NothingToRecordError(message, reasons, lost) from error
         self.names = [t.name for t in self.layout.tensors]
-        self.parameters = [named[n] for n in self.names]
-        self.sources = [master_of.get(n, named[n]) for n in self.names]
+        self.recorded = Recorded(tuple(self.names), {**dict(self.layout.left_out), **reasons})
+        #: What the optimizer steps, as it is: the keys of its state.
+        self.stepped = [self._masters.get(n, named[n]) for n in self.names]
+        #: What is recorded and written, as real numbers; beside it the model's own, where it is
+        #: another tensor.
+        self.sources = [real(t) for t in self.stepped]
+        self.parameters = [
+            source if named[n] is stepped else real(named[n])
+            for n, stepped, source in zip(self.names, self.stepped, self.sources, strict=True)
+        ]
         self.offsets = [t.offset for t in self.layout.tensors]
-        self._marks = [_mark(t) for t in (*self.parameters, *self.sources)]
 
-    def check(self) -> None:
-        """Raise RuntimeError if the module's parameters are not those that were attached.
+    def changed(self) -> bool:
+        """Return whether other tensors, or tensors of another kind, would be recorded now.
 
-        That is: another tensor object, shape, device or dtype.
+        That is: parameters were frozen, unfrozen, added, replaced, or moved to another shape,
+        device or dtype. Cost: one walk over the model, a microsecond a parameter.
         """
-        named = dict(self.module.named_parameters())
-        for k, tensor in enumerate((*self.parameters, *self.sources)):
-            name = self.names[k % len(self.names)]
-            if (mark := _mark(tensor)) != self._marks[k]:
-                raise RuntimeError(
-                    f"the parameter {name!r} was {_words(self._marks[k])} when koopcore attached "
-                    f"and is {_words(mark)} now; detach() before changing a model, attach after"
-                )
-            if k < len(self.names) and named.get(name) is not tensor:
-                raise RuntimeError(
-                    f"the parameter {name!r} of the model was replaced after koopcore attached; "
-                    "detach() before changing a model, attach after"
-                )
+        return self._scan() != self._marks
+
+    def _scan(self) -> list[tuple[Any, ...]]:
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        return [
+            (name, id(p), p.requires_grad, _kind(p), id(self._masters.get(name, p)) in held)
+            for name, p in self.model.named_parameters()
+        ]
 
     @torch.no_grad()
     def write(self, values: Sequence[Tensor]) -> None:
-        """Copy ``values``, shaped like the parameters, into masters and parameters."""
+        """Copy ``values``, shaped like the sources, into masters and parameters."""
         torch._foreach_copy_(self.sources, list(values))
         self.follow_masters()
 
@@ -111,78 +155,93 @@ class TrainableParameters:
 
     @torch.no_grad()
     def restore(self, copies: Sequence[Tensor]) -> None:
-        """Put back what :meth:`copy` kept, bit by bit."""
+        """Put back what :meth:`copy` returned, bit by bit."""
         torch._foreach_copy_(self._written(), list(copies))
-
-    def unchanged(self, copies: Sequence[Tensor]) -> bool:
-        """Return whether parameters and masters still equal ``copies`` bit by bit."""
-        return all(same_bits(t, c) for t, c in zip(self._written(), copies, strict=True))
 
     def _written(self) -> list[Tensor]:
         extra = [s for p, s in zip(self.parameters, self.sources, strict=True) if p is not s]
         return [*self.parameters, *extra]
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """Return the module inside ``torch.compile`` and data-parallel wrappers."""
-    if not isinstance(module, nn.Module):
+    if not isinstance(model, nn.Module):
         raise TypeError(
-            f"the second argument is {type(module).__name__}; attach(optimizer, module) takes "
+            f"the second argument is {type(model).__name__}; attach(optimizer, model) takes "
             "the torch.nn.Module whose parameters the optimizer holds"
         )
     while True:
-        inner = getattr(module, "_orig_mod", None)
+        inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(
-            module, nn.DataParallel | nn.parallel.DistributedDataParallel
+            model, nn.DataParallel | nn.parallel.DistributedDataParallel
         ):
-            inner = module.module
+            inner = model.module
         if not isinstance(inner, nn.Module):
-            return module
-        module = inner
+            return model
+        model = inner
+
+
+def has_lazy(model: nn.Module) -> bool:
+    """Return whether a parameter or a buffer of ``model`` waits for its first forward pass."""
+    return any(is_lazy(t) for t in chain(model.parameters(), model.buffers()))
+
+
+def real(tensor: Tensor) -> Tensor:
+    """Return ``tensor``, or a view of a complex one as pairs of real numbers."""
+    return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors are equal bit by bit, NaN and signed zeros included."""
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
+    one, other = real(one.detach()), real(other.detach())
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     kind = kinds[one.element_size()]
-    return torch.equal(one.detach().contiguous().view(kind), other.contiguous().view(kind))
+    return torch.equal(one.contiguous().view(kind), other.contiguous().view(kind))
 
 
-def _matched(named: Mapping[str, Tensor], masters: Masters | None) -> dict[str, Tensor]:
+def matched(model: nn.Module, masters: Masters | None) -> dict[str, Tensor]:
+    """Return name -> master; ValueError for masters that do not fit the trainable parameters."""
     if masters is None:
         return {}
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if isinstance(masters, Mapping):
         pairs = dict(masters)
         if unknown := sorted(pairs.keys() - named.keys()):
             raise ValueError(f"masters names {unknown[0]!r}, which is no trainable parameter")
     else:
-        if len(masters) != len(named):
+        given = list(masters)
+        if len(given) != len(named):
             raise ValueError(
-                f"masters has {len(masters)} tensors, the model {len(named)} trainable "
+                f"masters has {len(given)} tensors, the model {len(named)} trainable "
                 "parameters; give one each in module order, or a mapping by name"
             )
-        pairs = dict(zip(named, masters, strict=True))
+        pairs = dict(zip(named, given, strict=True))
     for name, master in pairs.items():
         if master.shape != named[name].shape or not master.dtype.is_floating_point:
             raise ValueError(
-                f"the master of {name!r} is {_words(_mark(master))}, its parameter "
-                f"{_words(_mark(named[name]))}; shapes must agree"
+                f"the master of {name!r} is {_words(master)}, its parameter "
+                f"{_words(named[name])}; shapes must agree"
             )
     return pairs
 
 
-def _and_these(exclude: str | Sequence[str] | None, names: Sequence[str]) -> list[str] | None:
+def _and_these(exclude: Patterns, names: Sequence[str]) -> list[str] | None:
     given = [exclude] if isinstance(exclude, str) else list(exclude or ())
     # fnmatch reads [ ] * ? as wildcards; a parameter's own name must match only itself.
     literal = ["".join(f"[{c}]" if c in "[*?" else c for c in name) for name in names]
     return given + literal or None
 
 
-def _mark(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
-    return tensor.shape, tensor.dtype, tensor.device
+def _kind(tensor: Tensor) -> tuple[Any, ...] | None:
+    """Shape, dtype, device; for complex tensors, which are seen through a view, the address too."""
+    if is_lazy(tensor):
+        return None
+    address = tensor.data_ptr() if tensor.is_complex() else None
+    return tensor.shape, tensor.dtype, tensor.device, address
 
 
-def _words(mark: tuple[torch.Size, torch.dtype, torch.device]) -> str:
-    return f"{tuple(mark[0])} {str(mark[1]).removeprefix('torch.')} on {mark[2]}"
+def _words(tensor: Tensor) -> str:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return f"{tuple(tensor.shape)} {dtype} on {tensor.device}"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from koopcore.backends import backend_for
+from koopcore.checks import check_fit
 from koopcore.partition.layout import Layout
 from koopcore.partition.partition import Partition
 from koopcore.training.jumping.bounds import GroupBounds
@@ -17,7 +20,8 @@ from koopcore.training.recording.live_buffers import LiveBuffers
 from koopcore.training.recording.normalized_update import normalized_update
 from koopcore.training.recording.parameters import TrainableParameters
 from koopcore.training.recording.ring import DifferenceRing, SnapshotRing, place
-from koopcore.training.settings import PartitionLike, Storage
+from koopcore.training.settings import PartitionLike, Settings
+from koopcore.training.state import check_like
 
 
 class Recording:
@@ -28,54 +32,59 @@ class Recording:
     the weights' movement per snapshot, so that both count alike in one Gram matrix.
 
     Args:
-        parameters: those recorded. partition: over ``parameters.layout``.
-        slots: snapshots kept. storage: ``"auto"`` (float64 models in float64, others in float32),
-        ``"float32"``, ``"bfloat16"`` (differences). with_update: record the updates.
+        parameters: those recorded. buffers: the live ones beside them.
+        settings: its partition, storage and observables. slots: snapshots in the ring.
+
+    Raises ValueError for a partition of another layout, MemoryError where the ring does not fit.
     """
 
     def __init__(
-        self,
-        parameters: TrainableParameters,
-        optimizer: torch.optim.Optimizer,
-        buffers: LiveBuffers,
-        partition: Partition,
-        slots: int,
-        storage: Storage,
-        with_update: bool,
+        self, parameters: TrainableParameters, buffers: LiveBuffers, settings: Settings, slots: int
     ) -> None:
+        partition = partition_of(parameters.layout, settings.partition)
         self.parameters = parameters
-        self.optimizer = optimizer
         self.buffers = buffers
         self.n_groups = partition.n_groups
         self.width = parameters.layout.size
-        self.with_update = with_update
+        self.with_update = settings.observables == "weights+update"
         self.scale = 1.0
-        sources = parameters.sources
-        copies = 2 if with_update else 1
+        copies = 2 if self.with_update else 1
         offsets = [start + k * self.width for k in range(copies) for start in parameters.offsets]
         size = copies * self.width
-        tensors = list(sources) * copies
+        tensors = parameters.sources * copies
+        self._fixed = size  # columns that do not depend on which buffers are live
         if buffers.tensors:
             starts, length = place(buffers.tensors, None, None)
             offsets += [size + start for start in starts]
             size += length
             tensors += buffers.tensors
         self.partition = with_updates_and_buffers(
-            partition, with_update, offsets, tensors, size, buffers.tensors
+            partition, self.with_update, offsets, tensors, size, buffers.tensors
         )
         kind: type[DifferenceRing | SnapshotRing]
-        kind = DifferenceRing if storage == "bfloat16" else SnapshotRing
-        dtype = torch.float32 if storage == "float32" else None
+        kind = DifferenceRing if settings.storage == "bfloat16" else SnapshotRing
+        dtype = torch.float32 if settings.storage == "float32" else None
         self._bounds: GroupBounds | None = None
         self.ring = kind(tensors, slots, offsets=offsets, size=size, dtype=dtype)
+        affine = settings.operator == "affine"
+        possible = max(1, min(slots - 1 - affine, self.partition.largest))
+        self.rank = None if settings.rank is None else min(settings.rank, possible)
+
+    def check(self, settings: Settings) -> None:
+        """Raise what :func:`koopcore.fit` would raise for such windows and settings."""
+        check_fit(
+            self.ring.slots,
+            self.ring.size,
+            self.partition,
+            settings.operator,
+            settings.rank,
+            settings.ridge,
+        )
+        backend_for(self.ring.device.type, settings.backend)
 
     def blend(self) -> None:
         """Take the present state into the snapshot being averaged."""
-        try:
-            self.ring.blend(self._state())
-        except RuntimeError:
-            self.parameters.check()  # says which parameter changed, if that is why
-            raise
+        self.ring.blend(self._state())
 
     def balance(self) -> None:
         """Rescale the recorded updates to the size of the weights' movement per snapshot."""
@@ -118,22 +127,58 @@ class Recording:
         return self.buffers.clip(self.ring.unflatten(row)[-count:], windows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the ring's state and the scale of the updates."""
-        return {"scale": self.scale, "ring": self.ring.state_dict()}
+        """Return the ring and the scale of the updates.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+        Shapes depend on settings and parameters alone: the columns of live buffers, of which a
+        fresh attachment knows none, are packed into bytes.
+        """
+        ring = self.ring.state_dict()
+        packed = io.BytesIO()
+        rows = {name: t for name, t in ring.items() if isinstance(t, Tensor)}
+        torch.save({name: t[..., self._fixed :].cpu().clone() for name, t in rows.items()}, packed)
+        ring |= {name: t[..., : self._fixed].contiguous() for name, t in rows.items()}
+        return {
+            "scale": self.scale,
+            "ring": ring,
+            "buffers": list(self.buffers.names),
+            "buffer_rows": packed.getvalue(),
+        }
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
+        like = {"scale": 1.0, "ring": {}, "buffers": [], "buffer_rows": b""}
+        flat = {**state, "ring": {}} if "ring" in state else state
+        check_like(flat, like, "the recording in the saved state")
+        self.ring.check_state(_joined(state), "the ring in the saved state")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        self.ring.load_state_dict(state["ring"])
+        self.ring.load_state_dict(_joined(state))
         self.scale = float(state["scale"])
 
     def _state(self) -> list[Tensor]:
         sources = self.parameters.sources
         if not self.with_update:
             return [*sources, *self.buffers.tensors] if self.buffers.tensors else sources
-        updates = normalized_update(self.optimizer, sources)
+        updates = normalized_update(self.parameters.optimizer, self.parameters.stepped)
         if self.scale != 1.0:
             torch._foreach_mul_(updates, self.scale)
         return [*sources, *updates, *self.buffers.tensors]
+
+
+def _joined(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of the ring, with the columns of live buffers behind the others."""
+    try:
+        packed = torch.load(io.BytesIO(state["buffer_rows"]), weights_only=True)
+        ring = dict(state["ring"])
+        for name, rows in packed.items():
+            if rows.shape[-1]:
+                ring[name] = torch.cat([ring[name], rows.to(ring[name])], dim=-1)
+    except Exception as error:
+        raise ValueError(
+            f"the recorded buffers in the saved state cannot be read ({error}); was it altered?"
+        ) from error
+    return ring
 
 
 def partition_of(layout: Layout, choice: PartitionLike) -> Partition:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from koopcore.backends import backend_for
 from koopcore.backends.native_cuda.tensors import TensorTable
+from koopcore.training.state import check_like, check_range
 
 #: Every tensor starts on a multiple of this many elements, so that kernels read aligned rows.
 ALIGNMENT = 32
@@ -23,18 +24,6 @@ def check_slots(slots: int) -> int:
     if isinstance(slots, bool) or not isinstance(slots, int) or slots < 2:
         raise ValueError(f"slots is {slots!r}; an operator needs at least 2 snapshots")
     return slots
-
-
-def check_state(ring: Any, state: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` unless ``state`` was saved by a ring of the same kind and size."""
-    given = tuple(state.get(key) for key in ("kind", "slots", "size"))
-    here = (type(ring).__name__, ring.slots, ring.size)
-    if given != here:
-        raise ValueError(
-            f"the saved ring is {given[0]} of {given[1]} slots x {given[2]} elements, this one "
-            f"{here[0]} of {here[1]} x {here[2]}; attach with the window, storage and parameters "
-            "of the run that saved it"
-        )
 
 
 def place(
@@ -183,7 +172,7 @@ class Recorder(ABC):
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
-        return sum(b.numel() * b.element_size() for b in self._stored().values() if b is not None)
+        return sum(b.numel() * b.element_size() for b in self._stored().values())
 
     def newest(self) -> Tensor:
         """Return the newest snapshot, a view of shape ``(size,)``."""
@@ -216,12 +205,37 @@ class Recorder(ABC):
     def rescale(self, start: int, stop: int, factor: float) -> None:
         """Multiply columns ``start .. stop - 1`` of all rows; exact for powers of two."""
         for buffer in self._stored().values():
-            if buffer is not None:
-                buffer[..., start:stop] *= factor
+            buffer[..., start:stop] *= factor
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows in use and where the ring stands; rows are copies."""
-        stored = {n: None if b is None else b.clone() for n, b in self._stored().items()}
+        """Return copies of all rows and where the ring stands; the shapes are always the same."""
+        return {**self._position(), **{n: b.clone() for n, b in self._stored().items()}}
+
+    def check_state(self, state: Mapping[str, Any], where: str = "the saved ring") -> None:
+        """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
+        position = self._position()
+        names = ("kind", "slots", "size")
+        if isinstance(state, Mapping) and all(n in state for n in names):
+            given, here = [state[n] for n in names], [position[n] for n in names]
+            if given != here:
+                raise ValueError(
+                    f"{where} is {given[0]} of {given[1]} slots x {given[2]} elements, this one "
+                    f"{here[0]} of {here[1]} x {here[2]}; attach with the window, storage and "
+                    "parameters of the run that saved it"
+                )
+        check_like(state, {**position, **self._stored()}, where)
+        check_range(state["count"], 0, self.slots, f"{where}['count']")
+        check_range(state["head"], 0, self._turn - 1, f"{where}['head']")
+        check_range(state["blended"], 0, 1 << 62, f"{where}['blended']")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`; ValueError, nothing changed, if that cannot be."""
+        self.check_state(state)
+        self._head, self.count, self._blended = (state[n] for n in ("head", "count", "blended"))
+        for name, buffer in self._stored().items():
+            buffer.copy_(state[name])
+
+    def _position(self) -> dict[str, Any]:
         return {
             "kind": type(self).__name__,
             "slots": self.slots,
@@ -229,16 +243,12 @@ class Recorder(ABC):
             "head": self._head,
             "count": self.count,
             "blended": self._blended,
-            **stored,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_dict`; the ring must have the same slots and size."""
-        check_state(self, state)
-        self._head = int(state["head"])
-        self.count = int(state["count"])
-        self._blended = int(state["blended"])
-        self._store({name: state[name] for name in self._stored()})
+    @property
+    def _turn(self) -> int:
+        """After so many captures the same place is written again."""
+        return self.slots
 
     @abstractmethod
     def blend(self, tensors: Sequence[Tensor] | None = None) -> None:
@@ -265,12 +275,8 @@ class Recorder(ABC):
         """The newest of at least one snapshot."""
 
     @abstractmethod
-    def _stored(self) -> dict[str, Tensor | None]:
-        """Every buffer by the name it is saved under, the last dimension a row; None: not made."""
-
-    @abstractmethod
-    def _store(self, saved: Mapping[str, Tensor | None]) -> None:
-        """Take over what :meth:`_stored` named."""
+    def _stored(self) -> dict[str, Tensor]:
+        """Every buffer by the name it is saved under, the last dimension a row."""
 
 
 #: Slots whose views are prepared once; a longer ring (the paper's has 10,000) makes them anew.
@@ -333,19 +339,14 @@ class SnapshotRing(Recorder):
         return known
 
     def _append(self) -> None:
-        self._head = (self._head + 1) % self.slots
+        self._head = (self._head + 1) % self._turn
         self.count = min(self.count + 1, self.slots)
 
     def _newest(self) -> Tensor:
         return self.data[(self._head - 1) % self.slots]
 
-    def _stored(self) -> dict[str, Tensor | None]:
+    def _stored(self) -> dict[str, Tensor]:
         return {"data": self.data}
-
-    def _store(self, saved: Mapping[str, Tensor | None]) -> None:
-        data = saved["data"]
-        assert data is not None
-        self.data.copy_(data)
 
 
 class KernelCapture:
@@ -399,17 +400,18 @@ class DifferenceRing(Recorder):
     ``2^-8 |x_k - a_{k-1}|`` however many snapshots follow. Older rows are ``a_{k-1} = a_k - d_k``.
 
     Arguments and errors: :class:`Recorder`; same interface as :class:`SnapshotRing`. Memory:
-    2 bytes per element and slot and 4 for the anchor, 8 with ``blend``; a capture reads the tensors
-    and the anchor and writes both. :meth:`snapshots` decodes into a full-precision buffer that
-    lives as long as the caller keeps it. Do not use it where hindcast errors below 0.4 % matter.
+    2 bytes per element and slot, and 8 for the anchor and the running mean; a capture reads the
+    tensors and the anchor and writes both. :meth:`snapshots` decodes into a full-precision buffer
+    that lives as long as the caller keeps it. Do not use it where hindcast errors below 0.4 %
+    matter.
     """
 
     def _allocate(self) -> None:
         # The first snapshot is the anchor itself: n snapshots have n - 1 differences.
-        self.differences = allocate((self.slots - 1, self.size), torch.bfloat16, self.device)
+        self.differences = allocate((self._turn, self.size), torch.bfloat16, self.device)
         self.anchor = allocate((1, self.size), self.dtype, self.device)[0]
         self._anchors = self.unflatten(self.anchor)
-        self._mean: Tensor | None = None
+        self._mean = torch.zeros_like(self.anchor)
 
     def snapshots(self) -> tuple[Tensor, list[int]]:
         """Decode all rows into a new ``(count, size)`` tensor; returns it with its time order."""
@@ -417,13 +419,13 @@ class DifferenceRing(Recorder):
         if self.count:
             rows[-1] = self.anchor
         for k in range(self.count - 1, 0, -1):
-            slot = (self._head - (self.count - k)) % (self.slots - 1)
+            slot = (self._head - (self.count - k)) % self._turn
             torch.sub(rows[k], self.differences[slot], out=rows[k - 1])
         return rows, list(range(self.count))
 
     @torch.no_grad()
     def capture(self, tensors: Sequence[Tensor] | None = None) -> None:
-        """Append one snapshot of ``tensors``, without the buffer that :meth:`blend` needs."""
+        """Append one snapshot of ``tensors``, without the detour over their running mean."""
         source = [t.detach() for t in (self.tensors if tensors is None else tensors)]
         if self.count == 0:
             torch._foreach_copy_(self._anchors, source)
@@ -436,7 +438,7 @@ class DifferenceRing(Recorder):
         else:
             for tensor, start in zip(source, self.offsets, strict=True):
                 self._by_pieces(tensor.reshape(-1), start, slot)
-        self._head = (self._head + 1) % (self.slots - 1)
+        self._head = (self._head + 1) % self._turn
         self.count = min(self.count + 1, self.slots)
 
     def _by_pieces(self, values: Tensor, start: int, slot: Tensor) -> None:
@@ -450,8 +452,6 @@ class DifferenceRing(Recorder):
     @torch.no_grad()
     def blend(self, tensors: Sequence[Tensor] | None = None) -> None:
         """Take ``tensors`` into the running mean, in a full-precision row of its own."""
-        if self._mean is None:
-            self._mean = allocate((1, self.size), self.dtype, self.device)[0]
         source = self.tensors if tensors is None else tensors
         means = self.unflatten(self._mean)
         self._blended += 1
@@ -462,19 +462,14 @@ class DifferenceRing(Recorder):
             torch._foreach_lerp_(means, same, 1.0 / self._blended)
 
     def _append(self) -> None:
-        assert self._mean is not None
         self.capture(self.unflatten(self._mean))
 
     def _newest(self) -> Tensor:
         return self.anchor
 
-    def _stored(self) -> dict[str, Tensor | None]:
-        return {"differences": self.differences, "anchor": self.anchor, "mean": self._mean}
+    @property
+    def _turn(self) -> int:
+        return self.slots - 1
 
-    def _store(self, saved: Mapping[str, Tensor | None]) -> None:
-        differences, anchor, mean = (saved[name] for name in ("differences", "anchor", "mean"))
-        assert differences is not None
-        assert anchor is not None
-        self.differences.copy_(differences)
-        self.anchor.copy_(anchor)
-        self._mean = None if mean is None else mean.clone().to(self.device)
+    def _stored(self) -> dict[str, Tensor]:
+        return {"differences": self.differences, "anchor": self.anchor, "mean": self._mean}

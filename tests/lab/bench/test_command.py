@@ -191,7 +191,7 @@ def test_an_interrupted_run_leaves_what_was_finished(bench, monkeypatch, tmp_pat
     monkeypatch.setattr(run, "run_study", second_is_interrupted)
     code, _, err = bench("--output", ".")
     assert code == 130
-    assert "finished studies are kept" in err
+    assert "what was finished is kept" in err
     assert list(json.loads((tmp_path / "bench.json").read_text())["studies"]) == ["made-up"]
 
 

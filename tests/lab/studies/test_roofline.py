@@ -53,8 +53,6 @@ def test_the_roof_is_the_fastest_probe_and_a_share_its_part():
     ]
     roofs = roofs_of(rows, "r")
     assert roofs == Roofs(4.0, 6.0)
-    assert roofs.seconds(Work(8.0, 6.0)) == 2.0
-    assert roofs.seconds(Work(4.0, 18.0)) == 3.0
     job = Row("r", "job", seconds=4.0, figures={"flops": 8.0, "bytes": 6.0})
     share = share_of("job", job, roofs)
     assert (share.flops, share.bytes, share.roof) == (0.5, 0.25, 0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from xml.etree import ElementTree
 
@@ -12,7 +11,6 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
-from koopcore.lab.bench.measure import run_study
 from koopcore.lab.bench.report import picture
 from koopcore.lab.bench.study import Row, Size, forget, races_of
 from koopcore.lab.studies import backpropagation, capture, memory
@@ -103,8 +101,10 @@ def test_the_picture_has_one_plot_per_study_that_was_run():
 
 def test_a_run_that_gains_nothing_has_attempts_and_an_overhead():
     (study,) = studies("capture")
-    few = [case for case in study.cases(Size.once) if case.race == capture.NOTHING]
-    rows = run_study(dataclasses.replace(study, cases=lambda size: few), Size.once, 0.001)
-    assert rows[0].error == 0.0  # attempts, and none accepted
-    assert rows[0].figures["share"] > 0
-    assert any("overhead" in claim.text for claim in study.summary(rows).claims)
+    (case,) = (case for case in study.cases(Size.once) if case.race == capture.NOTHING)
+    job = study.build(case)
+    assert job.error(job.call()) == 0.0  # attempts, and none accepted
+    assert job.figures["share"] > 0
+    row = Row(case.race, case.name, seconds=1.0, figures={"share": 0.04})
+    claims = [claim for claim in study.summary([row]).claims if "overhead" in claim.text]
+    assert [(claim.value, claim.met) for claim in claims] == [(0.04, False)]

@@ -24,6 +24,7 @@ from koopcore.training.recording.live_buffers import LiveBuffers, reestimate  # 
 from koopcore.training.recording.normalized_update import normalized_update  # noqa: E402
 from koopcore.training.recording.parameters import TrainableParameters, same_bits  # noqa: E402
 from koopcore.training.recording.recording import Recording, partition_of  # noqa: E402
+from koopcore.training.settings import Settings  # noqa: E402
 
 SHORT = {"window": 6, "stride": 3}
 
@@ -71,14 +72,14 @@ def test_the_update_of_a_parameter_never_stepped_is_zero():
     assert not any(u.any() for u in normalized_update(optimizer, list(model.parameters())))
 
 
-def recording_of(model, optimizer, partition="network", with_update=True, slots=4, **options):
+def recording_of(model, optimizer, partition="network", slots=4):
     parameters = TrainableParameters(model, optimizer)
     buffers = LiveBuffers(model, "predict")
     loss = loss_of(model)
     train(optimizer, loss, 1)
     buffers.update()
-    part = partition_of(parameters.layout, partition)
-    return Recording(parameters, optimizer, buffers, part, slots, "auto", with_update), loss
+    settings = Settings(partition=partition, observables="weights+update")
+    return Recording(parameters, buffers, settings, slots), loss
 
 
 @pytest.mark.parametrize("partition", ["network", "layers", "nodes", "weights"])

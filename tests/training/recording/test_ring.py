@@ -212,8 +212,8 @@ def test_saved_state_does_not_follow_later_captures(kind):
 def test_difference_ring_takes_half_the_memory():
     values = [torch.randn(1000, 32)]
     full, half = SnapshotRing(values, 17), DifferenceRing(values, 17)
-    # 16 differences of 2 bytes and one anchor of 4, against 17 rows of 4: 36 / 68.
-    assert half.nbytes * 68 == full.nbytes * 36
+    # 16 differences of 2 bytes, an anchor and a mean of 4, against 17 rows of 4: 40 / 68.
+    assert half.nbytes * 68 == full.nbytes * 40
 
 
 def test_difference_ring_does_not_drift_over_many_turns():

@@ -12,6 +12,7 @@ threads, which is the most that processes could gain. Nobody has a time without 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -56,9 +57,10 @@ if TYPE_CHECKING:
 
 LOADS = ("W1", "W2", "W3", "network", "small")
 FEWEST = 10  # groups that a peer does
+SMALL = 10**4  # numbers, which no threads can share
 CHECKED = 40  # of them, at most
 SLACK = 3.0  # times the error of least squares: other models of the same data may err by so much
-BLOCK = 4 << 20  # bytes of a block's differences in float64: what was fastest of 1 to 16 MiB
+BLOCK = 2 << 20  # bytes of differences in float64: what was fastest of 1 to 16 MiB
 
 
 class Peer(NamedTuple):
@@ -161,7 +163,7 @@ def build(case: Case) -> Job:
         bound=_right(load),
         scale=part.n_groups / count / processes,
         figures={"groups_timed": float(count), "groups": float(part.n_groups)},
-        most=200 if load.m * part.n_groups < 10**4 else 12,
+        most=200 if part.size * load.n < SMALL else 12,
         engine=False,
     )
 
@@ -171,8 +173,15 @@ def in_its_way(
 ) -> Callable[[], npt.NDArray[Any]]:
     """The call that is timed: blocks on threads, or everything here; see the head of this file."""
     count, n, m = groups.shape
-    if way == "whole" or count * n * m < 10**4:
+    if way == "whole":
         return lambda: endpoint(groups, HORIZON)
+    if count * n * m < SMALL:
+
+        def short_call() -> npt.NDArray[Any]:
+            with one_torch_thread():
+                return endpoint(groups, HORIZON)
+
+        return short_call
     threads = thread_count() if way == "blocks" or count == 1 else 1
     size = max(BLOCK // (8 * n * m), 1)
     size = min(size, -(-count // threads)) if way == "blocks" else count
@@ -191,18 +200,24 @@ def in_its_way(
 @contextmanager
 def one_thread_each() -> Iterator[None]:
     """No threads of BLAS and torch inside, where there are any to switch off."""
-    with _libraries().limit(limits=1) if find_spec("threadpoolctl") else nullcontext():
-        if not find_spec("torch"):
-            yield
-            return
-        import torch
+    blas = _libraries().limit(limits=1) if find_spec("threadpoolctl") else nullcontext()
+    with blas, one_torch_thread():
+        yield
 
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Torch alone: a microsecond, where BLAS takes twenty."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @shared

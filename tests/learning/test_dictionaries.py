@@ -132,6 +132,18 @@ def test_radial_functions_are_one_at_their_centres() -> None:
     np.testing.assert_allclose(features, [[1.0, off], [off, 1.0]], rtol=1e-14)
 
 
+@pytest.mark.parametrize("exponent", [-700, -300, 300, 700])
+def test_radial_functions_do_not_depend_on_the_unit(exponent: int) -> None:
+    centres, x = np.array([[0.0, 1.0], [2.0, -1.0]]), np.array([[0.5, 0.25], [9.0, -3.0]])
+    features = RadialBasis(centres, 0.7).features(np.zeros(0), x)
+    size = np.ldexp(1.0, exponent)
+    with np.errstate(all="raise", under="ignore"):
+        scaled = RadialBasis(centres * size, 0.7 * size).features(np.zeros(0), x * size)
+        far = RadialBasis(centres * size, 1e-300).features(np.zeros(0), x * 1e200)
+    np.testing.assert_array_equal(scaled, features)
+    np.testing.assert_array_equal(far, np.zeros((2, 2)))
+
+
 def test_equal_blocks_in_a_batch_are_the_blocks_one_by_one() -> None:
     one = Layered(1, (5, 3))
     batch = Blocks((one,) * 4, ((3,), (1,), (0,), (2,)))
@@ -166,7 +178,8 @@ def test_a_torch_dictionary_starts_from_its_module_and_leaves_it_alone() -> None
         (lambda: Layered(2, ()), "widths is empty"),
         (lambda: Layered(2, (3, 0)), r"widths\[1\] is 0"),
         (lambda: Monomials(2, 0), "degree is 0"),
-        (lambda: RadialBasis(((0.0, np.nan),)), "centres has shape"),
+        (lambda: RadialBasis(((0.0, np.nan),)), r"centres is not finite: nan at \[0, 1\]"),
+        (lambda: RadialBasis((0.0, 1.0)), "centres has shape"),
         (lambda: RadialBasis(((0.0,),), width=0.0), "width is 0.0"),
         (lambda: Blocks(()), "dictionaries is empty"),
         (lambda: Blocks((OneLayer(1, 2),) * 2, ((0,),)), "states has 1 blocks, dictionaries 2"),
@@ -174,8 +187,75 @@ def test_a_torch_dictionary_starts_from_its_module_and_leaves_it_alone() -> None
         (lambda: Blocks((OneLayer(1, 2),) * 2, ((0,), (2,))), r"missing \[1\]"),
         (lambda: Blocks((OneLayer(2, 2),), ((0,),)), "block 0 has states .* takes 2"),
         (lambda: TorchDictionary(torch.nn.Flatten(0), 3), r"\(2, n_features\) is needed"),
+        (lambda: OneLayer(2, 3, scale=-1.0), "scale is -1.0"),
+        (lambda: Layered(2, (3,), bias=np.nan), "bias is nan"),
+        (lambda: Monomials(1000, 9), "make more than 1000000 monomials; lower the degree"),
+        (lambda: Monomials(10**9, 10**9), "make more than 1000000 monomials"),
     ],
 )
 def test_a_dictionary_that_cannot_be_says_why(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+class Complex(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.complex(x, x)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OneLayer(2.0, 3), "n_states is 2.0; a whole number"),
+        (lambda: OneLayer(2, 3, ["tanh"]), "activation is"),
+        (lambda: Layered(2, (3, True)), r"widths\[1\] is True"),
+        (lambda: Monomials(2, 2.5), "degree is 2.5"),
+        (lambda: Monomials(2, 2, "yes"), "constant is 'yes'; True or False"),
+        (lambda: StateInclusive(torch.nn.Linear(2, 3)), "inner is a Linear, without n_states"),
+        (lambda: Blocks((OneLayer(1, 2), 3)), r"dictionaries\[1\] is a int, without n_states"),
+        (lambda: Blocks((OneLayer(1, 2),) * 2, ((0.0,), (1,))), "a state is 0.0"),
+        (lambda: TorchDictionary(Complex(), 3), "the module makes complex numbers"),
+        (
+            lambda: TorchDictionary(torch.nn.Linear(2, 3, dtype=torch.complex128), 2),
+            "the module has complex parameters",
+        ),
+    ],
+)
+def test_settings_of_another_type_are_named(make: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+class Negating(torch.nn.Module):
+    """Its outputs, and the gradients of its weight, come with a pending negation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([[1.0, -2.0, 0.5], [0.25, 1.0, 3.0]]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = x @ self.weight.T
+        return torch.complex(torch.zeros_like(inner), -inner).conj().imag
+
+
+def test_modules_with_a_pending_negation_are_the_modules_they_stand_for() -> None:
+    plain = torch.nn.Linear(3, 2, bias=False)
+    plain.weight.data = Negating().weight.data
+    negating, linear = TorchDictionary(Negating(), 3), TorchDictionary(plain, 3)
+    states = np.random.default_rng(0).standard_normal((5, 3))
+    theta = negating.initial(np.random.default_rng())
+    np.testing.assert_array_equal(theta, linear.initial(np.random.default_rng()))
+    features, pullback = negating.linearized(theta, states)
+    expected, expected_pullback = linear.linearized(theta, states)
+    np.testing.assert_array_equal(features, expected)
+    np.testing.assert_array_equal(negating.features(theta, states), expected)
+    np.testing.assert_allclose(pullback(features), expected_pullback(features), rtol=1e-14)
+
+
+def test_a_module_without_parameters_is_a_fixed_dictionary() -> None:
+    dictionary = TorchDictionary(torch.nn.Tanh(), 2)
+    states = np.random.default_rng(0).standard_normal((5, 2))
+    theta = dictionary.initial(np.random.default_rng())
+    features, pullback = dictionary.linearized(theta, states)
+    np.testing.assert_allclose(features, np.tanh(states), rtol=1e-15)
+    assert pullback(features).shape == theta.shape == (0,)

@@ -143,7 +143,7 @@ def test_training_learns_to_read(digits):
 
 
 def test_the_example_jumps_and_does_not_lose(capsys):
-    path = Path(__file__).resolve().parents[2] / "examples" / "mnist.py"
+    path = Path(__file__).resolve().parents[3] / "examples" / "mnist.py"
     spec = importlib.util.spec_from_file_location("example_mnist", path)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)

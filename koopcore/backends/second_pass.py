@@ -1,0 +1,266 @@
+"""A second look at the snapshots of groups whose Gram matrix resolves too little of their motion.
+
+A Gram matrix squares cond(F): the smallest directions that it keeps have errors of u·cond². What it
+does find is a basis V in which the columns Y = F V are nearly orthonormal; products with Y, taken
+from the snapshots, are as accurate as an orthogonal factorization (Cholesky QR twice, Fukaya et al.
+2014). The small factors they make are cut at singular values by the same rules as in `project`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from koopcore import arrays
+from koopcore.backends.protocol import Backend, Projection, Snapshots, rank_tolerance
+from koopcore.backends.reflection import reflect
+from koopcore.partition.partition import Partition
+from koopcore.types import FloatArray, IntArray
+
+BLOCK = 2**22  # numbers of snapshots in float64 at once
+UNSURE = {"float32": 2.0**-6, "float64": 2.0**-40}
+"""u·cond², the share of its smallest direction that may be wrong in an operator: not more.
+
+Float32 snapshots carry noise that is mostly above what one Gram matrix loses.
+"""
+UNSURE_OF_RANK = 2.0**-12
+"""The same where the rank is not full: what else there is than rounding then is not known."""
+
+
+def unsure(condition: FloatArray, rank: IntArray, size: int, snapshots: Snapshots) -> IntArray:
+    """The groups whose Gram matrices, of ``size``, were not accurate enough for `project`."""
+    limit = UNSURE[arrays.dtype_name(snapshots.array)]
+    limits = np.where(rank < size, min(limit, UNSURE_OF_RANK), limit)
+    return np.flatnonzero(np.isfinite(condition) & (condition**2 * 2.0**-53 > limits))
+
+
+def part_of(projection: Projection, groups: IntArray) -> Projection:
+    """That of some groups."""
+    return Projection(
+        projection.operator[groups],
+        projection.whitener[groups],
+        projection.start[groups],
+        projection.rank[groups],
+        projection.condition[groups],
+    )
+
+
+def patched(first: Projection, groups: IntArray, second: Projection) -> Projection:
+    """``first`` with the ``groups`` of ``second`` in place of its own."""
+    width = max(first.start.shape[1], second.start.shape[1])
+    operator, whitener = _padded(first.operator, 2, width), _padded(first.whitener, 1, width)
+    start, rank = _padded(first.start, 1, width), first.rank.copy()
+    operator[groups] = _padded(second.operator, 2, width)
+    whitener[groups] = _padded(second.whitener, 1, width)
+    start[groups] = _padded(second.start, 1, width)
+    rank[groups] = second.rank
+    return Projection(operator, whitener, start, rank, first.condition)
+
+
+def patched_readout(
+    first: Projection,
+    readout: FloatArray,
+    groups: IntArray,
+    second: Projection,
+    second_readout: FloatArray,
+) -> tuple[Projection, FloatArray]:
+    """The same for fits of the feature side."""
+    whole = patched(first, groups, second)
+    wide = _padded(readout, 1, whole.start.shape[1])
+    wide[groups] = _padded(second_readout, 1, whole.start.shape[1])
+    return whole, wide
+
+
+# -- snapshot side: R with B = Q R -----------------------------------------------------------------
+
+
+def triangular_factor(
+    backend: Backend, snapshots: Snapshots, part: Partition, whitener: FloatArray
+) -> FloatArray:
+    """R (n_groups, r, n) with B = Q R + what V does not reach, Q = B V made orthonormal.
+
+    whitener (n_groups, n, r): V. Cost: one read, 2 P n r multiply-adds.
+    """
+    groups, n, r = whitener.shape
+    across, inner = np.zeros((groups, r, n)), np.zeros((groups, r, r))
+    for some, rows in _bases(backend, snapshots, part):
+        y = whitener[some].transpose(0, 2, 1) @ rows
+        across[some] += y @ rows.transpose(0, 2, 1)
+        inner[some] += y @ y.transpose(0, 2, 1)
+    return _root(inner).transpose(0, 2, 1) @ across
+
+
+def project_factor(factor: FloatArray, affine: bool, rank: int | None) -> Projection:
+    """`project` of the window whose factor R (n_groups, r, n) in the basis B is given.
+
+    U = Q R'(Q R_F)⁺, from the singular values of R_F: V in the basis of F, K = WᵀR'V, z = Wᵀr_n.
+    """
+    n = factor.shape[2]
+    first = int(affine)
+    own, last = factor[:, :, first : n - 1], factor[:, :, n - 1]
+    if not affine:
+        last = factor.sum(axis=2)
+    columns, ahead = own, factor[:, :, first + 1 :]
+    if not affine:
+        columns = np.cumsum(own, axis=2)
+        ahead = np.cumsum(factor, axis=2)[:, :, 1:]
+    left, inverse, right, ranks = _cut(columns, rank, rank_tolerance(columns.shape[2]))
+    v = right.transpose(0, 2, 1) * inverse[:, None, :]
+    operator = left.transpose(0, 2, 1) @ ahead @ v
+    if not affine:
+        v = np.cumsum(v[:, ::-1], axis=1)[:, ::-1]
+    start = (left.transpose(0, 2, 1) @ last[:, :, None])[:, :, 0] * (inverse > 0.0)
+    width = int(ranks.max(initial=0))
+    return Projection(
+        operator[:, :width, :width],
+        np.ascontiguousarray(v[:, :, :width]),
+        start[:, :width],
+        ranks,
+        np.zeros(len(ranks)),
+    )
+
+
+def _bases(
+    backend: Backend, snapshots: Snapshots, part: Partition
+) -> Iterator[tuple[IntArray, FloatArray]]:
+    """(groups, B (n_groups, n, some parameters)) until all parameters of all groups have come."""
+    n = len(snapshots.order)
+    for m in np.unique(part.sizes):
+        same = np.flatnonzero(part.sizes == m)
+        together = BLOCK // (n * int(m))
+        if together == 0:
+            for group in same:
+                columns = part.indices(int(group))
+                for low in range(0, int(m), BLOCK // n):
+                    piece = columns[low : low + BLOCK // n]
+                    rows = arrays.host(snapshots.array[:, piece])[snapshots.order]
+                    yield np.array([group]), _differences(rows.astype(np.float64)[None])
+            continue
+        for low in range(0, len(same), together):
+            some = same[low : low + together]
+            rows = backend.gather(snapshots, part.subset(some), range(n))
+            yield some, _differences(rows.transpose(1, 0, 2))
+
+
+def _differences(rows: FloatArray) -> FloatArray:
+    """B of snapshots (n_groups, n, m)."""
+    return np.concatenate([rows[:, :1], np.diff(rows, axis=1)], axis=1)
+
+
+# -- feature side: P and E with F = P Q, F'Qᵀ = E --------------------------------------------------
+
+
+def feature_projection(
+    backend: Backend,
+    snapshots: Snapshots,
+    part: Partition,
+    affine: bool,
+    stops: Sequence[int],
+    starts: Sequence[FloatArray],
+    firsts: Sequence[Projection],
+    ranks: Sequence[int | None],
+) -> list[tuple[Projection, FloatArray]]:
+    """For each stop, `project` again and the read-out E V, from windows of groups of equal m."""
+    m = int(part.sizes[0])
+    n = len(snapshots.order)
+    parts: list[list[tuple[Projection, FloatArray]]] = [[] for _ in stops]
+    together = max(1, BLOCK // (n * m))
+    for low in range(0, part.n_groups, together):
+        some = part.numbers[low : low + together]
+        rows = backend.gather(snapshots, part.subset(some), range(n)).transpose(1, 0, 2)
+        rows = np.diff(rows, axis=1) if affine else reflect(rows, rows[:, -1])
+        for i, stop in enumerate(stops):
+            f = rows[:, : stop - 1 - affine]
+            steps = rows[:, 1 : stop - affine] - f
+            whitener, start = firsts[i].whitener[some], starts[i][some]
+            limit = ranks[i]
+            whole = (firsts[i].rank[some] == m) & (limit is None or m <= limit)
+            block = _feature_block(f, steps, whitener, start, limit, ~whole)
+            if whole.any():
+                of = f[whole], steps[whole], whitener[whole], start[whole]
+                block = patched_readout(*block, np.flatnonzero(whole), *_whole_block(backend, *of))
+            parts[i].append(block)
+    return [_joined(blocks) for blocks in parts]
+
+
+def _whole_block(
+    backend: Backend, f: FloatArray, steps: FloatArray, whitener: FloatArray, start: FloatArray
+) -> tuple[Projection, FloatArray]:
+    """Groups of full rank: no direction of V has to be found again, `project` does."""
+    y = f @ whitener
+    across, of_y = whitener.transpose(0, 2, 1), y.transpose(0, 2, 1)
+    readout = f.transpose(0, 2, 1) @ y + steps.transpose(0, 2, 1) @ y
+    whitened = (across @ start[:, :, None])[:, :, 0]
+    second = backend.project(of_y @ y, across @ readout, whitened, None, 0.0, False)
+    return second._replace(whitener=whitener @ second.whitener), readout @ second.whitener
+
+
+def _feature_block(
+    f: FloatArray,
+    steps: FloatArray,
+    whitener: FloatArray,
+    start: FloatArray,
+    rank: int | None,
+    where: npt.NDArray[np.bool_],
+) -> tuple[Projection, FloatArray]:
+    """Groups of any rank, by singular values, ``where`` it is asked for; zeros elsewhere."""
+    groups, m, r = whitener.shape
+    v, readout = np.zeros((groups, m, r)), np.zeros((groups, m, r))
+    ranks = np.zeros(groups, dtype=np.int64)
+    if where.any():
+        y = f[where] @ whitener[where]
+        y = y @ _root(y.transpose(0, 2, 1) @ y)
+        p = f[where].transpose(0, 2, 1) @ y  # (n_groups, m, r)
+        e = p + steps[where].transpose(0, 2, 1) @ y
+        left, inverse, right, ranks[where] = _cut(p.transpose(0, 2, 1), rank, rank_tolerance(m))
+        v[where] = right.transpose(0, 2, 1) * inverse[:, None, :]
+        readout[where] = e @ (left * (inverse > 0.0)[:, None, :])
+    across = v.transpose(0, 2, 1)
+    begin = (across @ start[:, :, None])[:, :, 0]
+    return Projection(across @ readout, v, begin, ranks, np.zeros(groups)), readout
+
+
+def _joined(blocks: list[tuple[Projection, FloatArray]]) -> tuple[Projection, FloatArray]:
+    """The blocks of groups one after the other."""
+    width = max((p.start.shape[1] for p, _ in blocks), default=0)
+    fits = [p for p, _ in blocks]
+    projection = Projection(
+        np.concatenate([_padded(p.operator, 2, width) for p in fits]),
+        np.concatenate([_padded(p.whitener, 1, width) for p in fits]),
+        np.concatenate([_padded(p.start, 1, width) for p in fits]),
+        np.concatenate([p.rank for p in fits]),
+        np.concatenate([p.condition for p in fits]),
+    )
+    return projection, np.concatenate([_padded(readout, 1, width) for _, readout in blocks])
+
+
+# -- both ------------------------------------------------------------------------------------------
+
+
+def _root(a: FloatArray) -> FloatArray:
+    """W (n_groups, r, r) with Wᵀ A W = 1 where A is not nothing; A is near the identity."""
+    values, vectors = np.linalg.eigh(a)
+    least = values[:, -1:] * 2.0**-20  # a direction of 1/1000 was rounding in the first pass
+    some = values > least
+    scale = np.where(some, 1.0 / np.sqrt(np.where(some, values, 1.0)), 0.0)
+    return vectors * scale[:, None, :]
+
+
+def _cut(
+    factor: FloatArray, rank: int | None, tolerance: float
+) -> tuple[FloatArray, FloatArray, FloatArray, IntArray]:
+    """Left vectors, 1/σ or 0, right vectors of (n_groups, r, N), and how many values are kept."""
+    left, sigma, right = np.linalg.svd(factor, full_matrices=False)
+    keep = sigma > tolerance * sigma[:, :1]
+    if rank is not None:
+        keep[:, rank:] = False
+    inverse = np.where(keep, 1.0 / np.where(keep, sigma, 1.0), 0.0)
+    return left, inverse, right, keep.sum(axis=1)
+
+
+def _padded(values: FloatArray, axes: int, width: int) -> FloatArray:
+    """The last ``axes`` axes of ``values`` filled up with zeros to ``width``; a copy."""
+    pad = [(0, 0)] * (values.ndim - axes) + [(0, width - n) for n in values.shape[-axes:]]
+    return np.pad(values, pad)

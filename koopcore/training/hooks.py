@@ -1,0 +1,133 @@
+"""What an attachment has registered: which calls of ``step`` are steps, and when states are loaded.
+
+Nothing else of the optimizer or the model is touched, and :meth:`Hooks.remove` takes it all away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_MARK = "_koopcore_attached"
+
+
+class Hooks:
+    """Call ``stepped()`` after each step of ``optimizer``, ``loaded()`` after a state was loaded.
+
+    Calls of ``optimizer.step`` that are no steps of training do not count:
+
+    * no parameter has a gradient, so that none moves;
+    * torch's checkpoint functions make the optimizer's state by a step on gradients of zero, and
+      with a rate of zero where there is one: looked for in the first step and at a rate of zero;
+    * a fused optimizer has left the step out because GradScaler found infinities (others are not
+      called at all then); reading that flag waits for the device, and only GradScaler sets it;
+    * the call of ``super().step()`` inside a subclass's ``step``, for which torch runs the hooks
+      twice.
+
+    Loading means ``load_state_dict`` of the optimizer, of the model or of one of its modules.
+    Inside ``torch.compile`` the hooks break the graph instead of being traced.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module,
+        stepped: Callable[[], None],
+        loaded: Callable[[], None],
+    ) -> None:
+        self._stepped = stepped
+        self._first = True
+        self._pending = False
+        self._gradients = False
+        before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
+        setattr(after, _MARK, True)
+        on_load = OnLoad(loaded)
+        self._handles = [
+            optimizer.register_step_pre_hook(before),
+            optimizer.register_step_post_hook(after),
+            optimizer.register_load_state_dict_post_hook(on_load),
+            *(m.register_load_state_dict_post_hook(on_load) for m in model.modules()),
+        ]
+
+    def remove(self) -> None:
+        """Leave the optimizer and the model as if they had never been attached."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._pending = True
+        closure = any(value is not None for value in (*args[1:], *kwargs.values()))
+        self._gradients = closure or has_gradient(optimizer)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._pending:
+            return
+        self._pending = False
+        present = has_gradient(optimizer)  # or cleared already by another hook
+        if not (self._gradients or present) or overflowed(optimizer):
+            return
+        if present and (self._first or resting(optimizer)) and not moves(optimizer):
+            return
+        self._first = False
+        self._stepped()
+
+
+class OnLoad:
+    """Calls ``loaded`` whatever the arguments; a copy of it, in a copied model, does nothing."""
+
+    def __init__(self, loaded: Callable[[], None]) -> None:
+        self._loaded = loaded
+
+    def __call__(self, *_: object) -> None:
+        self._loaded()
+
+    def __deepcopy__(self, memo: object) -> Callable[..., None]:
+        return nullcontext().__exit__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Of the standard library, so that a pickled model can be read where koopcore is not.
+        return getattr, (nullcontext(), "__exit__")
+
+
+def attached(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an attachment's hooks are on ``optimizer``."""
+    return any(hasattr(h, _MARK) for h in optimizer._optimizer_step_post_hooks.values())
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def has_gradient(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether any parameter has a gradient; nearly always the first one has."""
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+
+
+def moves(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a gradient is anything but zero. Waits for the device."""
+    for gradient in _gradients(optimizer):
+        values = gradient.coalesce().values() if gradient.is_sparse else gradient
+        if bool(values.any()):
+            return True
+    return False
+
+
+def resting(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether every group's rate is zero; a rate on a device is not waited for."""
+    for group in optimizer.param_groups:
+        rate = group.get("lr")
+        if (isinstance(rate, Tensor) and rate.device.type != "cpu") or rate != 0:
+            return False
+    return True
+
+
+def overflowed(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether GradScaler found infinities, and the optimizer has left the step out."""
+    infinities = getattr(optimizer, "found_inf", None)
+    return infinities is not None and bool(infinities)

@@ -1,0 +1,56 @@
+"""Saved states are checked whole, against what is expected, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def check_like(given: Any, expected: Any, where: str) -> None:
+    """Raise ValueError unless ``given`` has the keys, types, shapes and dtypes of ``expected``.
+
+    Mappings are compared key by key; of other values, and of lists, only the type counts: a whole
+    number will do for a float. where: the name of ``given`` in the message.
+    """
+    if isinstance(expected, Mapping):
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{where} is {_words(given)}; a dict is needed")
+        if lacking := [key for key in expected if key not in given]:
+            raise ValueError(f"{where} lacks {lacking[0]!r}; it has {_listed(given)}")
+        if unknown := [key for key in given if key not in expected]:
+            raise ValueError(f"{where} has {unknown[0]!r}, which is not known here")
+        for key, value in expected.items():
+            check_like(given[key], value, f"{where}[{key!r}]")
+    elif isinstance(expected, Tensor):
+        same = isinstance(given, Tensor) and (given.shape, given.dtype) == (
+            expected.shape,
+            expected.dtype,
+        )
+        if not same:
+            raise ValueError(f"{where} is {_words(given)}; {_words(expected)} is needed")
+    else:
+        accepted = (int, float) if type(expected) is float else (type(expected),)
+        if type(given) not in accepted:
+            raise ValueError(f"{where} is {_words(given)}; {type(expected).__name__} is needed")
+
+
+def check_range(given: int, least: int, most: int, where: str) -> None:
+    """Raise ValueError unless ``least <= given <= most``."""
+    if not least <= given <= most:
+        raise ValueError(f"{where} is {given}; {least}..{most} is possible")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    return (
+        repr(value)
+        if value is None or isinstance(value, int | float | str)
+        else (f"a {type(value).__name__}")
+    )
+
+
+def _listed(keys: Mapping[Any, Any]) -> str:
+    return ", ".join(map(repr, list(keys)[:8])) or "nothing"

@@ -1,0 +1,73 @@
+"""End to end on the oscillator: a race counts what it took, methods are compared at their best."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
+
+from experiment_cells import computed  # noqa: E402
+
+from koopcore.lab.experiments import end_to_end  # noqa: E402
+from koopcore.lab.problems.descent import Descent  # noqa: E402
+from koopcore.lab.problems.oscillator import OscillatorBatch  # noqa: E402
+
+
+def test_a_race_stops_at_its_target_and_counts_what_it_took():
+    problem = OscillatorBatch(1, 7, duration=2 * math.pi)
+    plain = end_to_end.OscillatorNetwork(problem, 0)
+    stepper = torch.optim.Adagrad(plain.parameters(), lr=0.1)
+    _, _, target = end_to_end.descend(plain, stepper, -math.inf, 600)
+    run = end_to_end.race(problem, 0, "adagrad", 0.1, target, 600, {}, probe=10)
+    assert run.reached
+    assert run.loss <= target
+    assert 0 < run.steps < 400  # measured: a third of plain training and less
+    assert run.accepted > 0
+    assert run.seconds > 0
+    never = end_to_end.race(problem, 0, "adagrad", 0.1, 0.0, 20, {}, probe=1)
+    assert (never.reached, never.steps) == (False, 20)
+
+
+def test_end_to_end_compares_every_method_of_one_optimizer():
+    settings = end_to_end.settings(quick=True) | {"steps": 500}
+    settings |= {"rates": {"adagrad": [0.1, 0.2]}, "jump_rates": {"adagrad": [0.1]}}
+    results = computed(end_to_end, settings)
+    plain = results["adagrad/plain"]
+    assert plain["rate"] == min(plain["medians"], key=plain["medians"].get)
+    assert set(plain["averages"]) == {"EMA 0.9", "EMA 0.99", "LAWA"}
+    own = results["adagrad/koopcore"]
+    assert min(own["factors"]) > 1
+    for factor, steps, run in zip(own["factors"], plain["steps"], own["runs"], strict=True):
+        assert factor == pytest.approx(steps / run["steps"])
+    assert end_to_end.table(results, settings) is not None
+
+
+def test_a_pace_is_a_rate_or_a_rate_with_its_decay():
+    found = end_to_end.paces([0.2, [0.06, 1e-4]])
+    assert found == [(0.2, 0.0), (0.06, 1e-4)]
+    named = [end_to_end.label(pace) for pace in found]
+    assert named == ["0.2", "0.06, decay 0.0001"]
+
+
+def test_a_decaying_run_takes_the_steps_of_a_descent_with_that_decay():
+    problem = OscillatorBatch(1, 3, dtype=torch.float64)
+    descent = Descent(problem, "adam", rate=0.05, decay=0.01)
+    expected = descent.advance(30).losses[:, 0].tolist()
+    model = end_to_end.OscillatorNetwork(problem, 0)
+    stepper = torch.optim.Adam(model.parameters(), lr=0.05)
+    reached, steps, loss = end_to_end.descend(model, stepper, -math.inf, 30, decay=0.01)
+    assert (reached, steps) == (False, 30)
+    assert loss == pytest.approx(expected[-1], rel=1e-9)  # the same operations in another batch
+
+
+def test_where_an_average_reaches_its_target():
+    curve = np.array([[3.0, 3.0], [2.0, 3.0], [1.0, 3.0]])
+    found = end_to_end.first_below(curve, np.array([2.0, 2.0]), 10)
+    assert found.tolist() == [20.0, math.inf]
+    kept = end_to_end.lowest(np.array([[2.0], [np.nan], [1.0], [4.0]]))
+    assert kept.ravel().tolist() == [2.0, 2.0, 1.0, 1.0]
