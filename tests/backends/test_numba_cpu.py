@@ -17,8 +17,7 @@ from backend_cases import REFERENCE, in_order, same_bits, side_by_side, walks
 pytest.importorskip("numba")
 
 from koopcore.backends.numba import backend as numba_backend
-from koopcore.backends.numba import spread as spreading
-from koopcore.backends.numba import views
+from koopcore.backends.numba import runtime, views
 from koopcore.backends.numba.backend import NumbaCpu
 from koopcore.backends.protocol import Ahead, Snapshots
 from koopcore.backends.threads import thread_count
@@ -34,7 +33,7 @@ def window(n: int, size: int, dtype: Any = np.float32) -> Snapshots:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads even for little work, pieces of 64 parameters, and several blocks."""
-    monkeypatch.setattr(spreading, "SERIAL", 0)
+    monkeypatch.setattr(runtime, "SERIAL", 0)
     monkeypatch.setattr(views, "PIECE", 64)
     monkeypatch.setattr(numba_backend, "CACHED", 3000)
 
@@ -146,7 +145,7 @@ def test_an_error_in_any_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPat
             raise ArithmeticError("the last range")
 
     with pytest.raises(ArithmeticError, match="the last range"):
-        spreading.spread(work, spreading.equal_ends(100, 1))
+        runtime.spread(work, runtime.equal_ends(100, 1))
 
 
 @pytest.mark.usefixtures("eager")
@@ -158,7 +157,7 @@ def test_ranges_cover_every_item_once_and_begin_at_multiples(
     monkeypatch.setenv("KOOPCORE_NUM_THREADS", threads)
     ranges: list[tuple[int, int]] = []
     uneven = np.cumsum(np.arange(items, dtype=np.int64) % 7)
-    spreading.spread(lambda low, high: ranges.append((low, high)), uneven, align)
+    runtime.spread(lambda low, high: ranges.append((low, high)), uneven, align)
     covered = np.zeros(items, dtype=int)
     for low, high in ranges:
         assert low % align == 0
@@ -188,7 +187,7 @@ import koopcore
 assert "numba" not in sys.modules, "import koopcore must not import numba"
 import numpy as np
 from koopcore.backends import backend_for
-from koopcore.backends.numba.rollout_dense import dense_range
+from koopcore.backends.numba.project import dense_range
 backend_for("cpu", "numba_cpu").rollout_dense(np.ones((1, 1, 1)), np.ones((1, 1)), False, [2])
 print(sum(dense_range.stats.cache_hits.values()) if dense_range.stats.cache_path else "uncached")
 """
