@@ -25,6 +25,7 @@ class Answer:
     movement: np.ndarray  # (n_horizons, n_groups) what an error is compared with
     spread: np.ndarray  # (n_horizons, n_groups) how far the answer moves, as a share of that
     rank: np.ndarray  # (n_groups,)
+    last: np.ndarray  # (n_groups, m) the last snapshot
 
 
 def answer(
@@ -59,7 +60,8 @@ def answer(
         if affine:
             values = values + x[:, -1]
     spread[~np.isfinite(base).all(axis=2)] = np.inf
-    return Answer(values, np.ldexp(movement, unit), np.nan_to_num(spread, nan=np.inf), ranks)
+    spread = np.nan_to_num(spread, nan=np.inf)
+    return Answer(values, np.ldexp(movement, unit), spread, ranks, x[:, -1])
 
 
 def unit_of(x: np.ndarray, affine: bool) -> np.ndarray:
@@ -113,8 +115,7 @@ def pseudo_inverse(f, ahead, affine, x, rank, wider):
     Singular values of F count above ε max(N, 16) of the largest, and as many of them at most as
     scaled columns (or scaled parameters, where these are fewer) have above √(ε max(N, 16)).
     """
-    _, m, n = f.shape
-    size = min(m, n)
+    size = f.shape[1] if is_small(x) else f.shape[2]
     tolerance = EPSILON * max(size, 16)
     left, sigma, right = np.linalg.svd(f, full_matrices=False)
     most = (sigma > wider * tolerance * sigma[:, :1]).sum(axis=1)
@@ -131,10 +132,14 @@ def pseudo_inverse(f, ahead, affine, x, rank, wider):
     return apply, most
 
 
+def is_small(x: np.ndarray) -> bool:
+    """Whether a group has fewer parameters than snapshots, so that these are scaled, not those."""
+    return x.shape[2] < x.shape[1] - 1
+
+
 def scaled_rank(f, affine, x, tolerance):
     """Singular values above ``tolerance`` of the largest, of columns or parameters to unit norm."""
-    m, n = f.shape[1:]
-    if m < n:
+    if is_small(x):
         basis = f if affine else reflected(f, x[:, -1])
         norms = np.linalg.norm(basis, axis=2, keepdims=True)
     else:
@@ -148,7 +153,7 @@ def scaled_rank(f, affine, x, tolerance):
 def regularized(f, affine, ridge, x):
     """(F_sᵀF_s + λ)⁻¹F_sᵀ of scaled columns, or parameters, λ relative to the mean diagonal."""
     groups, m, n = f.shape
-    feature = m < n
+    feature = is_small(x)
     if feature:
         basis = f if affine else reflected(f, x[:, -1])
     else:

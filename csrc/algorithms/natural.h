@@ -64,8 +64,8 @@ template <class L> KOOPCORE_HD void invert_natural(const NaturalFactor<L> &f) {
     invert_columns<L, 1>(f, j);
 }
 
-// The diagonal of A⁻¹: its greatest entry in the units of the factor, L^{-T} D⁻¹ L⁻¹, and its sum in
-// those of A.
+// The diagonal of A⁻¹: its greatest entry in the units of the factor, L^{-T} D⁻¹ L⁻¹, and its sum
+// in those of A.
 template <class L>
 KOOPCORE_HD void diagonal_of_inverse(const NaturalFactor<L> &f, typename L::Real &greatest,
                                      typename L::Real &sum) {

@@ -64,8 +64,7 @@ KOOPCORE_HD typename L::Real whiten_pivoted(const typename L::Real *a, const Pro
 
   // F S = Q Lᵀ, and its pseudo-inverse.
   Real largest, smallest;
-  Real rank =
-      pivoted_cholesky<L>(columns, size, rest, factor, largest, smallest, rest + size);
+  Real rank = pivoted_cholesky<L>(columns, size, rest, factor, largest, smallest, rest + size);
   condition = L::select(rank > 0.5, largest / smallest, L::broadcast(HUGE_VAL));
   transposed_pseudo_inverse<L>(factor, size, inverse, rest);
 

@@ -1,8 +1,9 @@
 // Whitening of a matrix of any rank, V Vᵀ = A⁺, by diagonally pivoted Cholesky; one group per lane.
 //
-// Mirrors `whiten` in backends/reference.py, for the groups that natural.h cannot factor. Each lane has its own pivot order, so nothing is
-// ever permuted: rows stay in their natural places, and "the pivot row" is picked by masks. What
-// depends on the data is masked too, and so W groups run together whatever their ranks.
+// Mirrors `whiten` in backends/reference.py, for the groups that natural.h cannot factor. Each lane
+// has its own pivot order, so nothing is ever permuted: rows stay in their natural places, and "the
+// pivot row" is picked by masks. What depends on the data is masked too, and so W groups run
+// together whatever their ranks.
 #pragma once
 
 #include "algorithms/product.h"
@@ -27,17 +28,17 @@ KOOPCORE_HD void pick_symmetric(const typename L::Real *a, int size, const typen
 }
 
 // L (N × N, row i = parameter i, column k = pivot k) with a = L Lᵀ up to the noise; columns past
-// the rank are zero. The lower triangle of `a`, scaled to a diagonal near 1, is overwritten. A small
-// pivot has rounding in the rows below, which must not be those of far larger columns: of the pivots
-// within kPivotRange of the largest, any of which finds the rank, the one that is largest times its
-// weight, a squared scale, comes first, and a row in which only noise is left takes no part in
-// pivots smaller than its noise. Returns the rank; largest and smallest are the extreme diagonal
-// entries of L. work: 2 N.
+// the rank are zero. The lower triangle of `a`, scaled to a diagonal near 1, is overwritten. A
+// small pivot has rounding in the rows below, which must not be those of far larger columns: of the
+// pivots within kPivotRange of the largest, any of which finds the rank, the one that is largest
+// times its weight, a squared scale, comes first, and a row in which only noise is left takes no
+// part in pivots smaller than its noise. Returns the rank; largest and smallest are the extreme
+// diagonal entries of L. work: 2 N.
 template <class L>
-KOOPCORE_HD typename L::Real
-pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight,
-                 typename L::Real *factor, typename L::Real &largest, typename L::Real &smallest,
-                 typename L::Real *work) {
+KOOPCORE_HD typename L::Real pivoted_cholesky(typename L::Real *a, int size,
+                                              const typename L::Real *weight,
+                                              typename L::Real *factor, typename L::Real &largest,
+                                              typename L::Real &smallest, typename L::Real *work) {
   using Real = typename L::Real;
   const Real zero = L::broadcast(0.0), done = L::broadcast(-HUGE_VAL);
   Real *column = work, *rest = work + size;
@@ -92,8 +93,8 @@ pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight,
 // independent: r = Q T by Gram-Schmidt, twice over, and v = Q T^{-T}. Zero columns stay zero. With
 // F = Q' rᵀ, F⁺ = v Q'ᵀ. work: N² + 2 N.
 template <class L>
-KOOPCORE_HD void transposed_pseudo_inverse(const typename L::Real *r, int size,
-                                           typename L::Real *v, typename L::Real *work) {
+KOOPCORE_HD void transposed_pseudo_inverse(const typename L::Real *r, int size, typename L::Real *v,
+                                           typename L::Real *work) {
   using Real = typename L::Real;
   const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
   Real *t = work, *inverse = t + size * size, *along = inverse + size;

@@ -29,6 +29,10 @@ UNSURE_OF_RANK = 2.0**-12
 """The same where the rank is not full: what else there is than rounding then is not known."""
 
 
+VANISHING = 2.0**-30
+"""A newest column below this share of the largest, squared, is lost in sums of the others."""
+
+
 def unsure(condition: FloatArray, rank: IntArray, size: int, snapshots: Snapshots) -> IntArray:
     """The groups whose Gram matrices, of ``size``, were not accurate enough for `project`."""
     limit = UNSURE[arrays.dtype_name(snapshots.array)]
@@ -76,32 +80,52 @@ def patched_readout(
 # -- snapshot side: R with B = Q R -----------------------------------------------------------------
 
 
-def triangular_factor(
-    backend: Backend, snapshots: Snapshots, part: Partition, whitener: FloatArray
-) -> FloatArray:
-    """R (n_groups, r, n) with B = Q R + what V does not reach, Q = B V made orthonormal.
+def products(
+    backend: Backend,
+    snapshots: Snapshots,
+    part: Partition,
+    whitener: FloatArray,
+    ends: Sequence[int],
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """YᵀB (n_groups, r, n), YᵀY and Yᵀx_k (…, n_ends), Y = B V with V (n_groups, n, r).
 
-    whitener (n_groups, n, r): V. Cost: one read, 2 P n r multiply-adds.
+    ends: which k. The snapshots themselves have digits that sums of differences have lost, where
+    they are far smaller than the first. Cost: one read, 2 P n r multiply-adds.
     """
     groups, n, r = whitener.shape
     across, inner = np.zeros((groups, r, n)), np.zeros((groups, r, r))
-    for some, rows in _bases(backend, snapshots, part):
-        y = whitener[some].transpose(0, 2, 1) @ rows
-        across[some] += y @ rows.transpose(0, 2, 1)
+    states = np.zeros((groups, r, len(ends)))
+    for some, rows in _windows(backend, snapshots, part):
+        basis = np.concatenate([rows[:, :1], np.diff(rows, axis=1)], axis=1)
+        y = whitener[some].transpose(0, 2, 1) @ basis
+        across[some] += y @ basis.transpose(0, 2, 1)
+        states[some] += y @ rows[:, ends].transpose(0, 2, 1)
         inner[some] += y @ y.transpose(0, 2, 1)
-    return _root(inner).transpose(0, 2, 1) @ across
+    return across, inner, states
 
 
-def project_factor(factor: FloatArray, affine: bool, rank: int | None) -> Projection:
+def triangular_factor(
+    across: FloatArray, inner: FloatArray, states: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """R (n_groups, r, n) with B = Q R + what V does not reach, Q = Y made orthonormal; and Qᵀx_k.
+
+    From `products`.
+    """
+    turn = _root(inner).transpose(0, 2, 1)
+    return turn @ across, turn @ states
+
+
+def project_factor(
+    factor: FloatArray, state: FloatArray, affine: bool, rank: int | None
+) -> Projection:
     """`project` of the window whose factor R (n_groups, r, n) in the basis B is given.
 
-    U = Q R'(Q R_F)⁺, from the singular values of R_F: V in the basis of F, K = WᵀR'V, z = Wᵀr_n.
+    U = Q R'(Q R_F)⁺, from the singular values of R_F: V in the basis of F, K = WᵀR'V, z = Wᵀ state.
+    state (n_groups, r): Qᵀx_n; of the affine model it is the newest column of R.
     """
     n = factor.shape[2]
     first = int(affine)
-    own, last = factor[:, :, first : n - 1], factor[:, :, n - 1]
-    if not affine:
-        last = factor.sum(axis=2)
+    own, last = factor[:, :, first : n - 1], factor[:, :, n - 1] if affine else state
     columns, ahead = own, factor[:, :, first + 1 :]
     if not affine:
         columns = np.cumsum(own, axis=2)
@@ -122,31 +146,23 @@ def project_factor(factor: FloatArray, affine: bool, rank: int | None) -> Projec
     )
 
 
-def _bases(
+def _windows(
     backend: Backend, snapshots: Snapshots, part: Partition
 ) -> Iterator[tuple[IntArray, FloatArray]]:
-    """(groups, B (n_groups, n, some parameters)) until all parameters of all groups have come."""
+    """(groups, snapshots (n_groups, n, some parameters)) until all of all groups have come."""
     n = len(snapshots.order)
     for m in np.unique(part.sizes):
         same = np.flatnonzero(part.sizes == m)
         together = BLOCK // (n * int(m))
-        if together == 0:
-            for group in same:
-                columns = part.indices(int(group))
-                for low in range(0, int(m), BLOCK // n):
-                    piece = columns[low : low + BLOCK // n]
-                    rows = arrays.host(snapshots.array[:, piece])[snapshots.order]
-                    yield np.array([group]), _differences(rows.astype(np.float64)[None])
-            continue
-        for low in range(0, len(same), together):
+        for low in range(0, len(same), together) if together else ():
             some = same[low : low + together]
-            rows = backend.gather(snapshots, part.subset(some), range(n))
-            yield some, _differences(rows.transpose(1, 0, 2))
-
-
-def _differences(rows: FloatArray) -> FloatArray:
-    """B of snapshots (n_groups, n, m)."""
-    return np.concatenate([rows[:, :1], np.diff(rows, axis=1)], axis=1)
+            yield some, backend.gather(snapshots, part.subset(some), range(n)).transpose(1, 0, 2)
+        for group in () if together else same:
+            columns = part.indices(int(group))
+            for low in range(0, int(m), BLOCK // n):
+                piece = columns[low : low + BLOCK // n]
+                rows = arrays.host(snapshots.array[:, piece])[snapshots.order]
+                yield np.array([group]), rows.astype(np.float64)[None]
 
 
 # -- feature side: P and E with F = P Q, F'Qᵀ = E --------------------------------------------------

@@ -34,6 +34,7 @@ class ProjectedFit(GroupFit):
 
     projection: Projection
     ridge: float
+    vanishing: npt.NDArray[np.bool_]  # (n_groups,) the newest column is next to nothing
 
     @classmethod
     def of(
@@ -56,21 +57,30 @@ class ProjectedFit(GroupFit):
         projection = project_window(full, affine, rank, ridge, backend)
         if hindcasts:
             shorter = project_window(full[:, :kept, :kept], affine, rank, ridge, backend)
+        newest = full[:, -1, -1] if affine else full.sum(axis=(1, 2))
+        largest = np.einsum("gii->gi", full)[:, int(affine) :].max(axis=1)
+        vanishing = newest <= second_pass.VANISHING * largest
         fitted = projection.condition, projection.rank
         unsure = second_pass.unsure(*fitted, n - 1 - affine, snapshots)
-        if unsure.size and ridge == 0.0:
+        unsure = np.union1d(unsure, np.flatnonzero(vanishing & (projection.rank > 0)))
+        if unsure.size and (ridge == 0.0 or not affine):
             whitener = projection.whitener[unsure]
             if rank is not None:  # which directions lead is to be seen, too
                 whitener = project_window(full[unsure], affine, None, ridge, backend).whitener
             v = np.zeros((len(unsure), n, whitener.shape[2]))
             v[:, int(affine) : n - 1] = whitener
-            own = snapshots, part.subset(unsure), v
-            factor = second_pass.triangular_factor(backend, *own)
-            again = second_pass.project_factor(factor, affine, rank)
-            projection = second_pass.patched(projection, unsure, again)
-            if hindcasts:
-                again = second_pass.project_factor(factor[:, :, :kept], affine, rank)
-                shorter = second_pass.patched(shorter, unsure, again)
+            own, ends = part.subset(unsure), [n - 1, kept - 1]
+            products = second_pass.products(backend, snapshots, own, v, ends)
+            if ridge == 0.0:
+                factor, states = second_pass.triangular_factor(*products)
+                again = second_pass.project_factor(factor, states[:, :, 0], affine, rank)
+                projection = second_pass.patched(projection, unsure, again)
+                if hindcasts:
+                    shorter_factor = factor[:, :, :kept], states[:, :, 1]
+                    again = second_pass.project_factor(*shorter_factor, affine, rank)
+                    shorter = second_pass.patched(shorter, unsure, again)
+            else:
+                projection.start[unsure] = products[2][:, : projection.start.shape[1], 0]
         residual = norms(full, _residual_weights(projection, n, affine))
         hindcast = np.full(part.n_groups, np.nan)
         if hindcasts:
@@ -88,6 +98,7 @@ class ProjectedFit(GroupFit):
             hindcast,
             projection,
             ridge,
+            vanishing,
         )
 
     def write(
@@ -96,6 +107,34 @@ class ProjectedFit(GroupFit):
         """Predictions at every horizon into the groups' columns of ``out`` (n_horizons, size)."""
         weights, _ = self._rollout(horizons, backend)
         backend.combine(snapshots, self.part, weights, out)
+        self._write_vanishing(snapshots, horizons, out, backend)
+
+    def _write_vanishing(
+        self, snapshots: Snapshots, horizons: Sequence[int], out: npt.NDArray[Any], backend: Backend
+    ) -> None:
+        """Groups whose motion has come down to next to nothing, as far as they go on so.
+
+        Weights near 1, with which `combine` starts from x_n, have no digits left for it.
+        """
+        if not self.vanishing.any():
+            return
+        states, _ = backend.rollout_dense(
+            self.projection.operator, self.projection.start, self.affine, horizons
+        )
+        with np.errstate(over="ignore", invalid="ignore"):
+            c = (self.projection.whitener @ states[..., None])[..., 0]
+        small = (np.abs(c[..., :1] if not self.affine else c) < 0.5).all(axis=(0, 2))
+        apart = np.flatnonzero(self.vanishing & small)
+        for m in np.unique(self.part.sizes[apart]):
+            same = apart[self.part.sizes[apart] == m]
+            own = self.part.subset(same)
+            rows = backend.gather(snapshots, own, range(len(snapshots.order))).transpose(1, 0, 2)
+            ahead = np.diff(rows, axis=1)
+            ahead = ahead[:, 1:] if self.affine else np.concatenate([rows[:, 1:2], ahead[:, 1:]], 1)
+            values = c[:, same].transpose(1, 0, 2) @ ahead
+            if self.affine:
+                values = values + rows[:, -1:]
+            backend.scatter(own, np.ascontiguousarray(values.transpose(1, 0, 2)), out)
 
     def growth(self, horizons: Sequence[int], backend: Backend) -> FloatArray:
         """‖c_T‖/‖c_1‖ (n_horizons, n_groups) of coefficients on the columns of F'.

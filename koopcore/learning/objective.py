@@ -11,9 +11,6 @@ from koopcore.learning.dictionaries.protocol import Dictionary
 from koopcore.learning.trajectories import Pairs, power_of_two
 from koopcore.types import FloatArray
 
-# Squares of features beyond these are formed in other units, far from where float64 ends.
-_SMALL, _LARGE = 1e-200, 1e200
-
 
 class Gradient(NamedTuple):
     """F and its gradients at one (θ, K)."""
@@ -107,31 +104,24 @@ def exact_operator(
     equilibrated Gram matrix. The pseudo-inverse is that of the engine's stage `project`: pivoted
     Cholesky, stopped at the rounding of the Gram matrix, so features that depend on each other
     (singular values below about 1e-8 of the largest) are left out and not amplified.
-    A row of K depends on its own features ahead only: ``rows`` is what one worker solves. Where
-    squares would leave float64, features are squared in units of their own, powers of two.
+    A row of K depends on its own features ahead only: ``rows`` is what one worker solves.
+    Features are squared in units of their own, powers of two, so that K does not depend on units.
     All NaN where a feature is not finite. backend: of the engine; None: as KOOPCORE_BACKEND says.
     Cost: 4 N h² flops and one h³ factorization. Source: variable projection, Golub & Pereyra 1973.
     """
-    unit: FloatArray | None = None
     now, ahead = features[pairs.current], features[pairs.following]
     if rows != slice(None):
         ahead = ahead[:, rows]
-    with np.errstate(over="ignore", invalid="ignore"):
-        gram = now.T @ now
-    squares = gram.diagonal()
-    if not (squares.min() > _SMALL and squares.max() < _LARGE):  # or NaN
-        if not np.isfinite(features).all():
-            return np.full((ahead.shape[1], now.shape[1]), np.nan)
-        unit = power_of_two(features)
-        now, ahead = now / unit, ahead / unit[rows]
-        gram = now.T @ now
+    if not np.isfinite(features).all():
+        return np.full((ahead.shape[1], now.shape[1]), np.nan)
+    unit = power_of_two(features)
+    now, ahead = now / unit, ahead / unit[rows]
+    gram = now.T @ now
     start = np.zeros((1, len(gram)))
     whitened = backend_for("cpu", backend).project(
         gram[None], gram[None], start, None, ridge, False
     )
     whitener: FloatArray = whitened.whitener[0]  # V with V Vᵀ = gram⁺
     operator = ((ahead.T @ now) @ whitener) @ whitener.T
-    if unit is None:
-        return operator
     with np.errstate(over="ignore"):  # of units that are far apart
         return operator * (unit[rows, None] / unit)

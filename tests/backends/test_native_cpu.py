@@ -71,7 +71,7 @@ def test_results_do_not_depend_on_the_number_of_threads(threads, sizes):
         native.combine(snapshots, part, weights, out)
         results.append([native.gram(snapshots, part), *fit, weights, growth, out])
         if sizes[0] == 3:
-            made = native.feature_fit(snapshots, part, True, 1, Ahead([9], out))
+            made = native.feature_fit(snapshots, part, True, 1, Ahead([9, 2], out))
             solved = native.feature_fit(snapshots, part, True, 1)
             results[-1] += [*made[:4], out, *solved[:4], *solved.projection, solved.readout]
     for other in results[1:]:

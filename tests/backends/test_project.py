@@ -7,7 +7,12 @@ import pytest
 from backend_cases import OTHERS, REFERENCE, U, close, invariants
 from trajectories import operator_of, smooth
 
-from koopcore.backends.reference import pivoted_cholesky, power_of_two_scale, whiten
+from koopcore.backends.reference import (
+    PIVOT_RANGE,
+    pivoted_cholesky,
+    power_of_two_scale,
+    whiten,
+)
 
 
 def gram_of(f):
@@ -50,14 +55,12 @@ def test_the_whitener_is_a_root_of_the_pseudo_inverse(backend, f, rank):
     v = got.whitener[0]
     assert v.shape[1] >= rank
     assert (v[:, rank:] == 0.0).all()
-    # The pseudo-inverse is taken of columns scaled by powers of two, near unit norm: of least norm
-    # in those units. κ² u, with κ of the scaled columns below 1e4.
-    scale = power_of_two_scale(np.diag(a))
-    expected = np.linalg.pinv(f * scale, rcond=1e-10)
+    # The pseudo-inverse of the columns as they are; of full rank it is the same from scaled ones,
+    # which the SVD resolves whatever their sizes. κ² u, with κ of the scaled columns below 1e4.
+    scale = power_of_two_scale(np.diag(a)) if rank == n else np.ones(n)
+    expected = scale[:, None] * np.linalg.pinv(f * scale, rcond=1e-10)
     inverse = expected @ expected.T
-    np.testing.assert_allclose(
-        v @ v.T / scale / scale[:, None], inverse, atol=1e-8 * np.abs(inverse).max()
-    )
+    np.testing.assert_allclose(v @ v.T, inverse, atol=1e-8 * np.abs(inverse).max(initial=0.0))
     np.testing.assert_allclose(got.operator[0], v.T @ h @ v, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(got.start[0], v.T @ g, rtol=1e-10, atol=1e-12)
     whitened = f @ v[:, :rank]
@@ -250,16 +253,19 @@ def test_rows_of_all_sizes_equal_the_reference(backend, m, rank, ridge, raw):
 
 def test_pivoted_cholesky_reproduces_what_it_keeps():
     for f, rank in CASES.values():
-        scaled = gram_of(f)
-        factor, order = pivoted_cholesky(scaled)
+        a = gram_of(f)
+        scale = power_of_two_scale(np.diag(a))
+        scaled = a * scale * scale[:, None]
+        factor, order = pivoted_cholesky(scaled, scale)
         assert sorted(order.tolist()) == list(range(len(scaled)))
         if rank:
             # rank_tolerance is 4 n u of the largest diagonal: that much may be left over.
             np.testing.assert_allclose(
                 factor @ factor.T, scaled[np.ix_(order, order)], atol=1e-13 * scaled.max()
             )
-        pivots = np.diag(factor)
-        assert (np.diff(pivots) <= 1e-12 * pivots.max(initial=0.0)).all()
+        pivots = np.diag(factor) ** 2
+        # A pivot is the largest that is left, or within PIVOT_RANGE of it.
+        assert (pivots[1:] <= pivots[:-1] / PIVOT_RANGE).all()
 
 
 def test_slow_decay_has_the_rank_of_its_motions():

@@ -245,7 +245,7 @@ def test_a_group_that_breaks_down_leaves_its_neighbours_alone(backend):
     assert np.isfinite(np.asarray(mixed.coefficients)).all()
 
 
-@pytest.mark.parametrize("power", [-465, -100, -1, 100, 465])
+@pytest.mark.parametrize("power", [-365, -100, -1, 100, 465])
 def test_solve_is_exact_under_powers_of_two(backend, power):
     """Equilibration by powers of two commutes with scaling: the same bits come out."""
     gram = packed_gram(generic(9, 30))[None]

@@ -93,7 +93,7 @@ def test_a_missing_file_is_named(folder):
 )
 def test_what_is_no_idx_file_is_refused(folder, data):
     (folder / FILES[1]).write_bytes(data)
-    with pytest.raises(ValueError, match="no IDX file"):
+    with pytest.raises(ValueError, match="not an IDX file"):
         mnist.load(folder)
 
 
