@@ -148,6 +148,10 @@ def test_combine_reads_and_writes_any_strides(backend, view, dtype):
     backend.combine(plain, part, weights, expected)
     out = VIEWS[view](np.full((5, part.size), np.nan, dtype=dtype))
     around = None if out.base is None else np.array(out.base)
+    if backend.name == "numba_cpu" and view in {"unaligned", "in records"}:
+        with pytest.raises(ValueError, match="out is not aligned to its items"):
+            backend.combine(plain, part, weights, out)
+        around, out = None, np.full_like(expected, np.nan)
     backend.combine(plain, part, weights, out)
     same(backend, view, out, expected, inside)
     if around is not None and out.base.dtype == dtype:  # what lies between is not touched
@@ -216,8 +220,7 @@ def test_gather_and_scatter_are_indexing(backend, dtype):
     assert np.array_equal(out[:, index], expected)
     assert np.isnan(out).sum() == 3 * (part.size - index.size)
     limit = float(np.finfo(dtype).max)
-    huge = values * 1e307 * 100.0
-    huge = np.where(np.isfinite(huge), huge, np.copysign(1e308, huge))
+    huge = np.clip(values, -1.0, 1.0) * 1e308
     backend.scatter(part, huge, out)
     assert np.array_equal(out[:, index], np.clip(huge, -limit, limit).astype(dtype))
     assert np.isnan(out).sum() == 3 * (part.size - index.size)

@@ -206,6 +206,41 @@ def test_solve_counts_the_columns_before_a_breakdown(backend, x, affine, rank):
     assert np.isfinite(solved.coefficients).all()
 
 
+def near_dependent(x, column, share):
+    """Differences as given, but one of them ``share`` of its size."""
+    steps = np.diff(x, axis=0, prepend=0.0)
+    steps[column] *= share
+    return np.cumsum(steps, axis=0)
+
+
+def with_large_pivots(n):
+    """No pivot is small, but the last column is nearly a sum of those before it, grown by 2ⁿ."""
+    factor = 2.0 * np.eye(n) - np.triu(np.ones((n, n)))
+    factor[0, 1:], factor[-2, -2] = 0.0, 0.25
+    return (factor.T @ factor)[np.tril_indices(n)]
+
+
+N = 32
+UNSURE = {
+    "a column near the cut-off": packed_gram(near_dependent(generic(N, 80), 5, 1e-13)),
+    "squares that lose digits": np.ldexp(packed_gram(generic(N, 80)), -830),
+    "squares near the largest": np.ldexp(packed_gram(generic(N, 80)), 1000),
+    "a small eigenvalue behind large pivots": with_large_pivots(N),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("gram", UNSURE.values(), ids=UNSURE)
+def test_a_group_that_is_not_sure_of_its_rank_is_left_to_project(backend, gram, affine):
+    whole = packed_gram(generic(N, 50))
+    solved = backend.solve(np.stack([whole, gram, whole]), N, affine, 1)
+    full = N - 1 - affine
+    assert solved.rank.tolist() == [full, full - 1, full]
+    assert solved.condition[1] == np.inf
+    assert (solved.coefficients[1] == 0.0).all()
+    assert np.isfinite(solved.condition[[0, 2]]).all()
+
+
 @pytest.mark.parametrize("backend", OTHERS, indirect=True)
 @BOTH
 @pytest.mark.parametrize("n", [6, 12, 25])

@@ -19,6 +19,7 @@ from koopcore.backends.cupy.batches import (
     pseudo_inverse_root,
     recurrences,
     rolled,
+    sure_of_rank,
 )
 from koopcore.backends.cupy.device import available, group_columns, on_host, opened, xp
 from koopcore.backends.protocol import (
@@ -111,6 +112,9 @@ class CupyCuda(Composed):
         columns = n - 1 - first
         full = xp().asarray(unpack(gram, n))
         scale, factor, rank = factor_in_time_order(xp(), full[:, first:, first:], columns)
+        squares = xp().diagonal(full, axis1=1, axis2=2)[:, first:]
+        sure = sure_of_rank(xp(), factor, scale, squares)
+        rank = xp().where((rank == columns) & ~sure, columns - 1, rank)
         whole = rank == columns
         pivots = xp().diagonal(factor, axis1=1, axis2=2)[:, :columns]
         condition = xp().where(whole, pivots.max(axis=1) / pivots.min(axis=1), np.inf)

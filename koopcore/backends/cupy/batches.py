@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from koopcore.backends.protocol import breakdown_tolerance, rank_tolerance
+from koopcore.backends.protocol import (
+    LEAST_EIGENVALUE,
+    SQUARES,
+    breakdown_tolerance,
+    near_cut_off,
+    rank_tolerance,
+)
 
 DIRECT_STEPS = 1024  # beyond this horizon a rollout squares its operator instead of stepping
 
@@ -42,6 +48,20 @@ def factor_in_time_order(xp: Any, a: Any, columns: int) -> tuple[Any, Any, Any]:
         else:
             factor[:, k, k] = xp.sqrt(xp.maximum(xp.where(alive, pivot, 0.0), 0.0))
     return scale, factor, rank
+
+
+def sure_of_rank(xp: Any, factor: Any, scale: Any, squares: Any) -> Any:
+    """`sure_of_rank` of backends/reference.py for every group."""
+    columns = factor.shape[1] - 1
+    pivots = xp.diagonal(factor, axis1=1, axis2=2)[:, :columns]
+    total, newest = squares[:, :-1].sum(axis=1), squares[:, -1]
+    in_range = (SQUARES[0] < total) & (total < SQUARES[1]) & (newest < SQUARES[1])
+    distances = (pivots / scale[:, :columns]) ** 2
+    apart = (distances > near_cut_off(columns) * total[:, None]).all(axis=1)
+    k = pivots.argmin(axis=1)
+    unit = (factor[:, :columns, :columns] / pivots[:, None]).transpose(0, 2, 1)
+    z = xp.linalg.solve(unit, xp.eye(columns)[k][:, :, None])[:, :, 0]
+    return in_range & apart & (pivots.min(axis=1) ** 2 > LEAST_EIGENVALUE * (z * z).sum(axis=1))
 
 
 def recurrences(xp: Any, factor: Any, scale: Any, k: int, affine: bool) -> Any:
@@ -86,8 +106,8 @@ def pseudo_inverse_root(
 ) -> tuple[Any, Any, Any]:
     """(V, rank, condition) with V Vᵀ = A⁺, or (A + ridge·D)⁻¹: leading columns first, then zeros.
 
-    ``rank`` cuts at the leading singular values of F, or of [x_1, x_2, …] where ``raw``; see
-    `whiten` and `truncate` in backends/reference.py.
+    By the singular values of F, or of [x_1, x_2, …] where ``raw``, which are cut off where they are
+    rounding, and after ``rank`` of them; see `whiten` and `truncate` in backends/reference.py.
     """
     size = a.shape[1]
     scale = power_of_two_scale(xp, xp.diagonal(a, axis1=1, axis2=2))
@@ -97,21 +117,24 @@ def pseudo_inverse_root(
     values, vectors = xp.linalg.eigh(scaled)
     values, vectors = values[:, ::-1], vectors[:, :, ::-1]
     kept = values > rank_tolerance(size) * xp.maximum(values[:, :1], 0.0)
-    safe = xp.where(kept, values, 1.0)
-    ranks = kept.sum(axis=1)
+    roots = xp.sqrt(xp.where(kept, values, 1.0))[:, None]
     least = xp.where(kept, values, np.inf).min(axis=1) if size else xp.ones(len(a))
-    condition = xp.where(ranks > 0, xp.sqrt(values[:, 0] / least), np.inf)
-    v = xp.where(kept[:, None], vectors / xp.sqrt(safe)[:, None], 0.0) * scale[:, :, None]
-    if rank is None or rank >= size:
-        return v, ranks, condition
-    root = xp.where(kept[:, None], vectors * xp.sqrt(safe)[:, None], 0.0) / scale[:, :, None]
-    r = root.transpose(0, 2, 1)  # A = rᵀ r in the units of the columns
+    condition = xp.where(kept.any(axis=1), xp.sqrt(values[:, 0] / least), np.inf)
+    lower = xp.where(kept[:, None], vectors * roots, 0.0)  # F S = Q Lᵀ
+    back = xp.where(kept[:, None], vectors / roots, 0.0)
+    if ridge > 0.0 and (rank is None or rank >= size):
+        return back * scale[:, :, None], kept.sum(axis=1), condition
+    columns = lower / scale[:, :, None]
     if raw:
-        r = xp.cumsum(r, axis=2)
-    _, sigma, right = xp.linalg.svd(r, full_matrices=False)
-    use = (xp.arange(size) < xp.minimum(ranks, rank)[:, None]) & (sigma > 0.0)
-    cut = xp.where(use[:, None], right.transpose(0, 2, 1) / xp.where(use, sigma, 1.0)[:, None], 0.0)
+        columns = xp.cumsum(columns, axis=1)
+    left, sigma, right = xp.linalg.svd(columns.transpose(0, 2, 1), full_matrices=False)
+    use = sigma > rank_tolerance(size) * sigma[:, :1]
+    use[:, size if rank is None else rank :] = False
+    v = xp.where(use[:, None], right.transpose(0, 2, 1) / xp.where(use, sigma, 1.0)[:, None], 0.0)
     if raw:
-        cut = xp.cumsum(cut[:, ::-1], axis=1)[:, ::-1]
-    whole = (ranks <= rank)[:, None, None]
-    return xp.where(whole, v, cut), xp.minimum(ranks, rank), condition
+        v = xp.cumsum(v[:, ::-1], axis=1)[:, ::-1]
+    v = v / scale[:, :, None]
+    v = v + back @ (xp.where(use[:, None], left, 0.0) - lower.transpose(0, 2, 1) @ v)
+    ranks = use.sum(axis=1)
+    reach = xp.sqrt((v * v).sum(axis=(1, 2)) / xp.maximum(ranks, 1))
+    return v * scale[:, :, None], ranks, xp.maximum(condition, reach)
