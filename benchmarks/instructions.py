@@ -9,8 +9,6 @@ change of the algorithm saves there, it saves in the other instruction sets too.
     python benchmarks/instructions.py --groups 1000  # a tenth of the work
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -5,8 +5,6 @@ python benchmarks/instructions.py > benchmarks/results/instructions.json
 python benchmarks/performance_page.py           # docs/performance.md and docs/performance.png
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

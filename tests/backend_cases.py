@@ -1,7 +1,5 @@
 """Which backends run here, and cases for their stages: groups, snapshots, views, comparisons."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What every test run needs: one unambiguous koopcore under test, and the rule for GPU tests."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 from importlib import metadata

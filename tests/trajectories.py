@@ -1,7 +1,5 @@
 """Snapshots with known motion, definitions to compare with, and the backends to compare."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from koopcore.backends import available_backends

@@ -1,7 +1,5 @@
 """`backend`: every backend in turn, each in the form in which it can run here."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import sys

@@ -4,17 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from backend_cases import (
-    DTYPES,
-    OTHERS,
-    REFERENCE,
-    U,
-    close,
-    covered,
-    decays,
-    invariants,
-    walks,
-)
+from backend_cases import DTYPES, OTHERS, REFERENCE, U, close, covered, decays, invariants, walks
 from trajectories import generic
 
 from koopcore.backends.composed import feature_stops

@@ -1,7 +1,5 @@
 """What only numba_cpu has: threads, pieces of large groups, blocks of fused stages, a cache."""
 
-from __future__ import annotations
-
 import os
 import stat
 import subprocess

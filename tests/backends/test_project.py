@@ -7,12 +7,7 @@ import pytest
 from backend_cases import OTHERS, REFERENCE, U, close, invariants
 from trajectories import operator_of, smooth
 
-from koopcore.backends.reference import (
-    PIVOT_RANGE,
-    pivoted_cholesky,
-    power_of_two_scale,
-    whiten,
-)
+from koopcore.backends.reference import PIVOT_RANGE, pivoted_cholesky, power_of_two_scale, whiten
 
 
 def gram_of(f):

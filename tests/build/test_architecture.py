@@ -1,7 +1,5 @@
 """The code is as docs/architecture.md draws it: who may import whom, and what an import costs."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

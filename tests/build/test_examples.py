@@ -1,14 +1,8 @@
 """The examples run, and do what they claim."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from types import ModuleType
-
-import pytest
-
-pytest.importorskip("torch")
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

@@ -1,7 +1,5 @@
 """The three ways to install koopcore, really done, and the ways in which a build must fail."""
 
-from __future__ import annotations
-
 import platform
 import shutil
 import subprocess

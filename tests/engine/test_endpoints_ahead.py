@@ -1,7 +1,5 @@
 """`fit(horizon=…)`: endpoints made with the fit are those of fit and predict, bit for bit."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from trajectories import NAMES, smooth

@@ -1,7 +1,5 @@
 """Algorithm 1: its order of steps, its search, which iterate it keeps, and where it stops."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

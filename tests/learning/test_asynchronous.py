@@ -1,7 +1,5 @@
 """Algorithm 3 with real processes: late, lost and stalled messages, and workers that die."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

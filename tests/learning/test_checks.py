@@ -1,7 +1,5 @@
 """What learning takes in: numbers that name themselves, arrays of every library as they are."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Dictionaries: their gradients against finite differences, their layouts, and what they refuse."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

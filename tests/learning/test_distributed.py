@@ -1,7 +1,5 @@
 """Algorithm 2 on gloo ranks: equal to one machine, counted in bytes, and loud when a rank dies."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import warnings

@@ -1,7 +1,5 @@
 """Results that are not finite are errors, and data at every scale is learned or refused."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

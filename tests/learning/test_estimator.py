@@ -1,7 +1,5 @@
 """What every learner promises: scikit-learn's conventions, early errors, data left alone."""
 
-from __future__ import annotations
-
 import pickle
 from typing import Any
 
@@ -11,13 +9,7 @@ from learning_cases import rotation
 from sklearn.base import clone
 
 from koopcore.lab.problems.van_der_pol import paper_split
-from koopcore.learning import (
-    AlternatingLearner,
-    Layered,
-    Monomials,
-    OneLayer,
-    StateInclusive,
-)
+from koopcore.learning import AlternatingLearner, Layered, Monomials, OneLayer, StateInclusive
 from koopcore.learning.objective import gradient
 from koopcore.learning.trajectories import pairs
 

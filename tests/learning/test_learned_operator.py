@@ -1,7 +1,5 @@
 """What a learned operator predicts, its spectrum, and what it refuses."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Mailboxes of asynchronous workers: the latest message wins, and none is too old."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """F and its gradients against the paper's sums point by point; its exact minimum over K."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

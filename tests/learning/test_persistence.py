@@ -1,7 +1,5 @@
 """Saved operators come back bit for bit, from files that run no code and are checked."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

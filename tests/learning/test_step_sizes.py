@@ -1,15 +1,10 @@
 """Lipschitz constants that step sizes come from."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
 from koopcore.lab.problems.van_der_pol import paper_split
-from koopcore.learning import (
-    OneLayer,
-    StateInclusive,
-)
+from koopcore.learning import OneLayer, StateInclusive
 from koopcore.learning.objective import gradient
 from koopcore.learning.step_sizes import joint_lipschitz
 from koopcore.learning.trajectories import pairs

@@ -1,7 +1,5 @@
 """Who is to blame when workers complain of each other, and what is kept of their reports."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,18 +1,12 @@
 """Data that learners take: pairs of several trajectories, units, and what is refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
 import pytest
 from learning_cases import rotation
 
-from koopcore.learning import (
-    AlternatingLearner,
-    Monomials,
-    OneLayer,
-)
+from koopcore.learning import AlternatingLearner, Monomials, OneLayer
 
 
 def test_several_trajectories_are_never_paired_across_their_ends() -> None:

@@ -10,15 +10,7 @@ from __future__ import annotations
 
 from koopcore.backends.numba.lanes import add_tile
 from koopcore.backends.numba.runtime import inner
-from koopcore.backends.numba.simd import (
-    WIDTH,
-    constant,
-    fma,
-    load,
-    sqrt,
-    store,
-    where_less,
-)
+from koopcore.backends.numba.simd import WIDTH, constant, fma, load, sqrt, store, where_less
 
 
 @inner

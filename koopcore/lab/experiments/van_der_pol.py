@@ -32,13 +32,7 @@ from koopcore.lab.experiments.learning import (
 )
 from koopcore.lab.problems.linear_bound import linear_bound
 from koopcore.lab.problems.van_der_pol import PAPER, PERIODS, paper_split
-from koopcore.learning import (
-    AlternatingLearner,
-    Dictionary,
-    Diminishing,
-    OneLayer,
-    StateInclusive,
-)
+from koopcore.learning import AlternatingLearner, Dictionary, Diminishing, OneLayer, StateInclusive
 
 PAPER_STEP = 0.23
 

@@ -13,17 +13,7 @@ from typing import TYPE_CHECKING
 import koopcore as kc
 from koopcore.lab.bench import machine, plots
 from koopcore.lab.bench.powers import powers_of
-from koopcore.lab.bench.study import (
-    Case,
-    Claim,
-    Job,
-    Row,
-    Size,
-    Study,
-    Summary,
-    series,
-    spread,
-)
+from koopcore.lab.bench.study import Case, Claim, Job, Row, Size, Study, Summary, series, spread
 from koopcore.lab.studies.workloads import (
     FAST_RATES,
     HORIZON,

@@ -1,16 +1,10 @@
 """Reproductions of Liu, Ding, Chen, Yeung 2020 in small versions: resumed, printed, drawn."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("matplotlib")
-pytest.importorskip("rich")
 
 from koopcore.lab.experiments import glycolysis, van_der_pol
 from koopcore.lab.experiments.experiment import run, unpacked

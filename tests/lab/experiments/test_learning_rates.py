@@ -1,7 +1,5 @@
 """The paper's rates on the Van der Pol oscillator, and the bounds of Lemma 1 in random checks."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Glycolysis: the reference state, the rates term by term, and what a worker's share can learn."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp

@@ -1,7 +1,5 @@
 """The Van der Pol oscillator: its trajectory, the paper's split, and the errors reached."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
