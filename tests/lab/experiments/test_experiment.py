@@ -175,7 +175,7 @@ def test_data_is_an_option_of_the_experiments_on_digits(name, reproduce, tmp_pat
     [
         (["table1"], "table1", {}),
         (["table1", "--schedule", "paper"], "table1-paper", {}),
-        (["table2"], "table2", {"data": None}),
+        (["table2"], "table2", {}),
         (["van-der-pol", "--seeds", "3"], "van-der-pol", {"seeds": 3, "n_iterations": None}),
         (
             ["glycolysis", "--workers", "7", "--seed", "4", "--seeds", "2"],
