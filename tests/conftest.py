@@ -12,7 +12,7 @@ import koopcore
 UNDER_TEST = Path(koopcore.__file__).resolve().parent
 
 
-def _installed_package() -> Path | None:
+def _installed_package():
     """Where the installed koopcore's package directory is; None for an editable or no install."""
     for distribution in metadata.distributions(name="koopcore"):
         # A source tree can hold an egg-info, which is not an installation.
@@ -25,7 +25,7 @@ def _installed_package() -> Path | None:
     return None
 
 
-def _cpu_module() -> str:
+def _cpu_module():
     try:
         from koopcore._native import _cpu
     except ImportError:
@@ -35,13 +35,13 @@ def _cpu_module() -> str:
     return f"native CPU module, {_cpu.isa()}"
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter):
     # A quiet run prints no header, and which koopcore was tested must not depend on verbosity.
     terminalreporter.write_line(f"tested: koopcore {koopcore.__version__} at {UNDER_TEST}")
     terminalreporter.write_line(f"        {_cpu_module()}")
 
 
-def pytest_configure() -> None:
+def pytest_configure():
     # Child processes of tests shall import that same koopcore, not one from the working directory
     # (Python 3.10 does not know this variable; tests there rely on their own working directory).
     os.environ["PYTHONSAFEPATH"] = "1"
@@ -84,7 +84,7 @@ def native(kernels, monkeypatch):
     return emulated_cuda.backend(kernels)
 
 
-def cuda_device_count() -> int:
+def cuda_device_count():
     """CUDA devices that the driver reports: 0 without a driver, whatever was built or installed."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -96,7 +96,7 @@ def cuda_device_count() -> int:
     return count.value
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items or cuda_device_count() > 0:
         return

@@ -8,7 +8,7 @@ from backend_cases import DTYPES, OTHERS, REFERENCE, U, close, covered, decays, 
 from trajectories import generic
 
 from koopcore.backends.composed import feature_stops
-from koopcore.backends.protocol import Ahead, FeatureSolved
+from koopcore.backends.protocol import Ahead
 from koopcore.backends.reflection import reflect, unreflect
 from koopcore.partition.partition import Partition
 
@@ -142,7 +142,7 @@ def test_fits_equal_the_reference(backend, m, n, affine, dtype):
     equals(again, expected, 1e-6)
 
 
-def equals(got: FeatureSolved, expected: FeatureSolved, tolerance):
+def equals(got, expected, tolerance):
     np.testing.assert_array_equal(got.rank, expected.rank)
     np.testing.assert_allclose(got.residual, expected.residual, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(got.hindcast, expected.hindcast, rtol=tolerance, atol=tolerance)

@@ -5,8 +5,6 @@ import stat
 import subprocess
 import sys
 import threading
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,26 +15,26 @@ pytest.importorskip("numba")
 from koopcore.backends.numba import backend as numba_backend
 from koopcore.backends.numba import runtime, views
 from koopcore.backends.numba.backend import NumbaCpu
-from koopcore.backends.protocol import Ahead, Snapshots
+from koopcore.backends.protocol import Ahead
 from koopcore.backends.threads import thread_count
 from koopcore.partition.partition import Partition
 
 numba_cpu = NumbaCpu()
 
 
-def window(n: int, size: int, dtype: Any = np.float32) -> Snapshots:
+def window(n, size, dtype=np.float32):
     return walks(np.random.default_rng(n), n, size, dtype)
 
 
 @pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+def eager(monkeypatch):
     """Threads even for little work, pieces of 64 parameters, and several blocks."""
     monkeypatch.setattr(runtime, "SERIAL", 0)
     monkeypatch.setattr(views, "PIECE", 64)
     monkeypatch.setattr(numba_backend, "CACHED", 3000)
 
 
-def everything(snapshots: Snapshots, part: Partition, small: Partition) -> list[np.ndarray]:
+def everything(snapshots, part, small):
     """Results of every stage: ``part`` on the snapshot side, ``small`` on the feature side."""
     n = len(snapshots.order)
     gram = numba_cpu.gram(snapshots, part)
@@ -59,8 +57,8 @@ def everything(snapshots: Snapshots, part: Partition, small: Partition) -> list[
 
 @pytest.mark.usefixtures("eager")
 def test_results_are_the_same_bits_whatever_the_number_of_threads(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     part = side_by_side([5, 700, 33, 64, 65, 1000, 7, 129, 40, 63] * 4)
     small = side_by_side([3] * (part.size // 3))
     snapshots = window(7, part.size)
@@ -75,8 +73,8 @@ def test_results_are_the_same_bits_whatever_the_number_of_threads(
 
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("name", ["one", "mixed", "strided"])
-def test_large_groups_are_summed_from_pieces(name: str) -> None:
-    groups: dict[str, list[Any]] = {
+def test_large_groups_are_summed_from_pieces(name):
+    groups = {
         "one": [slice(0, 1000)],
         "mixed": [slice(0, 10), slice(10, 500), slice(500, 564), slice(564, 629), slice(700, 999)],
         "strided": [np.arange(0, 600, 2), np.arange(1, 600, 2), [700, 650, 900]],
@@ -100,9 +98,7 @@ def test_large_groups_are_summed_from_pieces(name: str) -> None:
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("piece", [64, 1 << 20])
 @pytest.mark.parametrize("horizons", [[1], [30, 2, 7, 9, 100]], ids=str)
-def test_companion_endpoints_ahead_are_the_bits_of_the_stages(
-    horizons: list[int], piece: int, affine: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_companion_endpoints_ahead_are_the_bits_of_the_stages(horizons, piece, affine, monkeypatch):
     monkeypatch.setattr(views, "PIECE", piece)  # large groups are shared by threads, or are not
     part = side_by_side([21, 9, 300, 33, 64, 65] * 9)
     snapshots = window(8, part.size)
@@ -115,13 +111,13 @@ def test_companion_endpoints_ahead_are_the_bits_of_the_stages(
     same_bits(solved, apart)
 
 
-def test_concurrent_calls_do_not_disturb_each_other() -> None:
+def test_concurrent_calls_do_not_disturb_each_other():
     part = side_by_side([65] * 3000)
     snapshots = window(16, part.size)
     expected = numba_cpu.gram(snapshots, part)
-    results: list[np.ndarray] = []
+    results = []
 
-    def call() -> None:
+    def call():
         results.append(numba_cpu.gram(snapshots, part))
 
     callers = [threading.Thread(target=call) for _ in range(6)]
@@ -135,10 +131,10 @@ def test_concurrent_calls_do_not_disturb_each_other() -> None:
 
 
 @pytest.mark.usefixtures("eager")
-def test_an_error_in_any_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_any_thread_reaches_the_caller(monkeypatch):
     monkeypatch.setenv("KOOPCORE_NUM_THREADS", "3")
 
-    def work(low: int, high: int) -> None:
+    def work(low, high):
         if high == 100:
             raise ArithmeticError("the last range")
 
@@ -149,11 +145,9 @@ def test_an_error_in_any_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("threads", ["1", "2", "5"])
 @pytest.mark.parametrize(("items", "align"), [(0, 1), (1, 1), (100, 1), (37, 8), (9, 8), (1000, 8)])
-def test_ranges_cover_every_item_once_and_begin_at_multiples(
-    items: int, align: int, threads: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranges_cover_every_item_once_and_begin_at_multiples(items, align, threads, monkeypatch):
     monkeypatch.setenv("KOOPCORE_NUM_THREADS", threads)
-    ranges: list[tuple[int, int]] = []
+    ranges = []
     uneven = np.cumsum(np.arange(items, dtype=np.int64) % 7)
     runtime.spread(lambda low, high: ranges.append((low, high)), uneven, align)
     covered = np.zeros(items, dtype=int)
@@ -164,15 +158,13 @@ def test_ranges_cover_every_item_once_and_begin_at_multiples(
 
 
 @pytest.mark.parametrize("given", ["0", "-2", "two", "1.5"])
-def test_a_number_of_threads_that_is_none_is_an_error(
-    given: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_number_of_threads_that_is_none_is_an_error(given, monkeypatch):
     monkeypatch.setenv("KOOPCORE_NUM_THREADS", given)
     with pytest.raises(ValueError, match="whole number >= 1"):
         thread_count()
 
 
-def test_the_number_of_threads_is_read_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_threads_is_read_at_every_call(monkeypatch):
     monkeypatch.setenv("KOOPCORE_NUM_THREADS", " 3 ")
     assert thread_count() == 3
     monkeypatch.delenv("KOOPCORE_NUM_THREADS")
@@ -191,7 +183,7 @@ print(sum(dense_range.stats.cache_hits.values()) if dense_range.stats.cache_path
 """
 
 
-def run(cache: Path) -> str:
+def run(cache):
     environment = dict(os.environ, NUMBA_CACHE_DIR=str(cache))
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False
@@ -200,13 +192,13 @@ def run(cache: Path) -> str:
     return done.stdout.strip()
 
 
-def test_a_second_process_loads_what_the_first_compiled(tmp_path: Path) -> None:
+def test_a_second_process_loads_what_the_first_compiled(tmp_path):
     assert [run(tmp_path), run(tmp_path)] == ["0", "1"]
 
 
 @pytest.mark.skipif(
     not hasattr(os, "getuid") or os.getuid() == 0, reason="the superuser can write everywhere"
 )
-def test_an_unwritable_cache_only_costs_the_compilation(tmp_path: Path) -> None:
+def test_an_unwritable_cache_only_costs_the_compilation(tmp_path):
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     assert run(tmp_path) in {"0", "uncached"}

@@ -17,7 +17,7 @@ PARTITIONS = {
 }
 
 
-def partition(sizes: list[int], size: int) -> kc.Partition:
+def partition(sizes, size):
     ends = np.cumsum(sizes)
     return kc.Partition.groups(
         size, [range(end - m, end) for end, m in zip(ends, sizes, strict=True)]

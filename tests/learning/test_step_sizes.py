@@ -10,14 +10,14 @@ from koopcore.learning.step_sizes import joint_lipschitz
 from koopcore.learning.trajectories import pairs
 
 
-def test_the_joint_lipschitz_constant_is_the_largest_curvature() -> None:
+def test_the_joint_lipschitz_constant_is_the_largest_curvature():
     data = pairs(paper_split(1.0).train[:60])
     dictionary = StateInclusive(OneLayer(2, 2))
     rng = np.random.default_rng(3)
     theta, k = dictionary.initial(rng), rng.standard_normal((4, 4))
     point, step = np.concatenate([theta, k.reshape(-1)]), 1e-5
 
-    def slope(z: np.ndarray) -> np.ndarray:
+    def slope(z):
         found = gradient(dictionary, z[:4], z[4:].reshape(4, 4), data)
         return np.concatenate([found.parameters, found.operator.reshape(-1)])
 
