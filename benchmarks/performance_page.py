@@ -103,11 +103,7 @@ def page(contents: dict[str, Any], counted: dict[str, Any]) -> str:
     parts += ["## Shares of the roof\n", _shares(outcomes)]
     parts += ["## Targets\n", _claims(outcomes), "![All studies as plots](performance.png)\n"]
     tables: dict[str, Callable[[dict[str, Any]], str]]
-    tables = {
-        "endpoint": _endpoint,
-        "peers": _peers,
-        "backpropagation": _steps,
-    }
+    tables = {"endpoint": _endpoint, "peers": _peers, "backpropagation": _steps}
     for name, study in outcomes.items():
         parts.append(f"## {name}\n\n{study['question']}\n")
         if name in tables:

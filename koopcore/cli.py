@@ -258,8 +258,7 @@ for _made, _name, _help in (
 @reproduce.command()
 def van_der_pol(
     seeds: Annotated[
-        int | None,
-        typer.Option(min=1, help="Random dictionaries per row.", show_default="by size"),
+        int | None, typer.Option(min=1, help="Random dictionaries per row.", show_default="by size")
     ] = None,
     n_iterations: Iterations = None,
     quick: Quick = False,

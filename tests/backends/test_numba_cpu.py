@@ -56,9 +56,7 @@ def everything(snapshots, part, small):
 
 
 @pytest.mark.usefixtures("eager")
-def test_results_are_the_same_bits_whatever_the_number_of_threads(
-    monkeypatch,
-):
+def test_results_are_the_same_bits_whatever_the_number_of_threads(monkeypatch):
     part = side_by_side([5, 700, 33, 64, 65, 1000, 7, 129, 40, 63] * 4)
     small = side_by_side([3] * (part.size // 3))
     snapshots = window(7, part.size)

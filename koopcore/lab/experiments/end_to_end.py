@@ -133,11 +133,7 @@ def plain(settings: dict[str, Any], optimizer: str, context: Context) -> dict[st
 
 
 def _averaged(
-    problem: OscillatorBatch,
-    optimizer: str,
-    pace: Pace,
-    settings: dict[str, Any],
-    context: Context,
+    problem: OscillatorBatch, optimizer: str, pace: Pace, settings: dict[str, Any], context: Context
 ) -> tuple[Floats, dict[str, Floats]]:
     """Loss of every network at each step, and of its averages every ``average_every`` steps."""
     every = settings["average_every"]
@@ -205,7 +201,7 @@ def jumping(
         for network, target in enumerate(reference["target"]["networks"]):
             case = (problem, network, optimizer, best[0], target, settings["steps"], options)
             run = race(*case, decay=best[1])
-            runs.append(run.as_dict())
+            runs.append(asdict(run))
             context.tick()
     steps = np.asarray(reference["steps"], float)
     factors = [
@@ -280,10 +276,6 @@ class Finish:
     jumps: int
     accepted: int
     seconds_jumping: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers for ``json``."""
-        return asdict(self)
 
 
 def race(

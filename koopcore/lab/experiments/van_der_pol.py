@@ -47,9 +47,7 @@ class Variant(NamedTuple):
 
 BARE = (
     Variant(
-        "3 tanh, gradient, step 0.23",
-        OneLayer(2, 3),
-        {"step_k": PAPER_STEP, "step_w": PAPER_STEP},
+        "3 tanh, gradient, step 0.23", OneLayer(2, 3), {"step_k": PAPER_STEP, "step_w": PAPER_STEP}
     ),
     Variant("3 tanh, gradient, 1/L_K", OneLayer(2, 3), {}),
     Variant("3 arctan, gradient, 1/L_K", OneLayer(2, 3, "arctan"), {}),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import koopcore as kc
 from koopcore.lab.bench import machine, plots
@@ -22,9 +21,6 @@ from koopcore.lab.studies.workloads import (
     equal_groups,
     groups_of,
 )
-
-if TYPE_CHECKING:
-    pass
 
 N = 16
 LINEAR = 0.05  # an exponent may be so far from one
