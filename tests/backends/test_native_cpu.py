@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from backend_cases import RAGGED, U, gram_error, ragged, read_only, same_bits, walks
+from backend_cases import U, gram_error, ragged, read_only, same_bits, walks
 
 from koopcore.backends.native_cpu import NativeCpu
 from koopcore.backends.protocol import Ahead, Snapshots
@@ -25,32 +25,6 @@ ISAS = _cpu.supported_isas()
 def threads():
     yield _cpu.set_num_threads
     _cpu.set_num_threads(0)
-
-
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
-def test_fits_and_predictions_in_every_instruction_set(isa, affine):
-    """The wheels' own check; the tests by stage go through every instruction set too."""
-    rng = np.random.default_rng(0)
-    part = ragged(rng, [m + 30 for m in RAGGED])
-    snapshots = walks(rng, 17, part.size, np.float32)
-    reference = Reference()
-    _cpu.force_isa(isa)
-    try:
-        fit = native.gram_solve(snapshots, part, affine, 3)
-        gram = native.gram(snapshots, part)
-        got = np.full((2, part.size), np.nan, np.float32)
-        native.companion_endpoint(snapshots, part, fit.coefficients, affine, [5, 40], got)
-    finally:
-        _cpu.force_isa("")
-    assert gram_error(gram, reference.gram(snapshots, part), 17) < 1e-13
-    expected = reference.solve(gram, 17, affine, 3)
-    for made, due in zip(fit, expected, strict=True):
-        np.testing.assert_allclose(made, due, rtol=1e-8, atol=1e-10)  # cond² n u; cond < 1e3
-    due = np.full_like(got, np.nan)
-    weights, _ = reference.rollout(fit.coefficients, affine, [5, 40])
-    reference.combine(snapshots, part, weights, due)
-    np.testing.assert_allclose(got, due, rtol=2e-6, atol=2e-6 * np.nanmax(np.abs(due)))
 
 
 @pytest.mark.parametrize(
