@@ -175,9 +175,12 @@ import koopcore
 assert "numba" not in sys.modules, "import koopcore must not import numba"
 import numpy as np
 from koopcore.backends import backend_for
-from koopcore.backends.numba.project import dense_range
-backend_for("cpu", "numba_cpu").rollout_dense(np.ones((1, 1, 1)), np.ones((1, 1)), False, [2])
-print(sum(dense_range.stats.cache_hits.values()) if dense_range.stats.cache_path else "uncached")
+from koopcore.backends.numba.gram import gram_range
+from koopcore.backends.protocol import Snapshots
+part = koopcore.Partition.groups(1, [[0]])
+backend_for("cpu", "numba_cpu").gram(Snapshots(np.ones((2, 1)), np.arange(2)), part)
+stats = gram_range.stats
+print(sum(stats.cache_hits.values()) if stats.cache_path else "uncached")
 """
 
 
