@@ -216,9 +216,10 @@ class Reference(Composed):
             x = _window(snapshots, part, group)
             basis = np.concatenate([x[:1], np.diff(x, axis=0)])
             full = np.zeros((n, n))
-            for low in range(0, basis.shape[1], BLOCK):  # rounding grows with the terms in a row
-                some = basis[:, low : low + BLOCK]
-                full += some @ some.T
+            with np.errstate(over="ignore", invalid="ignore"):  # looked for by the caller
+                for low in range(0, basis.shape[1], BLOCK):  # rounding grows with a row's terms
+                    some = basis[:, low : low + BLOCK]
+                    full += some @ some.T
             out[group] = full[lower]
         return out
 

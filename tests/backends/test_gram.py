@@ -19,6 +19,7 @@ from backend_cases import (
     packed_gram,
     ragged,
     rotated,
+    side_by_side,
     walks,
 )
 from trajectories import basis_of, generic
@@ -99,6 +100,16 @@ def test_rows_in_any_order_and_repeated(backend, order):
     np.testing.assert_array_equal(got, backend.gram(rotated(x[order], 2), part))
     expected = np.stack([packed_gram(x[order][:, part.indices(group)]) for group in range(2)])
     assert gram_error(got, expected, len(order)) < 1e-13
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("backend", ON_CPU, indirect=True)
+def test_squares_that_overflow_are_infinite_without_a_warning(backend):
+    x = generic(5, 40)
+    x[:, :20] *= 1e200
+    got = backend.gram(in_order(x), side_by_side([20, 20]))
+    assert not np.isfinite(got[0]).all()
+    assert np.isfinite(got[1]).all()
 
 
 def test_unpack_mirrors_the_lower_triangle():
