@@ -40,7 +40,7 @@ def main(steps: int = 1500) -> dict[str, float]:
     losses = {}
     for name, accelerated in (("plain", False), ("koopcore", True)):
         losses[name], report = train(steps, accelerated)
-        print(f"{name:>9}: loss {losses[name]:.2e} after {steps} steps ({report})")
+        print(f"{name:>9}: loss {losses[name]:.2e} after {steps} steps\n{report}")
     return losses
 
 

@@ -34,9 +34,10 @@ def view(value: Any, name: str) -> ArrayView:
         _check_dtype(str(value.dtype).removeprefix("torch."), name)
         if value.layout != torch.strided:
             raise TypeError(f"{name} is a {value.layout} tensor; a dense one is needed")
+        plain = value.detach().resolve_neg()  # a copy where a negation is pending
         if value.device.type == "cpu":
-            return ArrayView("cpu", value.detach().numpy(), torch.from_numpy)
-        return ArrayView(value.device.type, value.detach(), _as_it_is)
+            return ArrayView("cpu", plain.numpy(), torch.from_numpy)
+        return ArrayView(value.device.type, plain, _as_it_is)
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(value, cupy.ndarray):
         _check_dtype(value.dtype.name, name)
@@ -260,6 +261,12 @@ def _missing(shape: tuple[int, ...], width: int, place: str) -> MemoryError:
 
 
 def _check_dtype(dtype: str, name: str) -> None:
+    if dtype.startswith("complex"):
+        raise TypeError(
+            f"{name} has dtype {dtype}; float32 and float64 are accepted: give real and imaginary "
+            "parts as parameters of their own, and put both of a parameter into one group, as in "
+            "np.concatenate([x.real, x.imag], axis=1) or torch.cat([x.real, x.imag], dim=1)"
+        )
     if dtype not in ("float32", "float64"):
         raise TypeError(
             f"{name} has dtype {dtype}; float32 and float64 are accepted (convert it first: "

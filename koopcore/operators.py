@@ -62,7 +62,7 @@ def fit(
 
     Cost: one read of the snapshots, P n² flops for P parameters and n snapshots however they are
     grouped, then O(n³) per group; O(groups · n²) memory. Not for windows longer than the motion
-    stays linear, nor for minibatch noise without averaging (see ``record="mean"`` in `attach`).
+    stays linear, nor for minibatch noise without averaging, which `attach` does.
     Source: Dogra & Redman, NeurIPS 2020, eq. 4 and Algorithm 1; differences and the Gram route:
     docs/mathematics.md.
     """

@@ -43,11 +43,6 @@ def _deficient(t, m, rng):
     return np.power.outer([1.0, 0.97], t).T @ rng.normal(size=(2, m))
 
 
-#: Where one Gram matrix in float64 does not resolve what orthogonal methods still do: cond(F) is
-#: 9e6 on eleven parameters, two directions fall below rounding. Measured 3.3e-4; bound in place of
-#: 1e-4.
-UNRESOLVED = {("oscillating", "float32", "linear", 11, 16): 4e-4}
-
 KINDS = {"smooth": _smooth, "oscillating": _oscillating, "noisy": _noisy, "deficient": _deficient}
 
 
@@ -117,7 +112,6 @@ def check(kind, dtype, model, fits, sizes=SIZES, windows=WINDOWS):
                 ]
             )  # (SEEDS, n_horizons)
             usable = oracle < 0.1
-            floor = UNRESOLVED.get((kind, dtype, model, m, n), 1e-4)
             compared += int(usable.sum())
             for name, predict in fits.items():
                 predicted = predict(snapshots, part)
@@ -129,7 +123,7 @@ def check(kind, dtype, model, fits, sizes=SIZES, windows=WINDOWS):
                     ]
                 )
                 typical = np.median(ours, axis=0) > np.maximum(
-                    1.2 * np.median(oracle, axis=0), floor
+                    1.2 * np.median(oracle, axis=0), 1e-4
                 )
                 single = ours > np.maximum(3.0 * oracle, 1e-3)
                 alone[name] += int((single & usable).sum())

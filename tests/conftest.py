@@ -5,11 +5,20 @@ import os
 from importlib import metadata
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import koopcore
 
 UNDER_TEST = Path(koopcore.__file__).resolve().parent
+
+# The same examples in every run, and how to make a failing one again. HYPOTHESIS_PROFILE=search
+# draws others each time.
+hypothesis.settings.register_profile(
+    "same", derandomize=True, deadline=None, print_blob=True, database=None
+)
+hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def _installed_package():
@@ -72,8 +81,8 @@ def two_float(tmp_path_factory):
 
 
 @pytest.fixture
-def native(kernels, monkeypatch):
-    """native_cuda on NumPy arrays, which stand for arrays of a device."""
+def _host_as_device(monkeypatch):
+    """NumPy arrays stand for arrays of a device."""
     import emulated_cuda
 
     from koopcore import arrays
@@ -81,7 +90,22 @@ def native(kernels, monkeypatch):
     for name in ("memory", "any_memory"):
         monkeypatch.setattr(arrays, name, emulated_cuda.host_memory)
     monkeypatch.setattr(arrays, "where", lambda array: "CUDA device 0")
+
+
+@pytest.fixture
+def native(kernels, _host_as_device):
+    """native_cuda on NumPy arrays."""
+    import emulated_cuda
+
     return emulated_cuda.backend(kernels)
+
+
+@pytest.fixture
+def native_two_float(two_float, _host_as_device):
+    """The same as GPUs without fast fp64 have it."""
+    import emulated_cuda
+
+    return emulated_cuda.backend(two_float)
 
 
 def cuda_device_count():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -13,7 +14,7 @@ from types import ModuleType
 
 import numpy as np
 
-from koopcore import arrays
+from koopcore import arrays, operators
 from koopcore.backends.native_cuda.backend import NativeCuda
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,3 +98,24 @@ def backend(cuda: ModuleType) -> NativeCuda:
 def host_memory(array=None):
     """Stands in for `arrays.memory` and `arrays.any_memory`."""
     return arrays.TorchMemory(array.device) if hasattr(array, "data_ptr") else HostMemory()
+
+
+@contextlib.contextmanager
+def instead_of_the_cpu(cuda: ModuleType):
+    """Within, `koopcore.fit` of NumPy arrays runs the kernels of ``cuda``."""
+    view = arrays.view
+    standing_in = {
+        (arrays, "view"): lambda *given: view(*given)._replace(device="cuda"),
+        (arrays, "memory"): host_memory,
+        (arrays, "any_memory"): host_memory,
+        (arrays, "where"): lambda array: "CUDA device 0",
+        (operators, "backend_for"): lambda device, name: backend(cuda),
+    }
+    before = {(module, name): getattr(module, name) for module, name in standing_in}
+    try:
+        for (module, name), value in standing_in.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for (module, name), value in before.items():
+            setattr(module, name, value)

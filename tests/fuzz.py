@@ -1,7 +1,7 @@
 """Random windows of many families against the singular value decomposition; a table of failures.
 
-    python tests/fuzz.py --groups 1000000              # about ten minutes on two cores
-    python tests/fuzz.py --family "pause" --seed 7 --batch 31        # one batch again
+    python tests/fuzz.py --groups 1000000 --workers 1 --state counts.json     # goes on where it was
+    python tests/fuzz.py --family "smooth+pause" --seed 7 --batch 31          # one batch again
 
 A family is a motion and what is done to it (parameters that are dead, a step that was paused, an
 offset, a scale …). A batch is some hundred groups of one size, dtype, model, rank and ridge, fitted
@@ -10,38 +10,50 @@ in one call by every backend. What counts as a failure:
     crash      an exception, a warning of NumPy, no fit, or a prediction that is not finite
     silent     further from the answer than the movement, with growth below 10 and hindcast below
                1/2 or none: nothing tells
-    wrong      beyond ten times the answer's own uncertainty and 1e-3 of the movement, likewise
-    apart      two backends differ by more than that while the answer is certain
-    ahead      ``fit(horizon=T)`` and ``fit().predict(T)`` differ
+    wrong      further than the allowance, likewise
+    apart      two backends differ by more than the allowance, and neither gives such a warning
+    ahead      ``fit(horizon=T)`` and ``fit().predict(T)`` differ by more than the allowance
     truth      ``predict(1)`` is not ``operator`` applied to the last snapshot
 
-Groups whose answer moves by more than a tenth of the movement when the snapshots are rounded
-otherwise, or the cut-offs are moved (`oracle.Answer.spread`), are counted as open and not judged.
+The allowance is 1e-3 of the movement, or ten times what the answer itself may be off. That is the
+larger of its response to rounding of the columns and to other cut-offs of the rank, which is what
+F'F⁺ and its powers make of them (`oracle.spread`), and of the error of the singular value
+decomposition in float64, seen from one in extended precision. Both are found only for groups in
+which something differs by more than half of 1e-3. Where the answer may be off by more than a tenth
+of the movement at every horizon there is nothing to compare with: such groups are not judged.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import itertools
+import json
+import os
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from oracle import answer
+from oracle import Answer, Method, answer, share, spread
 
 import koopcore as kc
 
 HORIZONS = (1, 5, 40)
 CPU = ("native_cpu", "numba_cpu", "reference")
+EMULATED = "emulated_cuda"  # the kernels of native_cuda, run by the host
+SLOW = {"numba_cpu": 4, "reference": 16, EMULATED: 16}  # take every N-th round of the families
 UNCERTAIN = 0.1  # of the movement: such an answer is not compared with
 CLOSE = 1e-3  # of the movement: what an error may always be
 KINDS = ("crash", "silent", "wrong", "apart", "ahead", "truth")
@@ -249,8 +261,13 @@ class Batch:
     seed: int
     groups: int
 
+    @property
+    def family(self) -> str:
+        return f"{self.motion}+{self.change}"
+
     def __str__(self) -> str:
-        return f"--family {self.motion}+{self.change} --seed {self.seed} --batch {self.groups}"
+        size = f"--batch {self.groups} --groups {self.groups}"
+        return f"--family {self.family} --seed {self.seed} {size}"
 
 
 @dataclass
@@ -258,9 +275,7 @@ class Problem:
     """The drawn problem of a batch."""
 
     x: np.ndarray  # (groups, n, m), in the dtype of the snapshots
-    model: str
-    rank: int | None
-    ridge: float
+    method: Method
 
     @property
     def snapshots(self) -> np.ndarray:
@@ -273,15 +288,20 @@ class Problem:
         numbers = np.arange(groups * m).reshape(groups, m)
         return kc.Partition.groups(groups * m, list(numbers))
 
+    @property
+    def model(self) -> str:
+        return "affine" if self.method.affine else "linear"
+
     def __str__(self) -> str:
         _, n, m = self.x.shape
-        return f"m={m} n={n} {self.x.dtype} {self.model} rank={self.rank} ridge={self.ridge:g}"
+        _, rank, ridge = self.method
+        return f"m={m} n={n} {self.x.dtype} {self.model} rank={rank} ridge={ridge:g}"
 
 
 def drawn(batch: Batch) -> Problem:
     """The problem of a batch."""
     rng = np.random.default_rng([batch.seed, *map(ord, batch.motion + batch.change)])
-    model = str(rng.choice(["linear", "affine"]))
+    affine = bool(rng.random() < 0.5)
     n = int(rng.choice([3, 4, 5, 9, 11, 16, 24, 33]))
     if rng.random() < 0.5:  # the feature side has fewer parameters than columns
         m = int(rng.integers(1, max(2, n - 1)))
@@ -295,17 +315,70 @@ def drawn(batch: Batch) -> Problem:
         held = x.astype(dtype)
     held = np.where(np.isfinite(held), held, 0.0).astype(dtype)
     rank, ridge = None, 0.0
-    columns = n - 1 - (model == "affine")
+    columns = n - 1 - affine
     if columns >= 1 and rng.random() < 0.25:
         rank = int(rng.integers(1, min(m, columns) + 1))
     elif rng.random() < 0.15:
         ridge = float(10.0 ** rng.uniform(-9, -1))
-    return Problem(held, model, rank, ridge)
+    return Problem(held, Method(affine, rank, ridge))
+
+
+class Predicted(NamedTuple):
+    """What one backend makes of a problem."""
+
+    values: np.ndarray  # (n_horizons, groups, m) by fit and predict
+    ahead: np.ndarray  # the same by fit(horizon=)
+    told: np.ndarray  # (n_horizons, groups) growth or hindcast are a warning
+    lost: np.ndarray  # (groups,) no fit, or no numbers
+    operator: np.ndarray | None  # (m, m) of one group
+
+
+def predicted(problem: Problem, backend: str, probe: int) -> Predicted:
+    """Fit in both ways and ask for everything; warnings are errors."""
+    groups, _, m = problem.x.shape
+    options = problem.model, *problem.method[1:], backend
+    with warnings.catch_warnings(), in_use(backend):
+        warnings.simplefilter("error")
+        ops = kc.fit(problem.snapshots, problem.part, *options)
+        values = ops.predict(HORIZONS)
+        growth, status, hindcast = ops.growth(HORIZONS), ops.status, ops.hindcast_error
+        matrix = ops.operator(probe) if status[probe] == 0 else None
+        ahead = kc.fit(problem.snapshots, problem.part, *options, horizon=HORIZONS)
+        both = [
+            y.astype(np.float64).reshape(len(HORIZONS), groups, m)
+            for y in (values, ahead.predict(HORIZONS))
+        ]
+    lost = ~np.isfinite(both).all(axis=(0, 1, 3)) | (status != 0)
+    return Predicted(*both, (hindcast >= 0.5) | (growth >= 10.0), lost, matrix)
+
+
+@contextlib.contextmanager
+def in_use(backend: str) -> Iterator[None]:
+    """Where the backend is no CPU one, it takes the CPU's place within."""
+    if backend != EMULATED:
+        yield
+        return
+    import emulated_cuda
+
+    with emulated_cuda.instead_of_the_cpu(kernels()):
+        yield
+
+
+@cache
+def kernels():
+    """The emulated module, compiled once for all processes."""
+    import emulated_cuda
+
+    place = Path(os.environ.setdefault("KOOPCORE_EMULATED", tempfile.mkdtemp()))
+    library = place / f"{emulated_cuda.MODULE}.so"
+    if library.exists():
+        return emulated_cuda.load(emulated_cuda.MODULE, library)
+    return emulated_cuda.compiled(place)
 
 
 @dataclass
 class Tally:
-    """Counts of a batch, and where each kind of failure was seen first."""
+    """Counts of a batch, and the worst of each kind of failure."""
 
     groups: int = 0
     judged: int = 0
@@ -313,11 +386,12 @@ class Tally:
     worst: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     def note(self, kind: str, where: np.ndarray, size: np.ndarray, text: str) -> None:
+        """Failures of the groups ``where``; size (n_horizons, groups)."""
         hits = np.flatnonzero(where)
         if not hits.size:
             return
         self.counts[kind] += len(hits)
-        sizes = np.nan_to_num(size[hits], nan=np.inf)
+        sizes = np.nan_to_num(size[:, hits].max(axis=0), nan=np.inf)
         at = int(hits[sizes.argmax()])
         if float(sizes.max()) >= self.worst.get(kind, (-1.0, ""))[0]:
             self.worst[kind] = (float(sizes.max()), f"{text} group {at}")
@@ -331,179 +405,187 @@ class Tally:
                 self.worst[kind] = found
 
 
-def judge(batch: Batch, backends: tuple[str, ...]) -> Tally:
+def judge(batch: Batch, backends: Iterable[str]) -> Tally:
     """Fit a batch with every backend and compare."""
     problem = drawn(batch)
-    tally = Tally(groups=batch.groups)
-    affine = problem.model == "affine"
-    right = answer(problem.x, affine, HORIZONS, problem.rank, problem.ridge)
-    certain = right.spread < UNCERTAIN
-    tally.judged = int(certain.any(axis=0).sum())
-    groups, _, m = problem.x.shape
-    found = {}
+    groups = batch.groups
+    tally = Tally(groups=groups)
+    probe = batch.seed % groups
+    fits: dict[str, Predicted] = {}
     for name in backends:
         text = f"{batch} # {name} {problem}"
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                options = problem.model, problem.rank, problem.ridge, name
-                ops = kc.fit(problem.snapshots, problem.part, *options)
-                values = ops.predict(HORIZONS)
-                growth, status, hindcast = ops.growth(HORIZONS), ops.status, ops.hindcast_error
-                ahead = kc.fit(problem.snapshots, problem.part, *options, horizon=HORIZONS).predict(
-                    HORIZONS
-                )
-                probe = int(batch.seed % groups)
-                matrix = ops.operator(probe) if status[probe] == 0 else None
+            fits[name] = predicted(problem, name, probe)
         except Exception as error:
-            everyone = np.ones(1, dtype=bool)
-            tally.note("crash", everyone, np.ones(1), f"{text}: {type(error).__name__}: {error}")
+            text = f"{text}: {type(error).__name__}: {error}"
+            tally.note("crash", np.ones(1, dtype=bool), np.ones((1, 1)), text)
             continue
-        values = values.astype(np.float64).reshape(len(HORIZONS), groups, m)
-        ahead = ahead.astype(np.float64).reshape(values.shape)
-        lost = ~np.isfinite(values).all(axis=(0, 2))
-        tally.note("crash", lost, np.ones(groups), f"{text}: not finite")
-        with np.errstate(over="ignore", invalid="ignore"):
-            error = share(values - right.values, right.movement, problem.x.dtype, right.values)
-            between = share(values - ahead, right.movement, problem.x.dtype, right.values)
-        tally.note("crash", status != 0, np.ones(groups), f"{text}: no fit")
-        told = (hindcast >= 0.5) | (growth >= 10.0)
-        quiet = certain & ~told
-        silent = (quiet & (error > 1.0)).any(axis=0)
-        tally.note("silent", silent, (error * quiet).max(axis=0), text)
-        allowed = np.maximum(CLOSE, 10.0 * right.spread)
+        tally.note("crash", fits[name].lost, np.ones((1, groups)), f"{text}: no fit")
+    if not fits:
+        return tally
+    right = answer(problem.x, problem.method, HORIZONS)
+    doubt = uncertainty(problem, right, fits.values())
+    certain = doubt < UNCERTAIN
+    allowed = np.maximum(CLOSE, 10.0 * doubt)
+    tally.judged = int(certain.any(axis=0).sum())
+    pairs = itertools.combinations(fits, 2)
+    for name, fit in fits.items():
+        text = f"{batch} # {name} {problem}"
+        error = share(fit.values - right.values, right, problem.x.dtype)
+        quiet = certain & ~fit.told
+        silent = (quiet & (error > np.maximum(allowed, 1.0))).any(axis=0)
+        tally.note("silent", silent, error * quiet, text)
         wrong = (quiet & (error > allowed)).any(axis=0) & ~silent
-        tally.note("wrong", wrong, (error * quiet).max(axis=0), text)
-        differs = (certain & (between > allowed)).any(axis=0)
-        tally.note("ahead", differs, (between * certain).max(axis=0), text)
-        for other, values_of_other in found.items():
-            with np.errstate(over="ignore", invalid="ignore"):
-                gap = share(values - values_of_other, right.movement, problem.x.dtype, right.values)
-            apart = (certain & (gap > allowed)).any(axis=0)
-            tally.note("apart", apart, (gap * certain).max(axis=0), f"{text} and {other}")
-        found[name] = values
-        if matrix is not None:
-            check_operator(tally, problem, probe, matrix, values[0, probe], certain, text)
+        tally.note("wrong", wrong, error * quiet, text)
+        between = share(fit.values - fit.ahead, right, problem.x.dtype) * certain
+        tally.note("ahead", (between > allowed).any(axis=0), between, text)
+        if fit.operator is not None and certain[0, probe]:
+            check_operator(tally, problem, probe, fit, text)
+    for one, other in pairs:
+        quiet = certain & ~fits[one].told & ~fits[other].told
+        gap = share(fits[one].values - fits[other].values, right, problem.x.dtype) * quiet
+        text = f"{batch} # {one} and {other} {problem}"
+        tally.note("apart", (gap > allowed).any(axis=0), gap, text)
     return tally
 
 
-def share(error, movement, dtype, values):
-    """‖error‖ / movement (n_horizons, n_groups), less the rounding of predictions.
+def uncertainty(problem: Problem, right: Answer, fits: Iterable[Predicted]) -> np.ndarray:
+    """What ``right`` may be off by, as a share of the movement: (n_horizons, groups).
 
-    To their dtype, and of the float64 steps up to T.
+    Groups of which it has to be known only; ``right`` becomes a better answer where it matters.
     """
-    size = np.abs(values).max(axis=2, initial=0.0) * np.sqrt(error.shape[2])
-    steps = 64.0 * np.asarray(HORIZONS)[:, None] * np.finfo(np.float64).eps
-    room = (8.0 * np.finfo(dtype).eps + steps) * size + np.finfo(dtype).tiny
-    limit = float(np.finfo(dtype).max)
-    error = np.where(np.abs(values) > 0.5 * limit, 0.0, error)  # clipped to the largest number
-    unit = np.maximum(np.abs(error).max(axis=2, keepdims=True), np.finfo(np.float64).tiny)
-    norm = np.linalg.norm(error / unit, axis=2) * unit[:, :, 0]
-    excess = np.maximum(norm - room, 0.0)
-    return np.where(excess > 0.0, excess / np.maximum(movement, np.finfo(dtype).tiny), 0.0)
+    doubt = np.zeros(right.movement.shape)
+    predictions = [y for fit in fits for y in (fit.values, fit.ahead)]
+
+    def differing(allowed):
+        errors = [share(y - right.values, right, problem.x.dtype) for y in predictions]
+        return np.flatnonzero(np.any([e > allowed for e in errors], axis=(0, 1)))
+
+    at = differing(np.full(doubt.shape, CLOSE / 2.0))  # half, as two of them may differ
+    if not at.size:
+        return doubt
+    doubt[:, at] = spread(problem.x[at], problem.method, HORIZONS)
+    at = differing(np.where(doubt < UNCERTAIN, np.maximum(CLOSE, 10.0 * doubt) / 2.0, np.inf))
+    if not at.size:
+        return doubt
+    exact = answer(problem.x[at], problem.method, HORIZONS, np.longdouble)
+    lost = share(right.values[:, at] - exact.values, exact, problem.x.dtype)
+    doubt[:, at] = np.maximum(doubt[:, at], lost)
+    right.values[:, at] = exact.values
+    return doubt
 
 
-def check_operator(tally, problem, group, matrix, predicted, certain, text):
+def check_operator(tally: Tally, problem: Problem, group: int, fit: Predicted, text: str) -> None:
     """predict(1) by the operator's own matrix."""
-    x = problem.x[group].astype(np.float64)
-    if not certain[0, group] or np.abs(predicted).max() > 0.4 * np.finfo(problem.x.dtype).max:
+    x, value, matrix = problem.x[group].astype(np.float64), fit.values[0, group], fit.operator
+    if np.abs(value).max() > 0.4 * np.finfo(problem.x.dtype).max:
         return
     unit = np.ldexp(1.0, -int(np.frexp(np.abs(x).max())[1]))
-    x, predicted = x * unit, predicted * unit
-    if problem.model == "affine":
-        by_matrix = x[-1] + matrix @ (x[-1] - x[-2])
-    else:
-        by_matrix = matrix @ x[-1]
-    step = max(np.linalg.norm(predicted - x[-1]), np.linalg.norm(x[-1] - x[-2]))
+    x, value = x * unit, value * unit
+    by_matrix = x[-1] + matrix @ (x[-1] - x[-2]) if problem.method.affine else matrix @ x[-1]
+    step = max(np.linalg.norm(value - x[-1]), np.linalg.norm(x[-1] - x[-2]))
     room = 64 * len(x[0]) * np.finfo(problem.x.dtype).eps * np.abs(x[-1]).max()
-    error = np.linalg.norm(by_matrix - predicted) - room * np.linalg.norm(matrix, 2)
+    error = np.linalg.norm(by_matrix - value) - room * np.linalg.norm(matrix, 2)
     if error > 1e-2 * step:
-        everyone = np.ones(1, dtype=bool)
-        tally.note("truth", everyone, np.array([error / max(step, 1e-300)]), text)
+        tally.note(
+            "truth", np.ones(1, dtype=bool), np.full((1, 1), error / max(step, 1e-300)), text
+        )
 
 
 # -- many batches --------------------------------------------------------------------------------
 
 
-def batches(groups: int, size: int, seed: int, family: str) -> Iterator[Batch]:
+def batches(groups: int, size: int, seed: int, family: str) -> list[Batch]:
     """Batches of all families in turn, until there are enough groups."""
     families = [
         (motion, change)
         for motion, change in itertools.product(MOTIONS, CHANGES)
-        if all(part in f"{motion}+{change}" for part in family.split("+"))
+        if all(part in (motion, change) for part in filter(None, family.split("+")))
     ]
     if not families:
-        raise SystemExit(f"no family has {family!r} in its name")
-    for count, (motion, change) in enumerate(itertools.cycle(families)):
-        if count * size >= groups:
-            return
-        yield Batch(motion, change, seed + count // len(families), size)
+        raise SystemExit(f"no family is {family!r}: {', '.join([*MOTIONS, *CHANGES])}")
+    turns = zip(range(-(-groups // size)), itertools.cycle(families), strict=False)
+    return [Batch(*of, seed + count // len(families), size) for count, of in turns]
 
 
-def judge_some(
-    some: list[Batch], backends: tuple[str, ...], slow: int
-) -> list[tuple[Batch, Tally]]:
-    """Worker: `judge` for each; the reference, which is slow, for every ``slow``-th batch."""
-    results = []
-    for batch in some:
-        names = (
-            backends if batch.seed % slow == 0 else tuple(b for b in backends if b != "reference")
-        )
-        results.append((batch, judge(batch, names)))
-    return results
+def judge_some(some: list[Batch], backends: tuple[str, ...]) -> list[tuple[str, Tally]]:
+    """Worker: `judge` for each, by those of the backends whose turn it is."""
+    return [
+        (batch.family, judge(batch, [b for b in backends if batch.seed % SLOW.get(b, 1) == 0]))
+        for batch in some
+    ]
 
 
 def run(
-    groups: int,
-    size: int,
-    seed: int,
-    family: str,
-    backends: tuple[str, ...],
-    workers: int,
-    slow: int,
-) -> dict[str, Tally]:
-    """Tallies by motion, by change, and of all."""
-    work = list(batches(groups, size, seed, family))
+    work: list[Batch], backends: tuple[str, ...], workers: int, tallies: dict[str, Tally]
+) -> Iterator[int]:
+    """Add to the tallies of families; yields how many batches are done, now and then."""
     lots = [work[i : i + 8] for i in range(0, len(work), 8)]
-    tallies: dict[str, Tally] = defaultdict(Tally)
-    if workers == 1:
-        done = (judge_some(lot, backends, slow) for lot in lots)
-        collect(done, tallies)
-        return tallies
-    with concurrent.futures.ProcessPoolExecutor(workers) as pool:
-        collect(
-            pool.map(judge_some, lots, itertools.repeat(backends), itertools.repeat(slow)), tallies
-        )
-    return tallies
-
-
-def collect(done, tallies: dict[str, Tally]) -> None:
-    for results in done:
-        for batch, tally in results:
-            for key in (batch.motion, f"+ {batch.change}", "all"):
-                tallies[key].add(tally)
+    with contextlib.ExitStack() as stack:
+        if workers == 1:
+            results = (judge_some(lot, backends) for lot in lots)
+        else:
+            pool = stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers))
+            results = pool.map(judge_some, lots, itertools.repeat(backends))
+        done = 0
+        for result in results:
+            for family, tally in result:
+                tallies[family].add(tally)
+            done += len(result)
+            yield done
 
 
 def table(tallies: dict[str, Tally]) -> str:
     """One row a motion, one a change, and their sum."""
-    head = ("family", "groups", "judged", *KINDS)
-    rows = [head]
-    order = [*MOTIONS, *(f"+ {change}" for change in CHANGES), "all"]
-    for name in order:
-        if name in tallies:
-            tally = tallies[name]
+    sums: dict[str, Tally] = defaultdict(Tally)
+    for family, tally in tallies.items():
+        motion, change = family.split("+")
+        for key in (motion, f"+ {change}", "all"):
+            sums[key].add(tally)
+    rows = [("family", "groups", "judged", *KINDS)]
+    for name in [*MOTIONS, *(f"+ {change}" for change in CHANGES), "all"]:
+        if name in sums:
+            tally = sums[name]
             counts = (str(tally.counts[kind]) for kind in KINDS)
             rows.append((name, f"{tally.groups:,}", f"{tally.judged:,}", *counts))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for row in rows:
-        lines.append(
-            "  ".join(
-                cell.rjust(w) if i else cell.ljust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-        )
+    for first, *others in rows:
+        cells = [cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    for kind in KINDS:
+        if kind in sums["all"].worst:
+            size, text = sums["all"].worst[kind]
+            lines.append(f"{kind}, worst {size:.2g}: python tests/fuzz.py {text}")
     return "\n".join(lines)
+
+
+class State:
+    """What a long run has counted, in a file, so that it goes on where it was."""
+
+    def __init__(self, path: Path | None, given: dict[str, object]) -> None:
+        self.path, self.given = path, given
+        self.done, self.seconds = 0, 0.0
+        self.tallies: dict[str, Tally] = defaultdict(Tally)
+        if path is None or not path.exists():
+            return
+        held = json.loads(path.read_text())
+        if held["given"] != given:
+            raise SystemExit(f"{path} is of another run: {held['given']}, not {given}")
+        self.done, self.seconds = held["batches"], held["seconds"]
+        for family, tally in held["families"].items():
+            worst = {kind: (size, text) for kind, (size, text) in tally["worst"].items()}
+            counts = Counter(tally["counts"])
+            self.tallies[family] = Tally(tally["groups"], tally["judged"], counts, worst)
+
+    def save(self, done: int, seconds: float) -> None:
+        if self.path is None:
+            return
+        families = {family: vars(tally) for family, tally in sorted(self.tallies.items())}
+        held = {"given": self.given, "batches": done, "seconds": seconds, "families": families}
+        beside = self.path.with_suffix(".part")
+        beside.write_text(json.dumps(held, indent=1))
+        beside.replace(self.path)
 
 
 def main() -> int:
@@ -511,23 +593,27 @@ def main() -> int:
     parser.add_argument("--groups", type=int, default=20_000, help="groups in all")
     parser.add_argument("--batch", type=int, default=250, help="groups in a fit")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--family", default="", help="parts of names, joined by +: smooth+dead")
-    parser.add_argument("--backends", default=",".join(CPU))
+    parser.add_argument("--family", default="", help="names of a motion, a change, or both: a+b")
+    parser.add_argument("--backends", default=",".join(CPU), help=f"also: {EMULATED}")
     parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--slow", type=int, default=16, help="the reference takes every N-th round")
+    parser.add_argument("--state", type=Path, help="a JSON file of the counts, to go on from")
     given = parser.parse_args()
-    begun = time.perf_counter()
     backends = tuple(given.backends.split(","))
-    tallies = run(
-        given.groups, given.batch, given.seed, given.family, backends, given.workers, given.slow
-    )
-    print(table(tallies))
-    for kind in KINDS:
-        if kind in tallies["all"].worst:
-            size, text = tallies["all"].worst[kind]
-            print(f"{kind}, worst {size:.2g}: python tests/fuzz.py {text}")
-    print(f"{time.perf_counter() - begun:.0f} s")
-    return int(sum(tallies["all"].counts.values()) > 0)
+    if EMULATED in backends:
+        kernels()
+    names = "batch", "seed", "family", "backends"
+    state = State(given.state, {name: getattr(given, name) for name in names})
+    work = batches(given.groups, given.batch, given.seed, given.family)
+    begun = saved = time.perf_counter()
+    before, earlier = state.done, state.seconds
+    for done in run(work[before:], backends, given.workers, state.tallies):
+        now = time.perf_counter()
+        if now - saved > 20.0 or before + done == len(work):
+            state.save(before + done, earlier + now - begun)
+            saved = now
+    print(table(state.tallies))
+    print(f"{earlier + time.perf_counter() - begun:.0f} s")
+    return int(any(tally.counts.total() for tally in state.tallies.values()))
 
 
 if __name__ == "__main__":

@@ -80,3 +80,58 @@ def prediction_of(x, horizon, affine=False, rank=None):
 def movement(x):
     """‖x_n - x_1‖: what an error is to be compared with."""
     return float(np.linalg.norm(np.asarray(x[-1], np.float64) - np.asarray(x[0], np.float64)))
+
+
+def altered(window, change):
+    window = window.copy()
+    change(window)
+    return window
+
+
+def steep(n, m):
+    """A slow motion beside fast ones, of as many rates as fill the window: few digits are left."""
+    return smooth(n, m, rates=np.linspace(0.05, 0.95, n))
+
+
+#: Windows (8, 70) of deficient rank, or of which the Gram matrix cannot say: projected, and most
+#: of them from a second pass. In float64.
+PROJECTED = {
+    "rank 2": smooth(8, 70, rates=(0.5, 0.9)),
+    "rank 3": smooth(8, 70, rates=(0.5, 0.8, 0.95)),
+    "repeated snapshot": altered(generic(8, 70), lambda x: np.copyto(x[4], x[3])),
+    "paused step": altered(generic(8, 70), lambda x: np.copyto(x[-1], x[-2])),
+    "three parameters move": altered(generic(8, 70), lambda x: np.copyto(x[:, 3:], x[0, 3:])),
+    "nothing moves": np.tile(generic(8, 70)[0], (8, 1)),
+    "all zero": np.zeros((8, 70)),
+    "far from the origin": 1e8 * generic(1, 70, 1) + generic(8, 70),
+    "farther": 1e10 * generic(1, 70, 1) + generic(8, 70),
+    "far, rank 3": 1e6 * generic(1, 70, 1) + smooth(8, 70),
+    "many rates": steep(8, 70),
+    "falling by orders of magnitude": smooth(8, 70, rates=(0.01, 0.05, 0.1, 0.2, 0.3), offset=0.0),
+    "squares underflow": np.ldexp(smooth(8, 70), -1000),
+    "squares lose digits": np.ldexp(generic(8, 70), -520),
+    "squares overflow": np.ldexp(smooth(8, 70), 600),
+    "nearly as large as can be": np.ldexp(generic(8, 70), 1010),
+    "small steps of large numbers": 2.0**700 + np.ldexp(np.round(1e4 * generic(8, 70)), 660),
+}
+
+
+def projected_groups(part):
+    """Snapshots (8, part.size): PROJECTED in every second group of 70, good ones between them."""
+    ring = np.full((8, part.size), 3.0)
+    for group, window in enumerate(PROJECTED.values()):
+        ring[:, part.indices(2 * group)] = window
+        ring[:, part.indices(2 * group + 1)] = generic(8, 70, seed=5)
+    return ring
+
+
+def assert_predicts_as(got, expected, ring, part):
+    """Predictions (n_horizons, size) of `projected_groups` agree as far as they are known."""
+    for group in range(part.n_groups):
+        at = part.indices(group)
+        x, due = ring[-2:, at] / 2, expected[:, at] / 2  # halves: their differences are finite
+        movement = np.abs(due - x[1]).max(axis=1, keepdims=True)
+        # The columns are known to u of the snapshots, 1e-6 of the motion at an offset of 1e10, and
+        # the farthest prediction is of 40 steps.
+        allowed = 1e-3 * np.maximum(movement, np.abs(x[1] - x[0]).max())
+        assert (np.abs(got[:, at] / 2 - due) <= allowed).all(), list(PROJECTED)[group // 2]

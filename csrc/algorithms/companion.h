@@ -44,19 +44,19 @@ KOOPCORE_HD void recurrence(const typename L::Real *factor, const typename L::Re
   a[k - 1] += 1.0;
 }
 
-// ‖z‖² with Lᵀ z = e_k for the unit L: the smallest eigenvalue of L D Lᵀ is about d_k/‖z‖², k the
-// place of the smallest d. z: (columns).
+// ‖z‖² with D^{1/2} Lᵀ z = (±1, …, ±1), signs by which z grows: the smallest eigenvalue of L D Lᵀ
+// (columns × columns) is at most columns/‖z‖², and mostly near that (LINPACK). z: (columns).
 template <class L>
 KOOPCORE_HD typename L::Real reach(const typename L::Real *factor, int columns,
-                                   const typename L::Real &k, typename L::Real *z) {
+                                   typename L::Real *z) {
   using Real = typename L::Real;
-  const Real one = L::broadcast(1.0);
   Real square = L::broadcast(0.0);
   for (int i = 0; i < columns; ++i)
     z[i] = L::broadcast(0.0);
   for (int i = columns; i-- > 0;) {
-    const Real own = L::select(L::both(k > i - 0.5, k < i + 0.5), one, z[i]);
     const Real *row = factor + packed_index(i, 0);
+    const Real unit = 1.0 / L::sqrt(row[i]);
+    const Real own = z[i] + L::select(z[i] < 0.0, -unit, unit);
     square += own * own;
     for (int j = 0; j < i; ++j)
       z[j] -= row[j] * own;
@@ -123,17 +123,14 @@ KOOPCORE_HD CompanionFit<L> fit_companion(const typename L::Real *gram, int n, b
   whole = L::both(whole, gram[packed_index(n - 1, n - 1)] < kGreatestSquare);
 
   const Real floor = square * near_cut_off(columns);
-  Real largest = zero, smallest = infinity, least = zero;
+  Real largest = zero, smallest = infinity;
   for (int k = 0; k < columns; ++k) {
     const Real d = factor[packed_index(k, k)];
-    const typename L::Mask below = d < smallest;
     largest = L::max(largest, d);
-    smallest = L::select(below, d, smallest);
-    least = L::select(below, L::broadcast(double(k)), least);
+    smallest = L::select(d < smallest, d, smallest);
     whole = L::both(whole, d > floor * (scale[k] * scale[k]));
   }
-  const Real square_of_z = reach<L>(factor, columns, least, shorter);
-  whole = L::both(whole, smallest > (noise * kLeastEigenvalue) * square_of_z);
+  whole = L::both(whole, (noise * kLeastEigenvalue) * reach<L>(factor, columns, shorter) < columns);
   if (columns > 0)
     fit.rank = L::select(whole, fit.rank, -L::max(-fit.rank, L::broadcast(1.0 - columns)));
   fit.condition = L::select(whole, L::sqrt(largest / smallest), infinity);

@@ -34,6 +34,41 @@ KOOPCORE_HD static constexpr int projection_work(int size) {
   return natural_size(size) + 4 * size + size + size * size + pivoted_work(size);
 }
 
+// v (N × N) <- vectors with v uᵀ the pseudo-inverse of the transposed `columns` (N × N), u (N × N)
+// with columns of the identity or of a rotation, of at most `most` singular values (0: all) and
+// none within `rank_tolerance` of the largest. The columns, at most 1 in size, are zero or linearly
+// independent; those of `rank` are not zero. They are overwritten. Returns the rank. σ_1/σ_r is at
+// most the product of the norms, mostly nowhere near the cut-off: then nothing is rotated. work:
+// 3 N² + N.
+template <class L>
+KOOPCORE_HD typename L::Real leading_columns(typename L::Real *columns, int size, int most,
+                                             typename L::Real rank, typename L::Real *v,
+                                             typename L::Real *u, typename L::Real *work) {
+  using Real = typename L::Real;
+  const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
+  const int matrix = size * size;
+  transposed_pseudo_inverse<L>(columns, size, v, work);
+  Real square = zero, inverse_square = zero;
+  for (int i = 0; i < matrix; ++i) {
+    square += columns[i] * columns[i];
+    inverse_square += v[i] * v[i];
+    u[i] = i % (size + 1) == 0 ? one : zero;
+  }
+  const double cut_off = rank_tolerance(size) * rank_tolerance(size);
+  typename L::Mask whole = square * inverse_square * cut_off < 1.0;
+  if (most > 0)
+    whole = L::both(whole, rank < most + 0.5);
+  if (!L::any(L::select(whole, zero, one) > 0.5))
+    return rank;
+  Real *truncated = work, *rotation = truncated + matrix;
+  const Real kept = truncate<L>(columns, size, most, truncated, rotation, rotation + matrix);
+  for (int i = 0; i < matrix; ++i) {
+    v[i] = L::select(whole, v[i], truncated[i]);
+    u[i] = L::select(whole, u[i], rotation[i]);
+  }
+  return L::select(whole, rank, kept);
+}
+
 // V (N × N) with V Vᵀ = A⁺, whatever the rank, truncated to the model's. Returns the rank.
 // work: pivoted_work(N).
 template <class L>
@@ -64,37 +99,18 @@ KOOPCORE_HD typename L::Real whiten_pivoted(const typename L::Real *a, const Pro
 
   // F S = Q Lᵀ, and its pseudo-inverse.
   Real largest, smallest;
-  Real rank = pivoted_cholesky<L>(columns, size, rest, factor, largest, smallest, rest + size);
+  Real rank =
+      pivoted_cholesky<L>(columns, size, rest, factor, largest, smallest, nullptr, rest + size);
   condition = L::select(rank > 0.5, largest / smallest, L::broadcast(HUGE_VAL));
   transposed_pseudo_inverse<L>(factor, size, inverse, rest);
 
-  // That of F; σ_1/σ_r is at most the product of these norms, mostly nowhere near the cut-off.
+  // That of F.
   for (int i = 0; i < size; ++i)
     for (int k = 0; k < size; ++k)
       columns[i * size + k] = factor[i * size + k] * unscale[i];
   if (model.raw)
     sum_rows<L>(columns, size, false);
-  transposed_pseudo_inverse<L>(columns, size, v, rest);
-  Real square = zero, inverse_square = zero;
-  for (int i = 0; i < matrix; ++i) {
-    square += columns[i] * columns[i];
-    inverse_square += v[i] * v[i];
-    u[i] = i % (size + 1) == 0 ? one : zero;
-  }
-  const double cut_off = rank_tolerance(size) * rank_tolerance(size);
-  typename L::Mask whole = square * inverse_square * cut_off < 1.0;
-  if (model.rank > 0)
-    whole = L::both(whole, rank < model.rank + 0.5);
-  if (L::any(L::select(whole, zero, one) > 0.5)) {
-    Real *truncated = rest, *rotation = truncated + matrix; // see pivoted_work
-    const Real kept =
-        truncate<L>(columns, size, model.rank, truncated, rotation, rotation + matrix);
-    rank = L::select(whole, rank, kept);
-    for (int i = 0; i < matrix; ++i) {
-      v[i] = L::select(whole, v[i], truncated[i]);
-      u[i] = L::select(whole, u[i], rotation[i]);
-    }
-  }
+  rank = leading_columns<L>(columns, size, model.rank, rank, v, u, rest);
 
   // F V = Q u holds to the condition number of F; one correction in the scaled columns, which is
   // what the Gram matrix was factored in, makes it hold to theirs.
@@ -108,7 +124,7 @@ KOOPCORE_HD typename L::Real whiten_pivoted(const typename L::Real *a, const Pro
   for (int i = 0; i < matrix; ++i)
     missing[i] = u[i] - missing[i];
   multiply<L, Left::plain>(inverse, missing, size, size, size, u);
-  square = zero;
+  Real square = zero;
   for (int i = 0; i < size; ++i)
     for (int k = 0; k < size; ++k) {
       const Real entry = v[i * size + k] + u[i * size + k];
@@ -126,6 +142,29 @@ KOOPCORE_HD void replace(const typename L::Mask &where, const typename L::Real *
     out[i] = L::select(where, by[i], out[i]);
 }
 
+// Fits the groups, one per lane, that natural order is sure to find of full rank; returns 0 for the
+// others, whose numbers say nothing. work: natural_size(N) + 4 N.
+template <class L>
+KOOPCORE_HD typename L::Real project_natural(int size, double ridge, const ProjectionArrays<L> &to,
+                                             typename L::Real &condition, typename L::Real *work) {
+  using Real = typename L::Real;
+  const NaturalFactor<L> natural = natural_factor_at<L>(work, size);
+  Real rank = factor_natural<L>(to.a, ridge, natural, condition, work + natural_size(size));
+  rank = L::select(rank > size - 0.5, rank, L::broadcast(0.0));
+  if (!L::any(rank > size - 0.5))
+    return rank;
+  for (int i = 0; i < size * size; ++i)
+    to.readout[i] = to.h[i];
+  times_whitener<L>(natural, to.readout);
+  transposed_whitener_times<L>(natural, to.readout, size, to.k);
+  transposed_whitener_times<L>(natural, to.g, 1, to.z);
+  if (to.probe != nullptr)
+    transposed_whitener_times<L>(natural, to.probe, 1, to.probe);
+  if (to.v != nullptr)
+    natural_whitener<L>(natural, to.v);
+  return rank;
+}
+
 // Fits one group per lane and returns its rank; `condition` is the estimate of cond(F). work:
 // projection_work(N).
 template <class L>
@@ -133,32 +172,18 @@ KOOPCORE_HD typename L::Real project(const ProjectionModel &model, const Project
                                      typename L::Real &condition, typename L::Real *work) {
   using Real = typename L::Real;
   const int size = model.size, matrix = size * size;
-  const NaturalFactor<L> natural = natural_factor_at<L>(work, size);
   Real *rest = work + natural_size(size);
-  bool straight = model.natural && (model.rank < 1 || model.rank >= size);
-  Real rank = L::broadcast(0.0);
-  if (straight) {
-    rank = factor_natural<L>(to.a, model.ridge, natural, condition, rest);
-    straight = L::any(rank > size - 0.5);
-  }
-  const typename L::Mask apart = rank < size - 0.5;
   Real *own = rest + 4 * size; // the probe, before natural order overwrites it
   if (to.probe != nullptr)
     for (int i = 0; i < size; ++i)
       own[i] = to.probe[i];
-  if (straight) {
-    for (int i = 0; i < matrix; ++i)
-      to.readout[i] = to.h[i];
-    times_whitener<L>(natural, to.readout);
-    transposed_whitener_times<L>(natural, to.readout, size, to.k);
-    transposed_whitener_times<L>(natural, to.g, 1, to.z);
-    if (to.probe != nullptr)
-      transposed_whitener_times<L>(natural, to.probe, 1, to.probe);
-    if (to.v != nullptr)
-      natural_whitener<L>(natural, to.v);
-    if (!L::any(apart))
-      return rank;
-  }
+  const bool straight = model.natural && (model.rank < 1 || model.rank >= size);
+  Real rank = L::broadcast(0.0);
+  if (straight)
+    rank = project_natural<L>(size, model.ridge, to, condition, work);
+  const typename L::Mask apart = rank < size - 0.5;
+  if (!L::any(apart))
+    return rank;
   Real *v = own + size, *readout = v + matrix, *product = readout + matrix;
   Real pivoted_condition;
   const Real pivoted = whiten_pivoted<L>(to.a, model, v, pivoted_condition, readout);

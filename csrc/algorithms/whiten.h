@@ -33,12 +33,13 @@ KOOPCORE_HD void pick_symmetric(const typename L::Real *a, int size, const typen
 // pivots within kPivotRange of the largest, any of which finds the rank, the one that is largest
 // times its weight, a squared scale, comes first, and a row in which only noise is left takes no
 // part in pivots smaller than its noise. Returns the rank; largest and smallest are the extreme
-// diagonal entries of L. work: 2 N.
+// diagonal entries of L; picks (N), or null, the rows of the pivots, -1 past the rank. work: 2 N,
+// of which the second half has what is left of the rows, or -infinity of a pivot.
 template <class L>
-KOOPCORE_HD typename L::Real pivoted_cholesky(typename L::Real *a, int size,
-                                              const typename L::Real *weight,
-                                              typename L::Real *factor, typename L::Real &largest,
-                                              typename L::Real &smallest, typename L::Real *work) {
+KOOPCORE_HD typename L::Real
+pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight,
+                 typename L::Real *factor, typename L::Real &largest, typename L::Real &smallest,
+                 typename L::Real *picks, typename L::Real *work) {
   using Real = typename L::Real;
   const Real zero = L::broadcast(0.0), done = L::broadcast(-HUGE_VAL);
   Real *column = work, *rest = work + size;
@@ -65,6 +66,8 @@ KOOPCORE_HD typename L::Real pivoted_cholesky(typename L::Real *a, int size,
       pick = L::select(above, L::broadcast(double(i)), pick);
     }
     alive = L::both(alive, most > zero);
+    if (picks != nullptr)
+      picks[k] = L::select(alive, pick, L::broadcast(-1.0));
     rank = L::select(alive, L::broadcast(k + 1.0), rank);
     const Real root = L::sqrt(L::select(alive, pivot, L::broadcast(1.0)));
     largest = L::select(alive, L::max(largest, root), largest);
@@ -89,6 +92,102 @@ KOOPCORE_HD typename L::Real pivoted_cholesky(typename L::Real *a, int size,
   return rank;
 }
 
+// out[c] <- Σ_i a_ic x_i over the rows of a and the column x, both `size` apart.
+template <class L, int C>
+KOOPCORE_HD void column_products(const typename L::Real *a, const typename L::Real *x, int size,
+                                 typename L::Real *out) {
+  typename L::Real s[C];
+  KOOPCORE_UNROLL
+  for (int c = 0; c < C; ++c)
+    s[c] = L::broadcast(0.0);
+  for (int i = 0; i < size; ++i)
+    KOOPCORE_UNROLL
+  for (int c = 0; c < C; ++c)
+    s[c] += a[i * size + c] * x[i * size];
+  KOOPCORE_UNROLL
+  for (int c = 0; c < C; ++c)
+    out[c] = s[c];
+}
+
+// R entries of the column x, `size` apart, less Σ_j a_ij b_j over j < count; and times `factor`.
+template <class L, int R>
+KOOPCORE_HD void subtract_products(const typename L::Real *a, const typename L::Real *b, int count,
+                                   int size, const typename L::Real &factor, typename L::Real *x) {
+  typename L::Real s[R];
+  KOOPCORE_UNROLL
+  for (int r = 0; r < R; ++r)
+    s[r] = x[r * size];
+  for (int j = 0; j < count; ++j)
+    KOOPCORE_UNROLL
+  for (int r = 0; r < R; ++r)
+    s[r] -= a[r * size + j] * b[j];
+  KOOPCORE_UNROLL
+  for (int r = 0; r < R; ++r)
+    x[r * size] = s[r] * factor;
+}
+
+// `column_products` of the first `count` columns.
+template <class L>
+KOOPCORE_HD void products_with_columns(const typename L::Real *a, const typename L::Real *x,
+                                       int count, int size, typename L::Real *out) {
+  int j = 0;
+  for (; j + 4 <= count; j += 4)
+    column_products<L, 4>(a + j, x, size, out + j);
+  if (count - j == 3)
+    column_products<L, 3>(a + j, x, size, out + j);
+  else if (count - j == 2)
+    column_products<L, 2>(a + j, x, size, out + j);
+  else if (count - j == 1)
+    column_products<L, 1>(a + j, x, size, out + j);
+}
+
+// `subtract_products` from all rows of a (N × N).
+template <class L>
+KOOPCORE_HD void subtract_from_column(const typename L::Real *a, const typename L::Real *b,
+                                      int count, int size, const typename L::Real &factor,
+                                      typename L::Real *x) {
+  int i = 0;
+  for (; i + 4 <= size; i += 4)
+    subtract_products<L, 4>(a + i * size, b, count, size, factor, x + i * size);
+  if (size - i == 3)
+    subtract_products<L, 3>(a + i * size, b, count, size, factor, x + i * size);
+  else if (size - i == 2)
+    subtract_products<L, 2>(a + i * size, b, count, size, factor, x + i * size);
+  else if (size - i == 1)
+    subtract_products<L, 1>(a + i * size, b, count, size, factor, x + i * size);
+}
+
+// v (N × N) <- L_11^{-T} in the rows of the pivots of `pivoted_cholesky`, and a column for each
+// other row, less what the pivots have of it: with F S = Q Lᵀ the columns of F S v are orthonormal,
+// and then what is left, as if it were 2^-26. rest: the second half of its work; picks are
+// completed. work: N.
+template <class L>
+KOOPCORE_HD void whitener_of_pivots(const typename L::Real *factor, int size,
+                                    typename L::Real *rest, typename L::Real *picks,
+                                    typename L::Real *v, typename L::Real *work) {
+  using Real = typename L::Real;
+  const Real zero = L::broadcast(0.0), one = L::broadcast(1.0), done = L::broadcast(-HUGE_VAL);
+  Real *row = work;
+  for (int k = 0; k < size; ++k) {
+    Real pick = picks[k];
+    for (int i = size; i-- > 0;) // the first row that is no pivot
+      pick = L::select(L::both(picks[k]<0.0, rest[i]> done), L::broadcast(double(i)), pick);
+    picks[k] = pick;
+    for (int j = 0; j <= k; ++j)
+      row[j] = zero;
+    for (int i = 0; i < size; ++i) {
+      const typename L::Mask here = L::both(pick > i - 0.5, pick < i + 0.5);
+      for (int j = 0; j <= k; ++j)
+        row[j] = L::select(here, factor[i * size + j], row[j]);
+      v[i * size + k] = L::select(here, one, zero);
+      rest[i] = L::select(here, done, rest[i]);
+    }
+    const typename L::Mask some = row[k] > zero;
+    const Real inverse = L::select(some, 1.0 / L::select(some, row[k], one), L::broadcast(0x1p26));
+    subtract_from_column<L>(v, row, k, size, inverse, v + k);
+  }
+}
+
 // v (N × N) <- the pseudo-inverse of the transpose of r (N × N), whose nonzero columns are linearly
 // independent: r = Q T by Gram-Schmidt, twice over, and v = Q T^{-T}. Zero columns stay zero. With
 // F = Q' rᵀ, F⁺ = v Q'ᵀ. work: N² + 2 N.
@@ -102,21 +201,12 @@ KOOPCORE_HD void transposed_pseudo_inverse(const typename L::Real *r, int size, 
     for (int i = 0; i < size; ++i)
       v[i * size + k] = r[i * size + k];
     for (int j = 0; j < k; ++j)
-      t[j * size + k] = zero;
+      t[k * size + j] = zero; // T by columns
     for (int turn = 0; turn < 2; ++turn) {
-      for (int j = 0; j < k; ++j)
-        along[j] = zero;
-      for (int i = 0; i < size; ++i)
-        for (int j = 0; j < k; ++j)
-          along[j] += v[i * size + j] * v[i * size + k];
-      for (int i = 0; i < size; ++i) {
-        Real x = v[i * size + k];
-        for (int j = 0; j < k; ++j)
-          x -= v[i * size + j] * along[j];
-        v[i * size + k] = x;
-      }
-      for (int j = 0; j < k; ++j)
-        t[j * size + k] += along[j];
+      products_with_columns<L>(v, v + k, k, size, along);
+      subtract_from_column<L>(v, along, k, size, one, v + k);
+      for (int i = 0; i < k; ++i)
+        t[k * size + i] += along[i];
     }
     Real square = zero;
     for (int i = 0; i < size; ++i)
@@ -126,13 +216,48 @@ KOOPCORE_HD void transposed_pseudo_inverse(const typename L::Real *r, int size, 
     for (int i = 0; i < size; ++i)
       v[i * size + k] = v[i * size + k] * inverse[k];
   }
-  for (int i = 0; i < size; ++i) // v Tᵀ = Q
-    for (int k = size; k-- > 0;) {
-      Real x = v[i * size + k];
-      for (int j = k + 1; j < size; ++j)
-        x -= v[i * size + j] * t[k * size + j];
-      v[i * size + k] = x * inverse[k];
+  for (int k = size; k-- > 0;) { // v Tᵀ = Q
+    for (int j = k + 1; j < size; ++j)
+      along[j] = t[j * size + k];
+    subtract_from_column<L>(v + k + 1, along + k + 1, size - 1 - k, size, inverse[k], v + k);
+  }
+}
+
+// t (m × m) <- upper triangular T with Tᵀ A T = 1, by the Cholesky factorization of the symmetric
+// A, which is near the identity except where a direction was rounding in the first pass: a column
+// of less than 1/1000 beside the others is left out, as a column of zeros. The lower triangle of
+// `a` is read. Returns how many columns are not zero. work: m².
+template <class L>
+KOOPCORE_HD typename L::Real inverse_root(const typename L::Real *a, int m, typename L::Real *t,
+                                          typename L::Real *work) {
+  using Real = typename L::Real;
+  const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
+  Real *factor = work, greatest = zero, count = zero;
+  for (int i = 0; i < m; ++i)
+    greatest = L::max(greatest, a[i * m + i]);
+  for (int k = 0; k < m; ++k) {
+    Real *row = factor + k * m;
+    Real pivot = a[k * m + k];
+    for (int j = 0; j < k; ++j) {
+      Real x = a[k * m + j];
+      for (int i = 0; i < j; ++i)
+        x -= row[i] * factor[j * m + i];
+      row[j] = x * t[j * m + j]; // 1/l_jj, or 0
+      pivot -= row[j] * row[j];
     }
+    const typename L::Mask some = pivot > greatest * 0x1p-20;
+    count += L::select(some, one, zero);
+    const Real inverse = L::select(some, 1.0 / L::sqrt(L::select(some, pivot, one)), zero);
+    for (int j = 0; j < k; ++j) {
+      Real x = zero;
+      for (int i = j; i < k; ++i)
+        x -= row[i] * t[j * m + i];
+      t[j * m + k] = x * inverse;
+      t[k * m + j] = zero;
+    }
+    t[k * m + k] = inverse;
+  }
+  return count;
 }
 
 // Running sums over the rows of a (N × N), from the first on, or from the last (`back`): from

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "algorithms/moments.h"
+#include "algorithms/product.h"
 #include "cpu/problem.h"
 #include "cpu/simd.h"
 
@@ -124,6 +125,72 @@ private:
   int next_ = 0;
 };
 
+// The summed rows y_t and their changes y_{t+1} - y_t, in blocks.
+template <class T> class RowBlocks {
+public:
+  // memory: (2 kBlockRows + 1) m.
+  RowBlocks(SummedRows<T> rows, int m, Vec *memory)
+      : rows_(rows), m_(m), y_(memory), change_(memory + (kBlockRows + 1) * m),
+        newest_change_(change_) {}
+
+  // Calls add(y, change, rows) for blocks of the rows that are left before `end`, and next() where
+  // so many have been added in a row that what came of them is to be put aside.
+  template <class Add, class Next> void until(int end, Add &&add, Next &&next) {
+    while (t_ < end) {
+      const int rows = end - t_ < kBlockRows ? end - t_ : kBlockRows;
+      if (!ready_)
+        rows_.take(y_);
+      for (int k = 1; k <= rows; ++k)
+        rows_.take(y_ + k * m_);
+      for (int i = 0; i < rows * m_; ++i)
+        change_[i] = y_[i + m_] - y_[i];
+      add(y_, change_, rows);
+      for (int i = 0; i < m_; ++i)
+        y_[i] = y_[rows * m_ + i];
+      newest_change_ = change_ + (rows - 1) * m_;
+      ready_ = true;
+      t_ += rows;
+      if (t_ == end || t_ % kRowsInARow < rows)
+        next();
+    }
+  }
+
+  Vec *newest() { return y_; }                    // (m) y_end
+  Vec *newest_change() { return newest_change_; } // (m) y_end - y_{end-1}
+
+private:
+  SummedRows<T> rows_;
+  int m_;
+  Vec *y_, *change_, *newest_change_;
+  int t_ = 0; // rows added; y_[0] holds row t_ when `ready_`
+  bool ready_ = false;
+};
+
+// Sums over rows, of which long windows have two kinds: those of some rows and those of all before.
+class LongSums {
+public:
+  // total (size) <- 0; memory: `size` where the window is long.
+  LongSums(const Window &window, Vec *total, int size, Vec *memory)
+      : total_(total), size_(size), latest_(window.n > kRowsInARow ? memory : total) {
+    for (int i = 0; i < size; ++i)
+      total_[i] = latest_[i] = Vec{};
+  }
+  Vec *latest() { return latest_; }
+  void put_aside() {
+    if (latest_ == total_)
+      return;
+    for (int i = 0; i < size_; ++i) {
+      total_[i] += latest_[i];
+      latest_[i] = Vec{};
+    }
+  }
+
+private:
+  Vec *total_;
+  int size_;
+  Vec *latest_;
+};
+
 // What the accumulation keeps of its groups: entries of the vectors are one group per lane.
 struct Moments {
   Vec *c, *e;             // (m, m) lower triangle of Σ f fᵀ, and Σ (f' - f) fᵀ
@@ -144,49 +211,53 @@ void accumulate(const Window &window, const Groups &groups, bool affine, int m,
                 const std::int64_t *stops, int n_stops, std::int64_t first, int count,
                 double *scratch, At &&at) {
   Vec *c = reinterpret_cast<Vec *>(scratch), *e = c + m * m, *last = e + m * m, *v = last + m;
-  Vec *raw = v + m, *y = raw + m, *change = y + (kBlockRows + 1) * m;
-  auto *offset = reinterpret_cast<std::ptrdiff_t *>(change + kBlockRows * m);
-  Vec *sums = window.n > kRowsInARow ? reinterpret_cast<Vec *>(offset + m * kLanes) : c;
+  Vec *raw = v + m, *y = raw + m, *rest = y + (2 * kBlockRows + 1) * m;
+  auto *offset = reinterpret_cast<std::ptrdiff_t *>(rest);
   find_offsets(groups, window.step, first, count, offset);
   const GroupRows<T> of_groups(offset, m);
   Reflection<SimdLanes> reflection{v, Vec{}, Vec{}};
   of_groups.take(window.rows[window.n - 1], last);
   if (!affine)
     reflection.set(last, m);
-  for (int i = 0; i < 2 * m * m; ++i)
-    c[i] = sums[i] = Vec{};
-  const auto add_sums = [&] {
-    for (int i = 0; i < 2 * m * m; ++i) {
-      c[i] += sums[i];
-      sums[i] = Vec{};
-    }
-  };
-  SummedRows<T> next(window, affine, of_groups, m, reflection, last, raw);
-  int t = 0; // rows summed; y[0] holds row t when `ready`
-  bool ready = false;
-  const Vec *newest_change = change;
+  LongSums sums(window, c, 2 * m * m, rest + m);
+  RowBlocks<T> blocks({window, affine, of_groups, m, reflection, last, raw}, m, y);
   for (int stop = 0; stop < n_stops; ++stop) {
-    const int end = int(stops[stop]) - 1 - int(affine);
-    while (t < end) {
-      const int rows = end - t < kBlockRows ? end - t : kBlockRows;
-      if (!ready)
-        next.take(y);
-      for (int k = 1; k <= rows; ++k)
-        next.take(y + k * m);
-      for (int i = 0; i < rows * m; ++i)
-        change[i] = y[i + m] - y[i];
-      add_outer<SimdLanes>(y, y, rows, m, true, sums);
-      add_outer<SimdLanes>(change, y, rows, m, false, sums + m * m);
-      for (int i = 0; i < m; ++i)
-        y[i] = y[rows * m + i];
-      newest_change = change + (rows - 1) * m;
-      ready = true;
-      t += rows;
-      if (sums != c && (t == end || t % kRowsInARow < rows))
-        add_sums();
-    }
-    at(stop, Moments{c, e, last, y, const_cast<Vec *>(newest_change), offset, reflection});
+    blocks.until(
+        int(stops[stop]) - 1 - int(affine),
+        [&](const Vec *rows, const Vec *change, int count_of_rows) {
+          add_outer<SimdLanes>(rows, rows, count_of_rows, m, true, sums.latest());
+          add_outer<SimdLanes>(change, rows, count_of_rows, m, false, sums.latest() + m * m);
+        },
+        [&] { sums.put_aside(); });
+    at(stop, Moments{c, e, last, blocks.newest(), blocks.newest_change(), offset, reflection});
   }
+}
+
+inline std::size_t basis_scratch(int m) {
+  return std::size_t(6 * m * m + m + (3 * kBlockRows + 1) * m) * kLanes;
+}
+
+// The sums of a second pass over the rows before `stop`, in the basis V (m, m); `of` are the same
+// groups' moments. sums: 3 m² in the order of `BasisSums`; scratch: basis_scratch(m).
+template <class T>
+Vec *accumulate_in_basis(const Window &window, bool affine, int m, std::int64_t stop,
+                         const Moments &of, const Vec *basis, double *scratch) {
+  const int matrix = m * m;
+  Vec *total = reinterpret_cast<Vec *>(scratch), *memory = total + 3 * matrix;
+  Vec *raw = memory + 3 * matrix, *z = raw + m, *y = z + kBlockRows * m;
+  const GroupRows<T> of_groups(of.offset, m);
+  LongSums sums(window, total, 3 * matrix, memory);
+  RowBlocks<T> blocks({window, affine, of_groups, m, of.reflection, of.last, raw}, m, y);
+  blocks.until(
+      int(stop) - 1 - int(affine),
+      [&](const Vec *rows, const Vec *change, int count) {
+        multiply<SimdLanes, Left::plain>(rows, basis, count, m, m, z);
+        add_outer<SimdLanes>(z, z, count, m, true, sums.latest());
+        add_outer<SimdLanes>(rows, z, count, m, false, sums.latest() + matrix);
+        add_outer<SimdLanes>(change, z, count, m, false, sums.latest() + 2 * matrix);
+      },
+      [&] { sums.put_aside(); });
+  return total;
 }
 
 } // namespace

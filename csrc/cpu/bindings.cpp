@@ -196,9 +196,10 @@ void bind_features(py::module_ &m) {
     return out;
   });
   // (rank, condition, residual, hindcast, operator, whitener, start, readout), of the full width m;
-  // with endpoints ahead the last four are None.
+  // with endpoints ahead the last four are None. again: by a second pass, which keeps at most
+  // `rank` singular values (0: all).
   m.def("feature_fit", [](const py::array &array, const Index &order, const py::tuple &segments,
-                          bool affine, int holdout, const py::object &ahead) {
+                          bool affine, int holdout, const py::object &ahead, bool again, int rank) {
     const SnapshotArgument snapshots(array, order);
     const EqualGroupsArgument groups(segments, snapshots.view.size);
     const std::int64_t m = groups.m, count = groups.view.count;
@@ -214,6 +215,8 @@ void bind_features(py::module_ &m) {
     job.m = groups.m;
     job.affine = affine;
     job.holdout = holdout;
+    job.again = again;
+    job.rank = rank;
     job.ranks = ranks.mutable_data();
     job.condition = condition.mutable_data();
     job.residual = residual.mutable_data();

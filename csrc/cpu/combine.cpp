@@ -27,7 +27,7 @@ template <class U> KOOPCORE_INLINE void store(Vec value, char *p, std::ptrdiff_t
 }
 
 // H horizons of V vectors of parameters; `weights` (H, n) holds w - 1.
-template <class U, int H, int V, class Row>
+template <int H, int V, class Row>
 KOOPCORE_INLINE void predict(int n, const double *weights, Row row, Vec (*out)[V]) {
   Vec previous[V];
   for (int v = 0; v < V; ++v)
@@ -69,37 +69,36 @@ struct Run {
   }
 };
 
-// H <= kStreamed horizons of a run, straight from the snapshots.
+// H horizons of V vectors of parameters `step` bytes apart, of which the last has `some`, straight
+// from the snapshots.
+template <class T, class U, int H, int V>
+KOOPCORE_INLINE void stream(const CombineJob &job, const Run &run, std::ptrdiff_t step,
+                            const double *weights, int some) {
+  Vec value[H][V];
+  predict<H, V>(
+      job.window.n, weights,
+      [&](int k, int v) {
+        const char *p = job.window.rows[k] + run.offset + v * kLanes * step;
+        if (V > 1 && v * kLanes * sizeof(T) % kPrefetchLine == 0)
+          __builtin_prefetch(p + kPrefetchAhead);
+        return load_some<T>(p, step, v == V - 1 ? some : kLanes);
+      },
+      value);
+  for (int h = 0; h < H; ++h)
+    for (int v = 0; v < V; ++v)
+      store<U>(value[h][v], run.out + h * job.out.row + v * kLanes * run.out_step, run.out_step,
+               v == V - 1 ? some : kLanes);
+}
+
+// H <= kStreamed horizons of a run.
 template <class T, class U, int H>
 void combine_streaming(const CombineJob &job, Run run, const double *weights) {
-  const Window &w = job.window;
-  if (run.step == sizeof(T)) {
-    Vec value[H][2];
-    while (run.count >= 2 * kLanes) {
-      predict<U, H, 2>(
-          w.n, weights,
-          [&](int k, int v) {
-            const char *p = w.rows[k] + run.offset + v * kLanes * std::ptrdiff_t(sizeof(T));
-            if (v * kLanes * sizeof(T) % kPrefetchLine == 0)
-              __builtin_prefetch(p + kPrefetchAhead);
-            return load<T>(p);
-          },
-          value);
-      for (int h = 0; h < H; ++h)
-        for (int v = 0; v < 2; ++v)
-          store<U>(value[h][v], run.out + h * job.out.row + v * kLanes * run.out_step, run.out_step,
-                   kLanes);
-      run.advance(2 * kLanes);
-    }
-  }
+  if (run.step == sizeof(T))
+    for (; run.count >= 2 * kLanes; run.advance(2 * kLanes))
+      stream<T, U, H, 2>(job, run, sizeof(T), weights, kLanes);
   while (run.count > 0) {
     const int some = run.count < kLanes ? int(run.count) : kLanes;
-    Vec single[H][1];
-    predict<U, H, 1>(
-        w.n, weights,
-        [&](int k, int) { return load_some<T>(w.rows[k] + run.offset, run.step, some); }, single);
-    for (int h = 0; h < H; ++h)
-      store<U>(single[h][0], run.out + h * job.out.row, run.out_step, some);
+    stream<T, U, H, 1>(job, run, run.step, weights, some);
     run.advance(some);
   }
 }

@@ -3,7 +3,7 @@
 // What feature_gram, project, rollout_dense and the read-out do one after the other. cuda/ has no
 // counterpart: there these stages stay apart (cuda/features.cu, cuda/project.cu).
 #include "algorithms/dense_rollout.h"
-#include "algorithms/projection.h"
+#include "algorithms/second_pass.h"
 #include "cpu/accumulate.h"
 #include "cpu/kernels.h"
 
@@ -76,9 +76,15 @@ struct FitWork {
 
 constexpr int kMostHoldoutLevels = 8;
 
-std::size_t fit_work(int m, const Horizons &horizons) {
+// Of a second pass: V of the first one, what the fit needs, and the sums.
+std::size_t refit_work(int m) {
+  return std::size_t(m * m + second_pass_work(m)) + basis_scratch(m) / kLanes;
+}
+
+std::size_t fit_work(int m, bool again, const Horizons &horizons) {
   const std::size_t parts[] = {std::size_t(dense_rollout_work(m, kMostHoldoutLevels)),
-                               std::size_t(projection_work(m)), endpoint_work(m, m, horizons)};
+                               std::size_t(projection_work(m)), endpoint_work(m, m, horizons),
+                               again ? refit_work(m) : 0};
   std::size_t most = 0;
   for (std::size_t part : parts)
     most = part > most ? part : most;
@@ -109,6 +115,15 @@ void unpack_sums(const Moments &sums, int m, Vec *h) {
     for (int j = i + 1; j < m; ++j)
       h[i * m + j] = sums.c[j * m + i] + sums.e[i * m + j];
   }
+}
+
+// Whether squares c_ii say enough of the numbers they are of (`out_of_range` in
+// backends/protocol.py).
+IntVec in_range(const Vec *c, int m) {
+  Vec largest{};
+  for (int i = 0; i < m; ++i)
+    largest = SimdLanes::max(largest, c[i * m + i]);
+  return SimdLanes::both(largest > kLeastSquare, largest < kGreatestSquare);
 }
 
 Vec norm_of_difference(const Vec *a, const Vec *b, int m) {
@@ -142,6 +157,45 @@ template <class T> Vec hindcast_of(const FeatureFitJob &job, const Moments &sums
   return movement > 0.0 ? missed / SimdLanes::sqrt(movement) : Vec{};
 }
 
+// Fits the window before `stop` by a second pass in the basis that its moments find. Returns the
+// rank.
+template <class T>
+Vec refit_of(const FeatureFitJob &job, const Moments &sums, std::int64_t stop, int most,
+             Vec &condition, FitWork &work) {
+  const int m = job.m, matrix = m * m;
+  Vec *v = work.rest, *rest = v + matrix;
+  auto *scratch = reinterpret_cast<double *>(rest + second_pass_work(m));
+  const bool natural = job.window.is_double; // of float32 only few directions would stand it
+  first_basis<SimdLanes>(sums.c, m, natural, v, condition, rest);
+  Vec *in_basis = accumulate_in_basis<T>(job.window, job.affine, m, stop, sums, v, scratch);
+  const BasisSums<SimdLanes> of{in_basis, in_basis + matrix, in_basis + 2 * matrix};
+  const ProjectionArrays<SimdLanes> arrays{nullptr, nullptr,      work.g, work.k,
+                                           work.z,  work.readout, work.v, nullptr};
+  return refit<SimdLanes>(sums.c, of, m, most, v, arrays, rest);
+}
+
+// The fit of a window of `columns` by its moments alone; work.probe <- Vᵀ of itself where `last`.
+// Returns the rank. With columns to spare few groups are deficient: natural order leaves the
+// others, of rank 0, to a second pass.
+Vec fit_by_moments(const FeatureFitJob &job, const Moments &sums, int columns, bool last,
+                   Vec &condition, FitWork &work) {
+  const int m = job.m;
+  unpack_sums(sums, m, work.h);
+  const bool wanted = last && job.operators != nullptr;
+  const ProjectionArrays<SimdLanes> arrays{sums.c,
+                                           work.h,
+                                           work.g,
+                                           work.k,
+                                           work.z,
+                                           work.readout,
+                                           wanted ? work.v : nullptr,
+                                           last ? work.probe : nullptr};
+  if (columns > m)
+    return project_natural<SimdLanes>(m, 0.0, arrays, condition, work.rest);
+  const ProjectionModel model{m, columns < m ? columns : 0, 0.0, false};
+  return project<SimdLanes>(model, arrays, condition, work.rest);
+}
+
 void put_operators(const FeatureFitJob &job, const FitWork &work, std::int64_t first, int count) {
   const int m = job.m, matrix = m * m;
   from_lanes(work.k, matrix, count, matrix, job.operators + first * matrix);
@@ -157,38 +211,40 @@ void fit_of(const FeatureFitJob &job, std::int64_t first, int count, double *scr
   const bool hindcast = shorter - 1 - int(job.affine) >= 1, wanted = job.operators != nullptr;
   const std::int64_t stops[2] = {shorter, job.window.n};
   FitWork work = share_out(reinterpret_cast<Vec *>(scratch + accumulation_scratch(m)), m);
-  Vec error = Vec{} + __builtin_nan("");
+  Vec error = Vec{} + __builtin_nan(""), sure = Vec{} + 1.0; // 0: the shorter window was not fitted
   const auto after = [&](int stop, const Moments &sums) {
     const bool last = !hindcast || stop == 1;
-    unpack_sums(sums, m, work.h);
     for (int i = 0; i < m; ++i) {
       work.g[i] = sums.newest[i];
       work.probe[i] = sums.newest[i] - sums.change[i]; // the newest column of F
     }
-    Vec condition;
-    const ProjectionArrays<SimdLanes> arrays{sums.c,
-                                             work.h,
-                                             work.g,
-                                             work.k,
-                                             work.z,
-                                             work.readout,
-                                             last && wanted ? work.v : nullptr,
-                                             last ? work.probe : nullptr};
+    Vec condition, rank;
     // With fewer columns than parameters the rank is theirs, whatever rounding adds.
-    const int columns = int(stops[stop + !hindcast]) - 1 - int(job.affine);
-    // Float32 snapshots carry noise far above the rounding of their moments: with columns to
-    // spare, few groups are deficient.
-    const bool natural = !job.window.is_double && columns > m;
-    const ProjectionModel model{m, columns < m ? columns : 0, 0.0, false, natural};
-    const Vec rank = project<SimdLanes>(model, arrays, condition, work.rest);
+    const std::int64_t end = stops[stop + !hindcast];
+    const int columns = int(end) - 1 - int(job.affine);
+    if (job.again) {
+      const int most = job.rank > 0 && job.rank < columns ? job.rank : columns;
+      rank = refit_of<T>(job, sums, end, most < m ? most : 0, condition, work);
+      if (last) {
+        multiply<SimdLanes, Left::transposed>(work.v, work.probe, m, m, 1, work.state);
+        for (int i = 0; i < m; ++i)
+          work.probe[i] = work.state[i];
+      }
+    } else {
+      rank = fit_by_moments(job, sums, columns, last, condition, work);
+    }
     if (!last) {
       error = hindcast_of<T>(job, sums, work);
+      if (columns > m)
+        sure = rank;
       return;
     }
     apply<SimdLanes>(work.readout, m, m, work.probe, work.predicted);
-    const Vec residual = norm_of_difference(work.predicted, sums.newest, m);
+    Vec residual = norm_of_difference(work.predicted, sums.newest, m);
+    if (job.window.is_double) // float32 does not leave the range
+      residual = in_range(sums.c, m) ? residual : Vec{} + __builtin_nan("");
     for (int lane = 0; lane < count; ++lane) {
-      job.ranks[first + lane] = std::int64_t(rank[lane]);
+      job.ranks[first + lane] = sure[lane] > 0.0 ? std::int64_t(rank[lane]) : 0;
       job.condition[first + lane] = condition[lane];
       job.residual[first + lane] = residual[lane];
       job.hindcast[first + lane] = error[lane];
@@ -206,7 +262,7 @@ void fit_of(const FeatureFitJob &job, std::int64_t first, int count, double *scr
 } // namespace
 
 std::size_t feature_fit_scratch(const FeatureFitJob &job) {
-  return accumulation_scratch(job.m) + fit_work(job.m, job.horizons) * kLanes;
+  return accumulation_scratch(job.m) + fit_work(job.m, job.again, job.horizons) * kLanes;
 }
 
 void feature_fit_batch(const FeatureFitJob &job, std::int64_t first, int count, double *scratch) {

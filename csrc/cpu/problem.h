@@ -168,6 +168,8 @@ struct FeatureFitJob {
   int m;
   bool affine;
   int holdout;
+  bool again;                             // by a second pass in the basis that the moments find
+  int rank;                               // of a second pass: singular values to keep; 0 keeps all
   double *operators, *whitener, *readout; // (groups, m, m), or null: not wanted
   double *start;                          // (groups, m), likewise
   std::int64_t *ranks;                    // (groups,)
@@ -177,7 +179,8 @@ struct FeatureFitJob {
 
   std::int64_t count() const { return groups.count; }
   double nanoseconds() const {
-    return double(count()) * m * (window.n * (1.0 + 0.1 * m) + m * (4.0 + 0.3 * m));
+    const double once = window.n * (1.0 + 0.1 * m) + m * (4.0 + 0.3 * m);
+    return double(count()) * m * (again ? 4.0 : 1.0) * once;
   }
 };
 

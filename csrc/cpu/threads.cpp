@@ -24,9 +24,9 @@ namespace {
 // A thread is worth starting for this much work; starting and joining one took 20 to 40 µs.
 constexpr double kNanosecondsPerThread = 80e3;
 constexpr std::size_t kCacheLine = 64;
-constexpr std::size_t kKeptScratch = 1 << 20; // bytes that a thread keeps between calls
+constexpr std::size_t kLargestIdleScratch = 1 << 20; // bytes a thread has between calls, at most
 
-std::atomic<int> chosen_count{0};
+std::atomic<int> requested_count{0};
 
 int allowed_processors() {
 #if defined(__linux__)
@@ -42,7 +42,7 @@ struct Free {
   void operator()(void *p) const { std::free(p); }
 };
 
-// Scratch of the calling thread, kept between calls unless it is large.
+// Scratch of the calling thread, which stays for the next call unless it is large.
 class Scratch {
 public:
   double *get(std::size_t doubles) {
@@ -58,7 +58,7 @@ public:
     return static_cast<double *>(memory_.get());
   }
   void trim() {
-    if (size_ > kKeptScratch) {
+    if (size_ > kLargestIdleScratch) {
       memory_.reset();
       size_ = 0;
     }
@@ -72,9 +72,9 @@ private:
 } // namespace
 
 int thread_count() {
-  const int chosen = chosen_count.load(std::memory_order_relaxed);
-  if (chosen > 0)
-    return chosen;
+  const int requested = requested_count.load(std::memory_order_relaxed);
+  if (requested > 0)
+    return requested;
   const char *text = std::getenv("KOOPCORE_NUM_THREADS");
   if (text == nullptr || *text == '\0')
     return allowed_processors();
@@ -91,13 +91,13 @@ void set_thread_count(int count) {
   if (count < 0 || count > 4096)
     throw std::invalid_argument("the number of threads is " + std::to_string(count) +
                                 "; give 1 to 4096, or 0 for the environment's choice");
-  chosen_count.store(count, std::memory_order_relaxed);
+  requested_count.store(count, std::memory_order_relaxed);
 }
 
 void run_tasks(std::int64_t tasks, double nanoseconds, std::size_t scratch_size, void *context,
                TaskBody body) {
-  thread_local Scratch own;
-  double *scratch = own.get(scratch_size);
+  thread_local Scratch local;
+  double *scratch = local.get(scratch_size);
   std::int64_t threads = 1;
   if (tasks > 1 && nanoseconds > 2 * kNanosecondsPerThread) {
     threads = std::int64_t(nanoseconds / kNanosecondsPerThread);
@@ -106,7 +106,7 @@ void run_tasks(std::int64_t tasks, double nanoseconds, std::size_t scratch_size,
   if (threads <= 1) {
     for (std::int64_t task = 0; task < tasks; ++task)
       body(context, task, scratch);
-    own.trim();
+    local.trim();
     return;
   }
   // Scratch of all threads is allocated here, where running out of memory can be reported.
@@ -130,7 +130,7 @@ void run_tasks(std::int64_t tasks, double nanoseconds, std::size_t scratch_size,
   work(scratch);
   for (std::thread &thread : started)
     thread.join();
-  own.trim();
+  local.trim();
 }
 
 } // namespace koopcore::cpu

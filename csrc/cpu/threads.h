@@ -1,6 +1,6 @@
 // Threads of _cpu: tasks handed out by a counter to threads that live for one call.
 //
-// A pool is not kept: starting a thread costs some ten microseconds, which only calls of a
+// There is no pool: starting a thread costs some ten microseconds, which only calls of a
 // millisecond and more pay, and no pool means nothing to survive a fork or to shut down.
 #pragma once
 

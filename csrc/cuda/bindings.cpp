@@ -45,13 +45,14 @@ void bind_queries(py::module_ &m) {
 
 void bind_companion(py::module_ &m) {
   m.def("gram_space", [](const py::tuple &plan, int n) { return gram_space(plan_of(plan), n); });
-  m.def("gram", [](const py::tuple &window, const py::tuple &groups, const py::tuple &plan,
-                   Address out, bool side_by_side, Address space, const py::tuple &target) {
-    const Target on(target);
-    const Window w = window_of(window);
-    gram(w, groups_of(groups), plan_of(plan), layout_of(out, w.n, side_by_side),
-         pointer<double>(space), on.stream);
-  });
+  m.def("gram",
+        [](const py::tuple &window, const py::tuple &groups, const py::tuple &plan, Address out,
+           bool side_by_side, Address space, bool wide, const py::tuple &target) {
+          const Target on(target);
+          const Window w = window_of(window);
+          gram(w, groups_of(groups), plan_of(plan), layout_of(out, w.n, side_by_side),
+               pointer<double>(space), wide, on.stream);
+        });
   m.def("solve_space", [](std::int64_t groups, int n, int device) {
     return solve_space(device_of(device), groups, n);
   });
@@ -77,14 +78,16 @@ void bind_companion(py::module_ &m) {
         [](std::int64_t groups, int n, bool affine, const Sizes &horizons, int device) {
           return deficient_space(device_of(device), groups, n, affine, horizons_of(horizons));
         });
-  m.def("roll_deficient", [](Address gram, Address rank, std::int64_t groups, int n, bool affine,
-                             const Sizes &horizons, Address weights, Address growth, Address space,
-                             const py::tuple &target) {
-    const Target on(target);
-    roll_deficient(on.device, pointer<const double>(gram), pointer<const std::int64_t>(rank),
-                   groups, n, affine, horizons_of(horizons), pointer<double>(weights),
-                   pointer<double>(growth), pointer<double>(space), on.stream);
-  });
+  m.def("roll_deficient",
+        [](const py::tuple &window, const py::tuple &groups, Address gram, Address rank,
+           bool affine, double noise, const Sizes &horizons, Address weights, Address growth,
+           Address space, const py::tuple &target) {
+          const Target on(target);
+          roll_deficient(on.device, window_of(window), groups_of(groups),
+                         pointer<const double>(gram), pointer<const std::int64_t>(rank), affine,
+                         noise, horizons_of(horizons), pointer<double>(weights),
+                         pointer<double>(growth), pointer<double>(space), on.stream);
+        });
   m.def("combine", [](const py::tuple &window, const py::tuple &groups, const py::tuple &plan,
                       Address weights, int n_horizons, const py::tuple &out,
                       const py::tuple &parameters, const py::tuple &target) {

@@ -217,17 +217,13 @@ void launch_whole(const Window &window, const Groups &groups, const Plan &plan,
 
 template <class T>
 void launch_gram(const Window &window, const Groups &groups, const Plan &plan,
-                 const GramLayout &out, double *partials, Stream stream) {
+                 const GramLayout &out, double *partials, bool wide, Stream stream) {
   const int n = window.n;
-  if (n <= 8)
-    launch_whole<T, 1>(window, groups, plan, out, partials, stream);
-  else if (n <= 16)
-    launch_whole<T, 2>(window, groups, plan, out, partials, stream);
-  else if (n <= 24)
-    launch_whole<T, 3>(window, groups, plan, out, partials, stream);
-  else if (n <= kMostWhole)
-    launch_whole<T, 4>(window, groups, plan, out, partials, stream);
-  else {
+  if (!wide) {
+    for_tiles(n, [&](auto tiles) {
+      launch_whole<T, tiles()>(window, groups, plan, out, partials, stream);
+    });
+  } else {
     const std::int64_t blocks = (n + kWideRows - 1) / kWideRows;
     launch("gram of long windows", gram_wide<T>,
            blocks_for(plan.n_pieces * (blocks * (blocks + 1) / 2)), 32 * kPieceWarps,
@@ -242,11 +238,11 @@ std::int64_t gram_space(const Plan &plan, int n) {
 }
 
 void gram(const Window &window, const Groups &groups, const Plan &plan, const GramLayout &out,
-          double *partials, Stream stream) {
+          double *partials, bool wide, Stream stream) {
   if (window.is_double)
-    launch_gram<double>(window, groups, plan, out, partials, stream);
+    launch_gram<double>(window, groups, plan, out, partials, wide, stream);
   else
-    launch_gram<float>(window, groups, plan, out, partials, stream);
+    launch_gram<float>(window, groups, plan, out, partials, wide, stream);
   const int entries = packed_size(window.n);
   if (plan.n_large > 0)
     launch("adding up large groups", gram_sum_pieces,

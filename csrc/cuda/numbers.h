@@ -1,4 +1,4 @@
-// Numbers as they are stored: read as float or double, written with their range kept.
+// Numbers as they are stored: read as float or double, written within the range of their type.
 #pragma once
 
 #include "cuda/problem.h"

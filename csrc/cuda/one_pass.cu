@@ -136,23 +136,16 @@ __global__ void __launch_bounds__(32 * kMostWarps, resident_blocks(NT))
 }
 
 // Calls use(kernel, bytes of shared memory) for the kernel of such snapshots.
-template <class T, class Use>
-void for_window(int n, int columns, int warps, int horizons, Use &&use) {
-  if (n <= 8)
-    use(fit_and_predict<T, 1>, shared_bytes<T, 1>(n, columns, warps, horizons));
-  else if (n <= 16)
-    use(fit_and_predict<T, 2>, shared_bytes<T, 2>(n, columns, warps, horizons));
-  else if (n <= 24)
-    use(fit_and_predict<T, 3>, shared_bytes<T, 3>(n, columns, warps, horizons));
-  else
-    use(fit_and_predict<T, 4>, shared_bytes<T, 4>(n, columns, warps, horizons));
-}
 template <class Use>
 void for_kernel(bool is_double, int n, int columns, int warps, int horizons, Use &&use) {
-  if (is_double)
-    for_window<double>(n, columns, warps, horizons, use);
-  else
-    for_window<float>(n, columns, warps, horizons, use);
+  for_tiles(n, [&](auto tiles) {
+    if (is_double)
+      use(fit_and_predict<double, tiles()>,
+          shared_bytes<double, tiles()>(n, columns, warps, horizons));
+    else
+      use(fit_and_predict<float, tiles()>,
+          shared_bytes<float, tiles()>(n, columns, warps, horizons));
+  });
 }
 
 } // namespace

@@ -32,9 +32,10 @@ inline std::int64_t space_blocks(const Device &device, std::int64_t groups, std:
   return batches < most ? (batches > 0 ? batches : 1) : most;
 }
 
-// G = BᵀB of every group.
+// G = BᵀB of every group. `wide`: by blocks of the matrix, in fp64 sums on every device; needed for
+// more than kMostWhole snapshots, and of a plan without small groups.
 void gram(const Window &window, const Groups &groups, const Plan &plan, const GramLayout &out,
-          double *space, Stream stream);
+          double *space, bool wide, Stream stream);
 std::int64_t gram_space(const Plan &plan, int n);
 
 // The companion fit of every group from Gram matrices side by side. `noise` multiplies the pivot
@@ -51,10 +52,12 @@ std::int64_t rollout_space(const Device &device, std::int64_t groups, int column
                            std::int64_t last);
 
 // Weights and growth, over those of `rollout`, of the groups that are deficient by the ranks of
-// `solve`.
-void roll_deficient(const Device &device, const double *gram, const std::int64_t *rank,
-                    std::int64_t groups, int n, bool affine, const Horizons &at, double *weights,
-                    double *growth, double *space, Stream stream);
+// `solve`. The snapshots are read again of groups whose Gram matrix resolves too little or leaves
+// the range of squares, and of all deficient ones where `noise` is not 1.
+void roll_deficient(const Device &device, const Window &window, const Groups &groups,
+                    const double *gram, const std::int64_t *rank, bool affine, double noise,
+                    const Horizons &at, double *weights, double *growth, double *space,
+                    Stream stream);
 std::int64_t deficient_space(const Device &device, std::int64_t groups, int n, bool affine,
                              const Horizons &at);
 

@@ -6,6 +6,8 @@
 
 #include "cuda/rows.h"
 
+#include <type_traits>
+
 namespace koopcore::cuda {
 
 struct Entry {
@@ -196,6 +198,18 @@ template <class T, int NT> using GramSums = typename SumsOf<T, NT>::Type;
 // Floats of shared memory that a warp needs for either kind of sums: the host cannot know which
 // one the code for its device has.
 template <int NT> constexpr int kSumsScratch = TwoFloatSums<NT>::kScratch;
+
+// Calls use(a constant NT) with the number of tiles that n <= kMostWhole snapshots take.
+template <class Use> void for_tiles(int n, Use &&use) {
+  if (n <= 8)
+    use(std::integral_constant<int, 1>{});
+  else if (n <= 16)
+    use(std::integral_constant<int, 2>{});
+  else if (n <= 24)
+    use(std::integral_constant<int, 3>{});
+  else
+    use(std::integral_constant<int, 4>{});
+}
 
 // Calls put(entry, value) for the entries of n rows that this lane holds.
 template <class Sums, class Put>

@@ -22,6 +22,17 @@ namespace koopcore::cuda {
 
 constexpr unsigned int kAllLanes = 0xffffffffu;
 
+__device__ inline double sum_lanes(double x) {
+  for (int apart = 16; apart > 0; apart /= 2)
+    x += __shfl_xor_sync(kAllLanes, x, apart);
+  return x;
+}
+__device__ inline double max_lanes(double x) {
+  for (int apart = 16; apart > 0; apart /= 2)
+    x = ::fmax(x, __shfl_xor_sync(kAllLanes, x, apart));
+  return x;
+}
+
 // c (8 × 8) += a (8 × 4) b (4 × 8). Lane l holds a[l/4][l%4], b[l%4][l/4] and c[l/4][2(l%4) + 0,
 // 1]. With the same register as both operands, c[r][s] += Σ_q a[r][q] a[s][q]: a Gram matrix.
 __device__ inline void multiply_add_8x4x8(double a, double b, double &c0, double &c1) {

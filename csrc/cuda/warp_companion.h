@@ -11,17 +11,6 @@
 
 namespace koopcore::cuda {
 
-__device__ inline double sum_lanes(double x) {
-  for (int apart = 16; apart > 0; apart /= 2)
-    x += __shfl_xor_sync(kAllLanes, x, apart);
-  return x;
-}
-__device__ inline double max_lanes(double x) {
-  for (int apart = 16; apart > 0; apart /= 2)
-    x = ::fmax(x, __shfl_xor_sync(kAllLanes, x, apart));
-  return x;
-}
-
 // c <- x·c mod p from step to step (see polynomial_power.h). Lane i + 1 has the coefficient of x^i;
 // lane 0 has zero, which is what comes in from below.
 class WarpRollout {
@@ -79,41 +68,12 @@ public:
       : matrix_(shared), vector_(shared + N * kPitch), n_(n), first_(affine ? 1 : 0),
         columns_(n - 1 - first_), lane_(lane) {}
 
-  // L D Lᵀ of the equilibrated matrix in time order. Returns the columns done before a pivot broke
-  // down (`breakdown_tolerance`, times `noise`).
+  // L D Lᵀ of the equilibrated matrix in time order. Returns the rank: all columns, or fewer where
+  // that cannot be told from this factor (see `sure_of_rank` in backends/reference.py). `noise`
+  // multiplies the tolerances of fp64 sums.
   __device__ int factor(double noise) {
-    const int rows = columns_ + 1;
-    const double scale = lane_ < rows ? Scalar::power_of_two_scale(gram(lane_, lane_)) : 0.0;
-    if (lane_ < N)
-      vector_[lane_] = scale;
-    __syncwarp();
-    double a[N]; // the row, up to its diagonal
-    KOOPCORE_UNROLL
-    for (int j = 0; j < N; ++j)
-      a[j] = lane_ < rows && j <= lane_ ? gram(lane_, j) * (scale * vector_[j]) : 0.0;
-    const double tolerance = noise * breakdown_tolerance(columns_);
-    KOOPCORE_UNROLL
-    for (int k = 0; k < N; ++k) {
-      const double pivot = __shfl_sync(kAllLanes, a[k], k);
-      if (k >= columns_) {
-        residual_ = ::sqrt(Scalar::max(pivot, 0.0)) / vector_[columns_];
-        return columns_;
-      }
-      const double square = vector_[k] * vector_[k];
-      if (!(pivot > tolerance * (gram(k, k) * square)))
-        return k;
-      const double inverse = 1.0 / pivot;
-      if (lane_ == k)
-        inverse_ = inverse;
-      if (lane_ > k && lane_ < N)
-        matrix_[k * kPitch + lane_] = a[k];
-      __syncwarp();
-      const double l = a[k] * inverse;
-      KOOPCORE_UNROLL
-      for (int j = k + 1; j < N; ++j)
-        a[j] -= l * matrix_[k * kPitch + j];
-    }
-    return columns_;
+    const int done = cholesky(noise);
+    return done == columns_ && columns_ > 0 && !sure_of_rank(noise) ? columns_ - 1 : done;
   }
 
   // The lane's coefficient of column k on the columns before it, zero from lane k on: on snapshots,
@@ -168,6 +128,65 @@ public:
 
 private:
   using Scalar = ScalarLanes<void>;
+
+  // The columns done before a pivot broke down (`breakdown_tolerance`).
+  __device__ int cholesky(double noise) {
+    const int rows = columns_ + 1;
+    const double scale = lane_ < rows ? Scalar::power_of_two_scale(gram(lane_, lane_)) : 0.0;
+    if (lane_ < N)
+      vector_[lane_] = scale;
+    __syncwarp();
+    double a[N]; // the row, up to its diagonal
+    KOOPCORE_UNROLL
+    for (int j = 0; j < N; ++j)
+      a[j] = lane_ < rows && j <= lane_ ? gram(lane_, j) * (scale * vector_[j]) : 0.0;
+    const double tolerance = noise * breakdown_tolerance(columns_);
+    KOOPCORE_UNROLL
+    for (int k = 0; k < N; ++k) {
+      const double pivot = __shfl_sync(kAllLanes, a[k], k);
+      if (k >= columns_) {
+        residual_ = ::sqrt(Scalar::max(pivot, 0.0)) / vector_[columns_];
+        return columns_;
+      }
+      const double square = vector_[k] * vector_[k];
+      if (!(pivot > tolerance * (gram(k, k) * square)))
+        return k;
+      const double inverse = 1.0 / pivot;
+      if (lane_ == k)
+        inverse_ = inverse;
+      if (lane_ > k && lane_ < N)
+        matrix_[k * kPitch + lane_] = a[k];
+      __syncwarp();
+      const double l = a[k] * inverse;
+      KOOPCORE_UNROLL
+      for (int j = k + 1; j < N; ++j)
+        a[j] -= l * matrix_[k * kPitch + j];
+    }
+    return columns_;
+  }
+
+  // Whether full rank is no rounding, nor near the cut-off of F, and squares are in range; of a
+  // factorization that went through.
+  __device__ bool sure_of_rank(double noise) const {
+    const bool inside = lane_ < columns_;
+    const double total = sum_lanes(inside ? gram(lane_, lane_) : 0.0); // ‖F‖² in its basis
+    const bool in_range = total > kLeastSquare && total < kGreatestSquare &&
+                          gram(columns_, columns_) < kGreatestSquare;
+    const double scale = inside ? vector_[lane_] : 0.0;
+    const bool near =
+        inside && !(total * near_cut_off(columns_) * (scale * scale) * inverse_ < 1.0);
+    const double unit = ::sqrt(inverse_);
+    double z = 0.0; // see `reach` of algorithms/companion.h
+    for (int i = columns_ - 1; i >= 0; --i) {
+      if (lane_ == i)
+        z += z < 0.0 ? -unit : unit;
+      const double of = __shfl_sync(kAllLanes, z, i);
+      if (lane_ < i)
+        z -= matrix_[lane_ * kPitch + i] * inverse_ * of;
+    }
+    const double square = sum_lanes(inside ? z * z : 0.0);
+    return in_range && !__any_sync(kAllLanes, near) && noise * kLeastEigenvalue * square < columns_;
+  }
 
   // Entry of the matrix that is factored: with G's first row and column, or without.
   __device__ double gram(int i, int j) const { return matrix_[(first_ + i) * kPitch + first_ + j]; }

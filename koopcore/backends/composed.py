@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from koopcore import arrays
 from koopcore.backends import second_pass
 from koopcore.backends.protocol import (
     Ahead,
@@ -17,6 +18,7 @@ from koopcore.backends.protocol import (
     Projection,
     Snapshots,
     diverged,
+    out_of_range,
     rank_tolerance,
 )
 from koopcore.backends.reflection import reflect, unreflect
@@ -53,6 +55,7 @@ class Composed(Backend):
         weights, _ = self.rollout(coefficients, affine, horizons)
         self.combine(snapshots, part, weights, out)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def feature_fit(
         self,
         snapshots: Snapshots,
@@ -63,39 +66,14 @@ class Composed(Backend):
     ) -> FeatureSolved:
         stops = feature_stops(len(snapshots.order), affine, holdout)
         moments = self.feature_gram(snapshots, part, affine, stops)
+        squares = np.einsum("gii->gi", moments[0, :, 0]).copy()
         solved = self.feature_solve(snapshots, part, affine, holdout, moments, None, 0.0)
+        if arrays.dtype_name(snapshots.array) == "float64":
+            solved.residual[out_of_range(squares)] = np.nan
         if ahead is not None and solved.projection is not None and solved.readout is not None:
             fitted = solved.projection, solved.readout
             self.feature_endpoint(snapshots, part, *fitted, affine, *ahead)
         return solved
-
-    def _with_second_pass(
-        self,
-        snapshots: Snapshots,
-        part: Partition,
-        affine: bool,
-        holdout: int,
-        ahead: Ahead | None,
-        solved: FeatureSolved,
-    ) -> FeatureSolved:
-        """What a fused `feature_fit` found, with the groups it was unsure of fitted again."""
-        size = int(part.sizes[0])
-        unsure = second_pass.unsure(solved.condition, solved.rank, size, snapshots)
-        if not unsure.size or not np.isfinite(solved.residual[unsure].sum()):
-            return solved
-        own = snapshots, part.subset(unsure), affine, holdout, ahead
-        again = Composed.feature_fit(self, *own)
-        solved.rank[unsure] = again.rank
-        solved.residual[unsure] = again.residual
-        solved.hindcast[unsure] = again.hindcast
-        if solved.projection is None or solved.readout is None:
-            return solved
-        assert again.projection is not None
-        assert again.readout is not None
-        projection, readout = second_pass.patched_readout(
-            solved.projection, solved.readout, unsure, again.projection, again.readout
-        )
-        return solved._replace(projection=projection, readout=readout)
 
     def feature_solve(
         self,
@@ -108,59 +86,97 @@ class Composed(Backend):
         ridge: float,
     ) -> FeatureSolved:
         """U = E C⁺ with C = FFᵀ, E = F'Fᵀ, C⁺ = V Vᵀ, rolled as U^T f = (E V) K^{T-1} (Vᵀf)."""
-        groups = part.n_groups
         if not np.isfinite(moments.sum()):
-            nothing = np.full(groups, np.nan)
-            rank_0 = np.zeros(groups, dtype=np.int64)
+            nothing = np.full(part.n_groups, np.nan)
+            rank_0 = np.zeros(part.n_groups, dtype=np.int64)
             return FeatureSolved(rank_0, nothing, nothing, nothing, None, None)
         if ridge > 0.0 and not affine:
             silence_rounding(moments)
-        # With fewer columns than parameters the rank of the hindcast's window is theirs.
-        columns = len(snapshots.order) - holdout - 1 - affine
-        last, before, held, held_before = self.gather(
-            snapshots, part, [-1, -2, -1 - holdout, -2 - holdout]
+        ends = WindowEnds.of(self, snapshots, part, affine, holdout)
+        limits = feature_ranks(len(snapshots.order), affine, holdout, rank)
+        fits = self._moments_fits(moments, ends, limits, ridge)
+        solved = self._feature_solved(ends, fits, fits[0][0].condition, holdout)
+        if ridge > 0.0:
+            return solved
+        return self._with_second_pass(snapshots, part, affine, holdout, rank, None, solved)
+
+    def feature_refit(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        holdout: int,
+        rank: int | None,
+        ahead: Ahead | None = None,
+    ) -> FeatureSolved:
+        stops = feature_stops(len(snapshots.order), affine, holdout)
+        moments = self.feature_gram(snapshots, part, affine, stops)
+        ends = WindowEnds.of(self, snapshots, part, affine, holdout)
+        bases, conditions = zip(*map(second_pass.first_basis, moments[:, :, 0]), strict=True)
+        limits = feature_ranks(len(snapshots.order), affine, holdout, rank)
+        starts = ends.start, ends.held_start
+        fits = second_pass.feature_projection(
+            self, snapshots, part, affine, stops, starts, bases, limits
         )
-        if affine:
-            start, held_start = last - before, held - held_before
-        else:
-            start = reflect(last[:, None], last)[:, 0]
-            held_start = reflect(held[:, None], last)[:, 0]
-        limits = [rank, columns if rank is None else min(rank, columns)][: len(moments)]
-        starts = [start, held_start]
+        solved = self._feature_solved(ends, fits, conditions[0], holdout)
+        if ahead is not None and solved.projection is not None and solved.readout is not None:
+            fitted = solved.projection, solved.readout
+            self.feature_endpoint(snapshots, part, *fitted, affine, *ahead)
+        return solved
+
+    def _with_second_pass(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        holdout: int,
+        rank: int | None,
+        ahead: Ahead | None,
+        solved: FeatureSolved,
+    ) -> FeatureSolved:
+        """The fits that moments gave, with the groups that they resolve too little fitted again."""
+        size = int(part.sizes[0])
+        unsure = second_pass.unsure(solved.condition, solved.rank, size, snapshots)
+        if rank is not None or arrays.dtype_name(snapshots.array) == "float64":
+            # Which directions lead, and products of a far position and small steps, are below what
+            # moments resolve, whatever their condition.
+            unsure = np.flatnonzero(np.isfinite(solved.residual))
+        if not unsure.size or not np.isfinite(solved.residual[unsure].sum()):
+            return solved
+        again = self.feature_refit(snapshots, part.subset(unsure), affine, holdout, rank, ahead)
+        return second_pass.replaced(solved, unsure, again)
+
+    def _moments_fits(
+        self, moments: FloatArray, ends: WindowEnds, limits: Sequence[int | None], ridge: float
+    ) -> list[tuple[Projection, FloatArray]]:
+        """`project` of each stop's moments (n_stops, n_groups, 2, m, m), and the read-outs E V."""
+        m = moments.shape[-1]
         fits = []
-        for moment, begin, limit in zip(moments, starts, limits, strict=False):
-            projection = self._projected(moment, begin, limit, ridge)
-            fits.append((projection, moment[:, 1] @ projection.whitener))
-        found = fits[0][0].condition, fits[0][0].rank
-        unsure = second_pass.unsure(*found, moments.shape[-1], snapshots)
-        if unsure.size and ridge == 0.0:
-            again = second_pass.feature_projection(
-                self,
-                snapshots,
-                part.subset(unsure),
-                affine,
-                feature_stops(len(snapshots.order), affine, holdout),
-                [begin[unsure] for begin in starts],
-                [second_pass.part_of(fit[0], unsure) for fit in fits],
-                limits,
-            )
-            fits = [
-                second_pass.patched_readout(*fit, unsure, *other)
-                for fit, other in zip(fits, again, strict=True)
-            ]
+        for moment, start, limit in zip(
+            moments, (ends.start, ends.held_start), limits, strict=False
+        ):
+            c, e = np.ascontiguousarray(moment[:, 0]), np.ascontiguousarray(moment[:, 1])
+            most = None if limit is None else min(limit, m)
+            projection = self.project(c, e, start, most, ridge, False)
+            fits.append((projection, e @ projection.whitener))
+        return fits
+
+    def _feature_solved(
+        self,
+        ends: WindowEnds,
+        fits: Sequence[tuple[Projection, FloatArray]],
+        condition: FloatArray,
+        holdout: int,
+    ) -> FeatureSolved:
+        """The fit of the whole window, and how well that of the shorter one predicts its end."""
         (projection, readout), *shorter = fits
-        residual = self._newest_residual(snapshots, part, affine, projection, readout)
-        hindcast = np.full(groups, np.nan)
-        for held_fit, held_readout in shorter:
-            states = self.rollout_dense(held_fit.operator, held_fit.start, affine, [holdout])[0][0]
-            predicted = (held_readout @ states[:, :, None])[:, :, 0]
-            target = last - held if affine else start
-            hindcast = relative(
-                np.linalg.norm(predicted - target, axis=1), np.linalg.norm(last - held, axis=1)
-            )
-        return FeatureSolved(
-            projection.rank, projection.condition, residual, hindcast, projection, readout
-        )
+        hindcast = np.full(len(projection.rank), np.nan)
+        for held, held_readout in shorter:
+            states = self.rollout_dense(held.operator, held.start, ends.affine, [holdout])[0][0]
+            hindcast = ends.missed((held_readout @ states[:, :, None])[:, :, 0])
+        residual = ends.residual(projection, readout)
+        projection = projection._replace(condition=condition)
+        return FeatureSolved(projection.rank, condition, residual, hindcast, projection, readout)
 
     def feature_endpoint(
         self,
@@ -202,36 +218,57 @@ class Composed(Backend):
         limit = np.finfo(out.dtype).max
         out[:, part.index_matrix(part.numbers)] = np.clip(values, -limit, limit)
 
-    def _projected(
-        self, moments: FloatArray, start: FloatArray, rank: int | None, ridge: float
-    ) -> Projection:
-        c, e = np.ascontiguousarray(moments[:, 0]), np.ascontiguousarray(moments[:, 1])
-        limit = None if rank is None else min(rank, c.shape[1])
-        return self.project(c, e, start, limit, ridge, False)
 
-    def _newest_residual(
-        self,
-        snapshots: Snapshots,
-        part: Partition,
-        affine: bool,
-        projection: Projection,
-        readout: FloatArray,
-    ) -> FloatArray:
-        """‖U f_last-1 - f_last‖ (n_groups,): F has full row rank, so ‖F a - f‖ says nothing."""
-        last, *earlier = self.gather(snapshots, part, [-1, -2, -3] if affine else [-1, -2])
+class WindowEnds(NamedTuple):
+    """The last snapshots of groups of equal m, in the coordinates of the moments: (n_groups, m)."""
+
+    affine: bool
+    start: FloatArray  # what U takes on from: the newest column of F'
+    held_start: FloatArray  # the same of the shorter window
+    newest: FloatArray  # the newest column of F
+    movement: FloatArray  # x_n - x_{n-holdout}, in the parameters' own coordinates
+
+    @classmethod
+    def of(
+        cls, backend: Backend, snapshots: Snapshots, part: Partition, affine: bool, holdout: int
+    ) -> WindowEnds:
+        rows = [-1, -2, -1 - holdout, -2 - holdout, -3]
+        last, before, held, held_before, *third = backend.gather(
+            snapshots, part, rows if affine else rows[:4]
+        )
         if affine:
-            f, ahead = earlier[0] - earlier[1], last - earlier[0]
+            start, held_start, newest = last - before, held - held_before, before - third[0]
         else:
-            f = reflect(earlier[0][:, None], last)[:, 0]
-            ahead = reflect(last[:, None], last)[:, 0]
-        states = projection.whitener.transpose(0, 2, 1) @ f[:, :, None]
-        return np.linalg.norm((readout @ states)[:, :, 0] - ahead, axis=1)
+            start, held_start, newest = reflect(
+                np.stack([last, held, before], axis=1), last
+            ).transpose(1, 0, 2)
+        return cls(affine, start, held_start, newest, last - held)
+
+    def missed(self, predicted: FloatArray) -> FloatArray:
+        """How far x_n is from what the shorter window predicts, / movement."""
+        target = self.movement if self.affine else self.start
+        error = np.linalg.norm(predicted - target, axis=1)
+        return relative(error, np.linalg.norm(self.movement, axis=1))
+
+    def residual(self, projection: Projection, readout: FloatArray) -> FloatArray:
+        """‖U f - f'‖ of the newest step: F has full row rank, so ‖F a - f‖ says nothing."""
+        states = projection.whitener.transpose(0, 2, 1) @ self.newest[:, :, None]
+        return np.linalg.norm((readout @ states)[:, :, 0] - self.start, axis=1)
 
 
 def feature_stops(n: int, affine: bool, holdout: int) -> list[int]:
     """Where the moments are taken: the whole window, and the one that the hindcast sees."""
     shorter = n - holdout
     return [n, shorter] if shorter - 1 - affine >= 1 else [n]
+
+
+def feature_ranks(n: int, affine: bool, holdout: int, rank: int | None) -> list[int | None]:
+    """The most singular values that the two windows keep; None: all.
+
+    With fewer columns than parameters the rank of the hindcast's window is theirs.
+    """
+    columns = n - holdout - 1 - affine
+    return [rank, columns if rank is None else min(rank, columns)]
 
 
 def silence_rounding(moments: FloatArray) -> None:

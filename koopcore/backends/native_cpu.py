@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore._native import build_record
+from koopcore.backends import second_pass
 from koopcore.backends.composed import Composed
 from koopcore.backends.protocol import Ahead, Companion, FeatureSolved, Projection, Snapshots
 from koopcore.partition.partition import Partition
@@ -99,16 +100,47 @@ class NativeCpu(Composed):
     ) -> FeatureSolved:
         """W groups at a time, while their matrices are in the cache; no operators where ``ahead``.
 
-        Float64 snapshots take the way of `Composed`.
+        Float64 resolves more than moments do in nearly all groups: they are fitted by the second
+        pass at once.
         """
-        if snapshots.array.dtype != np.float32:
-            return super().feature_fit(snapshots, part, affine, holdout, ahead)
+        if snapshots.array.dtype == np.float64:
+            return self.feature_refit(snapshots, part, affine, holdout, None, ahead)
+        solved = self._feature_fit(snapshots, part, affine, holdout, ahead, False, None)
+        unsure = second_pass.unsure(solved.condition, solved.rank, int(part.sizes[0]), snapshots)
+        unsure = np.union1d(unsure, np.flatnonzero(solved.rank == 0))
+        if not unsure.size:
+            return solved
+        again = self.feature_refit(snapshots, part.subset(unsure), affine, holdout, None, ahead)
+        return second_pass.replaced(solved, unsure, again)
+
+    def feature_refit(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        holdout: int,
+        rank: int | None,
+        ahead: Ahead | None = None,
+    ) -> FeatureSolved:
+        return self._feature_fit(snapshots, part, affine, holdout, ahead, True, rank)
+
+    def _feature_fit(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        holdout: int,
+        ahead: Ahead | None,
+        again: bool,
+        most: int | None,
+    ) -> FeatureSolved:
         rank, condition, residual, hindcast, operator, whitener, start, readout = (
-            self._cpu.feature_fit(*snapshots, part.segments, affine, holdout, ahead)
+            self._cpu.feature_fit(
+                *snapshots, part.segments, affine, holdout, ahead, again, most or 0
+            )
         )
         projection = None if ahead else Projection(operator, whitener, start, rank, condition)
-        solved = FeatureSolved(rank, condition, residual, hindcast, projection, readout)
-        return self._with_second_pass(snapshots, part, affine, holdout, ahead, solved)
+        return FeatureSolved(rank, condition, residual, hindcast, projection, readout)
 
     def companion_endpoint(
         self,

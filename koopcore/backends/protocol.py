@@ -207,7 +207,8 @@ class Backend(ABC):
     ) -> FeatureSolved:
         """The full-rank fit of groups of equal m < n - 1, its diagnostics and its endpoints ahead.
 
-        With ``ahead`` a backend may leave out the operators.
+        The residual of float64 groups that are `out_of_range` is not finite. With ``ahead`` a
+        backend may leave out the operators.
         """
 
     @abstractmethod
@@ -225,6 +226,24 @@ class Backend(ABC):
 
         moments: `feature_gram` at `feature_stops` (composed.py); their rounding noise may be
         zeroed. Where they are not finite, nor is the residual, and there are no operators.
+        """
+
+    @abstractmethod
+    def feature_refit(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        holdout: int,
+        rank: int | None,
+        ahead: Ahead | None = None,
+    ) -> FeatureSolved:
+        """The fit of groups of equal m whose moments resolve too little of F, any rank.
+
+        The moments find a basis V; sums of products with Y = Vᵀf, taken from the snapshots, are
+        then as accurate as an orthogonal factorization of F (second_pass.py). The condition is the
+        moments'. With ``ahead`` a backend may leave out the operators. Cost: two reads,
+        P n (2 m + 3 r) multiply-adds.
         """
 
     @abstractmethod
@@ -293,6 +312,17 @@ SQUARES = 2.0**-800, 2.0**1000
 """‖F‖² between these: squares keep the last digit that counts, and their sums do not overflow."""
 
 
+def out_of_range(squares: FloatArray) -> npt.NDArray[np.bool_]:
+    """Groups (n_groups,) whose squares (n_groups, k) say too little of the numbers they are of.
+
+    They overflow, or may have lost digits to underflow: nothing moves, or what moves is very small.
+    """
+    least, most = SQUARES
+    with np.errstate(invalid="ignore"):
+        largest = squares.max(axis=1, initial=0.0)
+        return ~((largest > least) & (largest < most))
+
+
 def near_cut_off(n: int) -> float:
     """A column's squared distance from the columns before it, below this share of ‖F‖², is small.
 
@@ -306,7 +336,8 @@ LEAST_EIGENVALUE = 64.0 * 2.0**-53
 """Of a scaled Gram matrix whose Cholesky factor in time order is to be trusted: 64 u.
 
 A pivot alone does not tell: without pivoting its rounding grows with the coefficients of its column
-on the columns before it. Below, a group is sent to `project`.
+on the columns before it. Below, a group is sent to `project`. The estimate is LINPACK's (Cline,
+Moler, Stewart & Wilkinson 1979).
 """
 
 

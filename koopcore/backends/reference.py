@@ -79,10 +79,12 @@ def sure_of_rank(factor: FloatArray, scale: FloatArray, squares: FloatArray) -> 
     total = squares[:-1].sum()
     in_range = SQUARES[0] < total < SQUARES[1] and squares[-1] < SQUARES[1]
     apart = (pivots / scale[:columns]) ** 2 > near_cut_off(columns) * total
-    # The smallest eigenvalue, from the smallest pivot d_k and z with L_unitᵀ z = e_k.
-    k = int(pivots.argmin())
-    z = np.linalg.solve((factor[:columns, :columns] / pivots).T, np.eye(columns)[k])
-    return bool(in_range and apart.all() and pivots[k] ** 2 > LEAST_EIGENVALUE * (z @ z))
+    # The smallest eigenvalue is at most N/‖z‖² for Lᵀz = (±1, …, ±1), signs by which z grows.
+    z = np.zeros(columns)
+    for k in reversed(range(columns)):
+        rest = -factor[k + 1 : columns, k] @ z[k + 1 :]
+        z[k] = (rest - 1.0 if rest < 0.0 else rest + 1.0) / pivots[k]
+    return bool(in_range and apart.all() and columns > LEAST_EIGENVALUE * (z @ z))
 
 
 def power_of_two_scale(diagonal: FloatArray) -> FloatArray:
@@ -207,6 +209,7 @@ class Reference(Composed):
     name = "reference"
     device = "cpu"
 
+    @np.errstate(over="ignore", invalid="ignore")
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
         """G = BᵀB of every group: (n_groups, n(n+1)/2), packed lower by rows."""
         n = len(snapshots.order)
@@ -216,13 +219,14 @@ class Reference(Composed):
             x = _window(snapshots, part, group)
             basis = np.concatenate([x[:1], np.diff(x, axis=0)])
             full = np.zeros((n, n))
-            with np.errstate(over="ignore", invalid="ignore"):  # looked for by the caller
-                for low in range(0, basis.shape[1], BLOCK):  # rounding grows with a row's terms
-                    some = basis[:, low : low + BLOCK]
+            for low in range(0, basis.shape[1], BLOCK):  # rounding grows with the terms in a row
+                some = basis[:, low : low + BLOCK]
+                with np.errstate(over="ignore", invalid="ignore"):  # looked for where it is used
                     full += some @ some.T
             out[group] = full[lower]
         return out
 
+    @np.errstate(over="ignore", invalid="ignore")
     def feature_gram(
         self, snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
     ) -> FloatArray:
@@ -342,6 +346,7 @@ class Reference(Composed):
                     growth[i, group] = np.linalg.norm(power) / np.linalg.norm(start[group])
         return states, growth
 
+    @np.errstate(over="ignore", invalid="ignore")
     def combine(
         self, snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
     ) -> None:

@@ -11,10 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from koopcore import arrays
-from koopcore.backends.protocol import Backend, Projection, Snapshots, rank_tolerance
+from koopcore.backends.protocol import (
+    Backend,
+    FeatureSolved,
+    Projection,
+    Snapshots,
+    rank_tolerance,
+)
 from koopcore.backends.reflection import reflect
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
@@ -40,17 +45,6 @@ def unsure(condition: FloatArray, rank: IntArray, size: int, snapshots: Snapshot
     return np.flatnonzero(np.isfinite(condition) & (condition**2 * 2.0**-53 > limits))
 
 
-def part_of(projection: Projection, groups: IntArray) -> Projection:
-    """That of some groups."""
-    return Projection(
-        projection.operator[groups],
-        projection.whitener[groups],
-        projection.start[groups],
-        projection.rank[groups],
-        projection.condition[groups],
-    )
-
-
 def patched(first: Projection, groups: IntArray, second: Projection) -> Projection:
     """``first`` with the ``groups`` of ``second`` in place of its own."""
     width = max(first.start.shape[1], second.start.shape[1])
@@ -63,18 +57,20 @@ def patched(first: Projection, groups: IntArray, second: Projection) -> Projecti
     return Projection(operator, whitener, start, rank, first.condition)
 
 
-def patched_readout(
-    first: Projection,
-    readout: FloatArray,
-    groups: IntArray,
-    second: Projection,
-    second_readout: FloatArray,
-) -> tuple[Projection, FloatArray]:
+def replaced(first: FeatureSolved, groups: IntArray, second: FeatureSolved) -> FeatureSolved:
     """The same for fits of the feature side."""
-    whole = patched(first, groups, second)
-    wide = _padded(readout, 1, whole.start.shape[1])
-    wide[groups] = _padded(second_readout, 1, whole.start.shape[1])
-    return whole, wide
+    first.rank[groups] = second.rank
+    first.condition[groups] = second.condition
+    first.residual[groups] = second.residual
+    first.hindcast[groups] = second.hindcast
+    if first.projection is None or first.readout is None:
+        return first
+    assert second.projection is not None
+    assert second.readout is not None
+    projection = patched(first.projection, groups, second.projection)
+    readout = _padded(first.readout, 1, projection.start.shape[1])
+    readout[groups] = _padded(second.readout, 1, projection.start.shape[1])
+    return first._replace(rank=projection.rank, projection=projection, readout=readout)
 
 
 # -- snapshot side: R with B = Q R -----------------------------------------------------------------
@@ -168,6 +164,26 @@ def _windows(
 # -- feature side: P and E with F = P Q, F'Qᵀ = E --------------------------------------------------
 
 
+def first_basis(c: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """V (n_groups, m, m) with VᵀFFᵀV near the identity, C = FFᵀ, and an estimate of cond(F).
+
+    Directions down into the noise are there, too: products with Y = FᵀV sort them out.
+    """
+    _, exponent = np.frexp(np.einsum("gii->gi", c))
+    scale = np.ldexp(1.0, -(exponent // 2))
+    values, vectors = np.linalg.eigh(c * scale[:, :, None] * scale[:, None, :])
+    greatest = values[:, -1:]
+    least = np.maximum(values, 2.0**-52 * greatest)
+    inverse = np.where(least > 0.0, 1.0 / np.sqrt(np.where(least > 0.0, least, 1.0)), 0.0)
+    some = values > rank_tolerance(c.shape[1]) * greatest
+    smallest = np.where(some, values, np.inf).min(axis=1)
+    with np.errstate(invalid="ignore"):
+        condition = np.sqrt(greatest[:, 0] / smallest)
+    return vectors * scale[:, :, None] * inverse[:, None, :], np.where(
+        some.any(axis=1), condition, np.inf
+    )
+
+
 def feature_projection(
     backend: Backend,
     snapshots: Snapshots,
@@ -175,10 +191,13 @@ def feature_projection(
     affine: bool,
     stops: Sequence[int],
     starts: Sequence[FloatArray],
-    firsts: Sequence[Projection],
+    bases: Sequence[FloatArray],
     ranks: Sequence[int | None],
 ) -> list[tuple[Projection, FloatArray]]:
-    """For each stop, `project` again and the read-out E V, from windows of groups of equal m."""
+    """For each stop, `project` again and the read-out E V, of groups of equal m.
+
+    bases: of each stop, `first_basis`. The conditions are left to the caller.
+    """
     m = int(part.sizes[0])
     n = len(snapshots.order)
     parts: list[list[tuple[Projection, FloatArray]]] = [[] for _ in stops]
@@ -190,49 +209,31 @@ def feature_projection(
         for i, stop in enumerate(stops):
             f = rows[:, : stop - 1 - affine]
             steps = rows[:, 1 : stop - affine] - f
-            whitener, start = firsts[i].whitener[some], starts[i][some]
-            limit = ranks[i]
-            whole = (firsts[i].rank[some] == m) & (limit is None or m <= limit)
-            block = _feature_block(f, steps, whitener, start, limit, ~whole)
-            if whole.any():
-                of = f[whole], steps[whole], whitener[whole], start[whole]
-                block = patched_readout(*block, np.flatnonzero(whole), *_whole_block(backend, *of))
-            parts[i].append(block)
+            parts[i].append(_feature_block(f, steps, bases[i][some], starts[i][some], ranks[i]))
     return [_joined(blocks) for blocks in parts]
 
 
-def _whole_block(
-    backend: Backend, f: FloatArray, steps: FloatArray, whitener: FloatArray, start: FloatArray
-) -> tuple[Projection, FloatArray]:
-    """Groups of full rank: no direction of V has to be found again, `project` does."""
-    y = f @ whitener
-    across, of_y = whitener.transpose(0, 2, 1), y.transpose(0, 2, 1)
-    readout = f.transpose(0, 2, 1) @ y + steps.transpose(0, 2, 1) @ y
-    whitened = (across @ start[:, :, None])[:, :, 0]
-    second = backend.project(of_y @ y, across @ readout, whitened, None, 0.0, False)
-    return second._replace(whitener=whitener @ second.whitener), readout @ second.whitener
-
-
 def _feature_block(
-    f: FloatArray,
-    steps: FloatArray,
-    whitener: FloatArray,
-    start: FloatArray,
-    rank: int | None,
-    where: npt.NDArray[np.bool_],
+    f: FloatArray, steps: FloatArray, basis: FloatArray, start: FloatArray, rank: int | None
 ) -> tuple[Projection, FloatArray]:
-    """Groups of any rank, by singular values, ``where`` it is asked for; zeros elsewhere."""
-    groups, m, r = whitener.shape
-    v, readout = np.zeros((groups, m, r)), np.zeros((groups, m, r))
-    ranks = np.zeros(groups, dtype=np.int64)
-    if where.any():
-        y = f[where] @ whitener[where]
-        y = y @ _root(y.transpose(0, 2, 1) @ y)
-        p = f[where].transpose(0, 2, 1) @ y  # (n_groups, m, r)
-        e = p + steps[where].transpose(0, 2, 1) @ y
-        left, inverse, right, ranks[where] = _cut(p.transpose(0, 2, 1), rank, rank_tolerance(m))
-        v[where] = right.transpose(0, 2, 1) * inverse[:, None, :]
-        readout[where] = e @ (left * (inverse > 0.0)[:, None, :])
+    """Of columns f and their steps (n_groups, N, m), in the basis V of each group."""
+    groups, _, m = f.shape
+    y = f @ basis
+    root = _root(y.transpose(0, 2, 1) @ y)
+    y = y @ root
+    p = f.transpose(0, 2, 1) @ y  # F = P Qᵀ, (n_groups, m, r)
+    e = p + steps.transpose(0, 2, 1) @ y
+    # Where no direction of V is left out: V T, and σ_1/σ_m is at most the product of the norms.
+    v, readout, ranks = basis @ root, e, np.full(groups, m)
+    norms = np.linalg.norm(f, axis=(1, 2)) * np.linalg.norm(v, axis=(1, 2))
+    whole = np.all(np.any(root, axis=1), axis=1) & (norms * rank_tolerance(m) < 1.0)
+    if rank is not None and rank < m:
+        whole[:] = False
+    cut = np.flatnonzero(~whole)
+    if cut.size:
+        left, inverse, right, ranks[cut] = _cut(p[cut].transpose(0, 2, 1), rank, rank_tolerance(m))
+        v[cut] = right.transpose(0, 2, 1) * inverse[:, None, :]
+        readout[cut] = e[cut] @ (left * (inverse > 0.0)[:, None, :])
     across = v.transpose(0, 2, 1)
     begin = (across @ start[:, :, None])[:, :, 0]
     return Projection(across @ readout, v, begin, ranks, np.zeros(groups)), readout

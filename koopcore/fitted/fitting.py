@@ -12,11 +12,18 @@ import numpy.typing as npt
 
 from koopcore import arrays
 from koopcore.backends.composed import feature_stops
-from koopcore.backends.protocol import Ahead, Backend, Companion, Projection, Snapshots
+from koopcore.backends.protocol import (
+    Ahead,
+    Backend,
+    Companion,
+    Projection,
+    Snapshots,
+    out_of_range,
+)
 from koopcore.checks import raise_non_finite
 from koopcore.fitted import CompanionFit, DeferredFit, FeatureFit, Fitted, ProjectedFit, TrendFit
 from koopcore.fitted.base import holdout_of
-from koopcore.fitted.scaled import ScaledFit, ScaledWindow, out_of_range
+from koopcore.fitted.scaled import ScaledFit, ScaledWindow
 from koopcore.fitted.selection import best_of, candidates
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
@@ -257,19 +264,28 @@ class _Fitting:
     def feature_side(self, groups: Groups) -> Sides:
         """Groups of one size m < n - 1."""
         recipe = self.recipe
-        if recipe.full_rank and not self.may_leave_range:
+        written: list[Fitted | DeferredFit] = []
+        unwritten: list[Fitted] = []
+        if recipe.full_rank:
             how = recipe.affine, self.holdout
             solved = self.backend.feature_fit(self.snapshots, groups.part, *how, self.ahead)
-            if math.isfinite(solved.residual.sum()):
-                if solved.projection is None:
-                    return Sides([DeferredFit.of(*groups, recipe.affine, solved, self.holdout)], [])
-                fit = FeatureFit.of(*groups, recipe.affine, solved)
-                return Sides([fit], []) if self.ahead is not None else Sides([], [fit])
+            near = np.isfinite(solved.residual)
+            keep = np.flatnonzero(near)
+            if solved.projection is None and keep.size:
+                deferred = DeferredFit.of(*groups, recipe.affine, solved, self.holdout)
+                written.append(deferred.select(keep))
+            elif keep.size:
+                fit = FeatureFit.of(*groups, recipe.affine, solved).select(keep)
+                (unwritten if self.ahead is None else written).append(fit)
+            if len(keep) == len(near):
+                return Sides(written, unwritten)
+            groups = groups.at(np.flatnonzero(~near))
         kinds = {model != "linear" for model in recipe.models}
         known = {affine: self.moments(groups, affine) for affine in kinds}
         groups, fits = self.moments_in_range(groups, known)
+        unwritten += fits
         if groups.part.n_groups == 0:
-            return Sides([], fits)
+            return Sides(written, unwritten)
 
         def fitted(model: str, ridge: float) -> list[Fitted]:
             if model == "trend":
@@ -282,9 +298,9 @@ class _Fitting:
             return _finite(fit, fit.projection)
 
         if recipe.model != "auto":
-            return Sides([], [*fits, *fitted(recipe.model, recipe.ridge)])
+            return Sides(written, [*unwritten, *fitted(recipe.model, recipe.ridge)])
         tried = [fitted(one.model, one.ridge) for one in self.recipes()]
-        return Sides([], [*fits, *best_of(tried, groups.numbers)])
+        return Sides(written, [*unwritten, *best_of(tried, groups.numbers)])
 
     def moments_in_range(
         self, groups: Groups, known: dict[bool, FloatArray]

@@ -60,7 +60,14 @@ class ProjectedFit(GroupFit):
         newest = full[:, -1, -1] if affine else full.sum(axis=(1, 2))
         largest = np.einsum("gii->gi", full)[:, int(affine) :].max(axis=1)
         vanishing = newest <= second_pass.VANISHING * largest
-        fitted = projection.condition, projection.rank
+        condition = projection.condition
+        if rank is not None:  # what is cut off need not be resolved
+            cut = projection.rank == min(rank, n - 1 - affine)
+            condition = np.where(cut, _singular_range(projection, affine), condition)
+        # What is lost of the largest column shows as a share of the newest step.
+        step = np.maximum(full[:, -1, -1], second_pass.VANISHING * largest)
+        reach = np.sqrt(np.maximum(largest / np.where(step > 0.0, step, 1.0), 1.0))
+        fitted = condition * np.sqrt(reach), projection.rank
         unsure = second_pass.unsure(*fitted, n - 1 - affine, snapshots)
         unsure = np.union1d(unsure, np.flatnonzero(vanishing & (projection.rank > 0)))
         if unsure.size and (ridge == 0.0 or not affine):
@@ -201,6 +208,16 @@ def project_window(
         rank = min(rank, n - 1 - affine)
     a, h, g = map(np.ascontiguousarray, (a, h, g))
     return backend.project(a, h, g, rank, ridge, not affine)
+
+
+def _singular_range(projection: Projection, affine: bool) -> FloatArray:
+    """σ_1/σ_r of F (n_groups,), of a truncated fit: V holds singular vectors over their values."""
+    v = projection.whitener
+    if not affine:  # from [x_1, d_1 …] to [x_1, x_2 …]
+        v = np.concatenate([v[:, :-1] - v[:, 1:], v[:, -1:]], axis=1)
+    inverse = np.linalg.norm(v, axis=1)
+    least = np.where(inverse > 0.0, inverse, np.inf).min(axis=1, initial=np.inf)
+    return inverse.max(axis=1, initial=0.0) / least
 
 
 def _weights(projection: Projection, states: FloatArray, affine: bool) -> FloatArray:

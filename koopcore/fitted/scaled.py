@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore import arrays
-from koopcore.backends.protocol import SQUARES, Backend, Snapshots
+from koopcore.backends.protocol import Backend, Snapshots
 from koopcore.fitted.base import GroupFit
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
@@ -126,17 +126,6 @@ class ScaledFit(GroupFit):
         """That of the scaled fit, (m, m): an operator has no unit."""
         matrix: FloatArray = self.inner.operator(group, self.window.snapshots)
         return matrix
-
-
-def out_of_range(squares: FloatArray) -> npt.NDArray[np.bool_]:
-    """Groups (n_groups,) whose squares (n_groups, k) say too little of the numbers they are of.
-
-    They overflow, or may have lost digits to underflow: nothing moves, or what moves is very small.
-    """
-    least, most = SQUARES
-    with np.errstate(invalid="ignore"):
-        largest = squares.max(axis=1, initial=0.0)
-        return ~((largest > least) & (largest < most))
 
 
 def _exponents(x: FloatArray, first: IntArray) -> IntArray:

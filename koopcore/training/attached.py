@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field, fields
 from time import perf_counter
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from koopcore.training.averaging import ExponentialAverage
+from koopcore.training.averaged import AveragedWeights, Which
+from koopcore.training.averaging import AverageFamily
 from koopcore.training.hooks import Hooks
 from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.jump import Jump, Outcome
@@ -25,18 +26,21 @@ from koopcore.training.recording.parameters import (
     TrainableParameters,
     has_lazy,
     matched,
-    real,
     unwrapped,
 )
 from koopcore.training.recording.recording import Recording
+from koopcore.training.regime import RegimeJudge
 from koopcore.training.settings import Settings
 from koopcore.training.state import check_like, check_range
-
-#: Steps between updates of the average: neighbours are so alike that each adds little but cost.
-AVERAGE_EVERY = 5
+from koopcore.training.statistics import JumpRecord, Statistics
 
 #: Of the format of saved states.
-VERSION = 1
+VERSION = 2
+
+#: Attempts in vain, and steps under noise without a look at the averages, after which a warning
+#: says that the run gains nothing.
+IN_VAIN = 8
+UNSEEN = 2000
 
 
 class Attached:
@@ -68,6 +72,7 @@ class Attached:
         self._stats = Statistics()
         self._masters = matched(self.model, masters)
         self._policy = policy_for(settings, optimizer)
+        self._judge = RegimeJudge(settings.regime if settings.schedule is None else "smooth")
         self._buffers = LiveBuffers(self.model, settings.buffers)
         if settings.observables == "weights+update":
             check_supported(optimizer)
@@ -75,23 +80,45 @@ class Attached:
         self._jump = Jump(settings, optimizer, guarded)
         self._recording: Recording | None = None
         self._recorded = Recorded((), {})
-        self._average: ExponentialAverage | None = None
-        self._averaged = frozenset(settings.averaged_steps)
+        self._averages = AveragedWeights(None, guarded)
+        self._begun = perf_counter()
+        self._pace = 0  # the stride that the steps below belong to
+        self._blended: frozenset[int] = frozenset()  # steps of a stride, counted back from its last
         self._step = 0
         self._checked = False  # whether settings and loss were tried on the model
         self._fresh = True  # whether the next snapshot begins a window
-        self._loaded = False  # whether a state of the model or the optimizer was loaded, and
-        self._resumed = False  # whether one of this attachment was, which goes with it
+        self._resumed = False  # whether a state was loaded that goes with those of model, optimizer
+        self._warned = False
+        self._seen = False  # whether averages were ever asked for
+        self._enter()
         if not has_lazy(self.model):
             self._record()
             self._check()
-        self._hooks: Hooks | None = Hooks(optimizer, self.model, self._after_step, self._after_load)
+        self._hooks: Hooks | None = Hooks(optimizer, self.model, self._after_step, self._weights)
 
     @property
     def stats(self) -> Statistics:
-        """Jumps, accepted ones, steps skipped, seconds spent, and a record per jump."""
+        """The regime, jumps, gains, averages and what it took; ``print`` it."""
         self._stats.steps = self._step
+        self._stats.averages = dict(self._averages.losses)
+        self._stats.comparisons = self._averages.evaluations
+        self._stats.seconds_comparing = self._averages.seconds
+        if self._hooks is not None:
+            self._stats.run_seconds = perf_counter() - self._begun
         return self._stats
+
+    @property
+    def regime(self) -> str:
+        """What the trajectory is now: "undecided", "smooth", "between" or "noise"."""
+        return self._judge.regime
+
+    def __repr__(self) -> str:
+        stats = self.stats
+        what = f"{stats.accepted} of {stats.jumps} jumps accepted"
+        if self._judge.regime == "noise":
+            what = "the weights are left alone, averages are kept"
+        state = "" if self._hooks is not None else ", detached"
+        return f"<koopcore.Attached: {self._judge.regime}, step {self._step:,}, {what}{state}>"
 
     @property
     def recorded(self) -> Recorded:
@@ -104,38 +131,100 @@ class Attached:
 
     def _after_step(self) -> None:
         """Run after every step of the optimizer; nearly always returns at once."""
-        if self._loaded and not self._resumed:
+        if self._hooks is not None and self._hooks.loaded and not self._resumed:
             self.reset()
-        self._loaded = self._resumed = False
+        self._resumed = False
         self._step += 1
-        if self._average is not None and self._step % AVERAGE_EVERY == 0:
-            self._average.update()
-        ahead = self._step - self._policy.start
-        if ahead < 0 or self._policy.over:
+        family = self._averages.family
+        if family is not None:
+            begun = perf_counter()
+            self._took(family.update)
+            self._stats.add_recording(perf_counter() - begun)
+        judge, policy = self._judge, self._policy
+        if judge.due(self._step):
+            self._probe()
+        ahead = self._step - policy.start
+        if ahead < 0 or policy.over:
             return
-        to_come = -ahead % self.settings.stride  # steps until the next snapshot is due
-        if to_come not in self._averaged or ahead == 0:
+        if policy.stride != self._pace:
+            self._pace = policy.stride
+            self._blended = frozenset(self.settings.averaged_steps(policy.stride))
+        to_come = -ahead % policy.stride  # steps until the next snapshot is due
+        if to_come not in self._blended or ahead == 0:
             return
         begun = perf_counter()
         recording = self._begin() if self._fresh else self._recording
         if recording is None:  # everything is frozen
             return
-        try:
-            recording.blend()
-        except RuntimeError:
-            if not recording.parameters.changed():
-                raise
-            self._restart()
+        if not self._took(recording.blend):
             return
         if to_come == 0:
             recording.ring.commit()
             self._stats.snapshots += 1
         self._stats.add_recording(perf_counter() - begun)
-        if recording.ring.full:
+        if to_come == 0 and recording.ring.full and judge.may_jump:
             self._attempt(recording)
 
-    def _after_load(self) -> None:
-        self._loaded = True
+    def _probe(self) -> None:
+        """Take a snapshot of the few parameters that tell the regime; at their ninth, judge."""
+        begun = perf_counter()
+        recording = self._begin() if self._fresh else self._recording
+        if recording is None or not self._took(recording.probe.capture):
+            return
+        if recording.probe.ring.full:
+            before = self._judge.regime
+            hindcast, cosine = recording.probe.signals()
+            recording.probe.ring.keep(self._judge.window(hindcast, cosine, self._step))
+            if self._judge.regime != before:
+                self._enter()
+            self._warn()
+        self._stats.add_recording(perf_counter() - begun)
+
+    def _enter(self) -> None:
+        """Go on in the regime that the judge has found."""
+        regime = self._judge.regime
+        start = self._policy.start
+        self._policy.enter(regime, self._step)
+        if self._policy.start != start:
+            self._fresh = True
+        self._stats.regimes.append((self._step, regime))
+
+    def _warn(self) -> None:
+        """Say once that the run gains nothing, why, and what would."""
+        stats = self._stats
+        if self._warned:
+            return
+        if self._judge.regime == "noise":
+            if self._seen or self._averages.family is None or self._step < UNSEEN:
+                return
+            message = (
+                "the steps of this run are random (minibatches, dropout, or a rate at the edge of "
+                "divergence), so koopcore leaves the weights alone; what it gains are averages: "
+                "validate and save inside `with koop.averaged():`, or detach()"
+            )
+        elif stats.jumps >= IN_VAIN and not stats.accepted and self._guarded is not None:
+            message = (
+                f"none of {stats.jumps} jumps lowered the loss: the trajectory cannot be "
+                f"predicted (median hindcast error {stats.hindcast:.2g} of the movement). A lower "
+                "or decaying learning rate may help; else detach()"
+            )
+        else:
+            return
+        self._warned = True
+        warnings.warn(f"koopcore: {message}", stacklevel=2)
+
+    def _took(self, action: Callable[[], None]) -> bool:
+        """Read the parameters; False, and a new window, where they have become others."""
+        try:
+            action()
+        except RuntimeError:
+            if self._recording is None or self._look():
+                raise
+            return False
+        return True
+
+    def _weights(self) -> list[Tensor]:
+        return [] if self._recording is None else self._recording.parameters.written()
 
     def _begin(self) -> Recording | None:
         """Return an empty recording of what trains now; None where nothing does."""
@@ -147,6 +236,8 @@ class Attached:
         if not self._checked:
             self._check()
         self._recording.ring.clear()
+        self._recording.probe.ring.clear()
+        self._judge.restart(self._step - 1)
         self._fresh = False
         return self._recording
 
@@ -157,26 +248,33 @@ class Attached:
             return
         # An exception in the loss ends the attempt with everything put back: begin a new window.
         self._fresh = True
-        outcome = self._jump.attempt(recording, policy, self._average)
+        family, before = self._averages.family, self._judge.regime
+        outcome = self._jump.attempt(recording, policy, family)
+        policy.attempted(outcome.hindcast, outcome.loss_before)
+        self._judge.attempt(outcome.hindcast, self._step)
+        stride = policy.stride
         if outcome.accepted:
-            if self._average is not None:
-                self._average.restart()
-            policy.accepted(self._step, outcome.horizon)
+            if family is not None:
+                family.restart()
+            policy.accepted(self._step, outcome.horizon, outcome.loss_before)
         else:
             policy.rejected(self._step)
             if policy.keep:
                 recording.ring.keep(policy.keep)
                 self._fresh = False
-        self._report(outcome, perf_counter() - begun)
+        self._report(outcome, stride, perf_counter() - begun)
+        if self._judge.regime != before:
+            self._enter()
+        self._warn()
 
-    def _report(self, outcome: Outcome, seconds: float) -> None:
+    def _report(self, outcome: Outcome, stride: int, seconds: float) -> None:
         self._stats.add(
             JumpRecord(
                 step=self._step,
                 accepted=outcome.accepted,
                 kind=outcome.kind,
                 horizon=float(outcome.horizon),
-                stride=self.settings.stride,
+                stride=stride,
                 loss_before=outcome.loss_before,
                 loss_after=outcome.loss_after,
                 hindcast=outcome.hindcast,
@@ -192,10 +290,11 @@ class Attached:
         """Return whether the recording is still of what trains; if not, a new window begins."""
         if self._recording is not None and not self._recording.parameters.changed():
             return True
-        if self._recording is None and not self._checked and has_lazy(self.model):
-            return False  # not before the first step
-        self._record()
-        self._restart()
+        began = self._recording is not None
+        if self._checked or not has_lazy(self.model):  # else not before the first step
+            self._record()
+        if began:
+            self._restart()
         return False
 
     def _record(self) -> None:
@@ -217,12 +316,12 @@ class Attached:
             self._recorded = Recorded((), error.left_out)
             return
         self._recorded = parameters.recorded
-        if settings.average is not None:
-            if self._average is None:
-                decay = settings.average**AVERAGE_EVERY
-                self._average = ExponentialAverage(parameters.stepped, decay)
+        if settings.averages:
+            family = self._averages.family
+            if family is None:
+                self._averages.family = AverageFamily(parameters.stepped, settings.decays)
             else:
-                self._average.follow(parameters.stepped)
+                family.follow(parameters.stepped)
         self._recording = Recording(parameters, self._buffers, settings, self._policy.window)
 
     def _check(self) -> None:
@@ -235,6 +334,7 @@ class Attached:
 
     def _restart(self) -> None:
         self._fresh = True
+        self._judge.restart(self._step)
         self._policy.restart(self._step)
 
     def reset(self) -> None:
@@ -244,24 +344,52 @@ class Attached:
         ``load_state_dict`` of the model, its modules and the optimizer is noticed without it.
         """
         self._restart()
-        if self._average is not None:
-            self._average.restart()
+        if self._averages.family is not None:
+            self._averages.family.restart()
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Put the average of the weights in their place for the block, then the weights again.
+    def averaged(self, which: Which = None) -> Iterator[str]:
+        """Put an average of the weights in their place for the block, then the weights again.
 
-        What to validate or save in a run dominated by minibatch noise: jumps and an average of
-        what follows each. Needs ``average=``; RuntimeError without it, or after :meth:`detach`.
-        Batch-norm statistics stay those of the training weights.
+        What to validate and save in a run of minibatches::
+
+            with koop.averaged() as name:
+                validate(model)
+
+        which: None for the one at which ``loss`` is lowest, the weights themselves included; a
+            decay of ``averages=`` (0.99); or a name: "weights", "line 0.98" (the averages of 0.98
+            and the next decay extrapolated to where the weights are now), "lawa" (the mean of the
+            last snapshots), "regression" (the end of the line through them). Without ``loss``,
+            None is the longest average whose memory is a tenth of the steps at most.
+
+        Yields the name. Batch-norm statistics are re-estimated at the average by one run of
+        ``loss``. Asking ``loss`` for all candidates costs one evaluation each; when that would take
+        more than 1 % of the run, the last answer stands, so name one where each call must give the
+        same. RuntimeError before the first step, after :meth:`detach`, and where nothing trains;
+        ValueError for what there is not.
         """
-        if self._hooks is not None:
-            self._look()
-        if self._average is None or self._recording is None:
-            raise RuntimeError("there is no average; attach with average=0.98, and stay attached")
-        average = [real(a) for a in self._average.average]
-        with self._recording.parameters.exchanged(average):
-            yield
+        self._stay_attached("averaged()")
+        self._look()
+        if self._recording is None:
+            raise RuntimeError("averaged(): no parameter is recorded, so there are no averages")
+        if not self._step:
+            raise RuntimeError(
+                "averaged() before the first step: averages begin with it; call it after"
+            )
+        self._seen = True
+        with self._averages.applied(which, self._recording) as name:
+            yield name
+
+    def averaged_state_dict(self, which: Which = None) -> dict[str, Any]:
+        """Return copies of ``model.state_dict()`` with an average in place of the weights.
+
+        which, errors: as in :meth:`averaged`.
+        """
+        with self.averaged(which):
+            return {
+                name: value.detach().clone() if isinstance(value, Tensor) else value
+                for name, value in self.model.state_dict().items()
+            }
 
     # -- before and after -------------------------------------------------------------------------
 
@@ -273,9 +401,10 @@ class Attached:
         """
         if self._hooks is not None:
             self._hooks.remove()
+        _ = self.stats  # whose clock stops here
         self._hooks = None
         self._recording = None
-        self._average = None
+        self._averages.family = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to continue bit-identically.
@@ -294,9 +423,10 @@ class Attached:
             "layout": self._fingerprint(),
             "step": self._step,
             "fresh": self._fresh,
+            "regime": self._judge.state_dict(),
             "policy": self._policy.state_dict(),
             "recording": {} if recording is None else recording.state_dict(),
-            "average": {name: a.clone() for name, a in self._averages().items()},
+            "averages": self._averages_state(),
             "statistics": self.stats.state_dict(),
         }
 
@@ -324,11 +454,12 @@ class Attached:
                 raise
             recording.load_state_dict(state["recording"])
             self._recording = recording
-        with torch.no_grad():
-            for name, average in self._averages().items():
-                average.copy_(state["average"][name])
+        family = self._averages.family
+        if state["layout"] and family is not None and self._recording is not None:
+            family.load_state_dict(state["averages"], self._recording.parameters.names)
         self._step = state["step"]
         self._fresh = state["fresh"]
+        self._judge.load_state_dict(state["regime"])
         self._policy.load_state_dict(state["policy"])
         self._stats.load_state_dict(state["statistics"])
         self._resumed = True
@@ -338,7 +469,7 @@ class Attached:
         where = "the saved state"
         settings = self.settings.identity()
         like = {"version": 1, "step": 1, "fresh": True, "layout": ""}
-        parts = ("settings", "policy", "recording", "average", "statistics")
+        parts = ("settings", "regime", "policy", "recording", "averages", "statistics")
         if not isinstance(state, Mapping):
             raise ValueError(
                 f"{where} is a {type(state).__name__}; give what state_dict() returned"
@@ -370,7 +501,8 @@ class Attached:
         if not state["layout"] and not state["fresh"]:
             raise ValueError(f"{where} has a window but no layout; was it altered?")
         if state["layout"]:
-            check_like(state["average"], self._averages(), f"the average in {where}")
+            self._check_averages(state["averages"])
+        self._judge.check_state(state["regime"])
         self._policy.check_state(state["policy"])
         self._stats.check_state(state["statistics"])
         names = state["recording"].get("buffers", []) if state["layout"] else []
@@ -381,10 +513,18 @@ class Attached:
     def _fingerprint(self) -> str:
         return "" if self._recording is None else self._recording.parameters.layout.fingerprint()
 
-    def _averages(self) -> dict[str, Tensor]:
-        if self._average is None or self._recording is None:
+    def _averages_state(self) -> dict[str, Any]:
+        family, recording = self._averages.family, self._recording
+        if family is None or recording is None:
             return {}
-        return dict(zip(self._recording.parameters.names, self._average.average, strict=True))
+        return family.state_dict(recording.parameters.names)
+
+    def _check_averages(self, state: Mapping[str, Any]) -> None:
+        family, recording = self._averages.family, self._recording
+        if family is None or recording is None:
+            check_like(state, {}, "the averages in the saved state")
+        else:
+            family.check_state(state, recording.parameters.names)
 
     def _stay_attached(self, what: str) -> None:
         if self._hooks is None:
@@ -404,111 +544,3 @@ class Attached:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         self.__copy__()
-
-
-@dataclass(frozen=True)
-class JumpRecord:
-    """One attempt.
-
-    step: optimizer steps taken when it was made.
-    accepted: whether the parameters moved.
-    kind: of the winner: "koopman", "line" or "mean"; of a rejected attempt, "none".
-    horizon: snapshots ahead (0 for the mean, which lies inside the window, and for none).
-    stride: optimizer steps per snapshot; ``horizon * stride`` steps were skipped.
-    loss_before, loss_after: as evaluated; equal if rejected; None without a loss.
-    hindcast: median over groups of the operators' hindcast error, relative to the movement.
-    evaluations: of the loss. seconds: for fit, candidates, evaluations and writing.
-    reason: why, in words.
-    """
-
-    step: int
-    accepted: bool
-    kind: str
-    horizon: float
-    stride: int
-    loss_before: float | None
-    loss_after: float | None
-    hindcast: float
-    evaluations: int
-    seconds: float
-    reason: str
-
-    @property
-    def steps_skipped(self) -> float:
-        """Optimizer steps that the jump stands for."""
-        return self.horizon * self.stride if self.accepted else 0.0
-
-
-@dataclass
-class Statistics:
-    """Totals of an attachment since it was made, resumed runs included.
-
-    steps: optimizer steps seen. snapshots: recorded. jumps: attempts. accepted: of them.
-    steps_skipped: optimizer steps that accepted jumps stand for. evaluations: of the loss.
-    seconds: wall time spent recording (:attr:`seconds_recording`) and jumping, as the host sees it:
-    on a CUDA device, copies that run behind the host are not in it. history: the last records.
-    """
-
-    HISTORY = 10_000
-
-    steps: int = 0
-    snapshots: int = 0
-    jumps: int = 0
-    accepted: int = 0
-    steps_skipped: float = 0.0
-    evaluations: int = 0
-    seconds: float = 0.0
-    seconds_recording: float = 0.0
-    history: list[JumpRecord] = field(default_factory=list)
-
-    def add(self, record: JumpRecord) -> None:
-        """Count one attempt; records older than the last 10,000 are dropped from the history."""
-        self.jumps += 1
-        self.accepted += record.accepted
-        self.steps_skipped += record.steps_skipped
-        self.evaluations += record.evaluations
-        self.seconds += record.seconds
-        self.history.append(record)
-        del self.history[: -self.HISTORY]
-
-    def add_recording(self, seconds: float) -> None:
-        """Count time spent on snapshots."""
-        self.seconds_recording += seconds
-        self.seconds += seconds
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain numbers, and the history as a list of tuples."""
-        totals = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "history"}
-        return {**totals, "history": [astuple(record) for record in self.history]}
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
-        where = "the statistics in the saved state"
-        check_like(state, self.state_dict(), where)
-        for entry in state["history"]:
-            values = list(entry) if isinstance(entry, tuple | list) else []
-            kinds = [_KINDS[f.type] for f in fields(JumpRecord)]
-            if len(values) != len(kinds) or not all(map(isinstance, values, kinds)):
-                raise ValueError(f"{where} have the record {entry!r}, which is none of a jump")
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)
-        self.history = [JumpRecord(*entry) for entry in state["history"]]
-
-    def __str__(self) -> str:
-        return (
-            f"{self.accepted} of {self.jumps} jumps accepted, {self.steps_skipped:.0f} steps "
-            f"skipped in {self.steps} taken, {self.seconds:.3g} s spent"
-        )
-
-
-#: What the values of a saved :class:`JumpRecord` may be, by the field's annotation.
-_KINDS: dict[Any, Any] = {
-    "bool": bool,
-    "int": int,
-    "float": int | float,
-    "float | None": int | float | None,
-    "str": str,
-}

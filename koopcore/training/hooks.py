@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from koopcore.training.recording.parameters import same_bits
+
 _MARK = "_koopcore_attached"
 
 
 class Hooks:
-    """Call ``stepped()`` after each step of ``optimizer``, ``loaded()`` after a state was loaded.
+    """Call ``stepped()`` after each step of ``optimizer``, and notice when states are loaded.
 
     Calls of ``optimizer.step`` that are no steps of training do not count:
 
@@ -28,8 +30,15 @@ class Hooks:
     * the call of ``super().step()`` inside a subclass's ``step``, for which torch runs the hooks
       twice.
 
-    Loading means ``load_state_dict`` of the optimizer, of the model or of one of its modules.
+    loaded: whether ``load_state_dict`` of the optimizer, of the model or of one of its modules has
+    brought another state since the last step. Weights that were exchanged and are back before the
+    next step, as for a validation at an average, are no other state; they are compared with copies
+    that live until then. Scripted modules cannot be watched.
+
     Inside ``torch.compile`` the hooks break the graph instead of being traced.
+
+    Args:
+        weights: the tensors by which that is judged, asked for when a state is loaded.
     """
 
     def __init__(
@@ -37,21 +46,26 @@ class Hooks:
         optimizer: torch.optim.Optimizer,
         model: nn.Module,
         stepped: Callable[[], None],
-        loaded: Callable[[], None],
+        weights: Callable[[], list[Tensor]],
     ) -> None:
+        self.loaded = False
         self._stepped = stepped
+        self._weights = weights
+        self._copies: list[Tensor] | None = None
         self._first = True
         self._pending = False
         self._gradients = False
         before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
         setattr(after, _MARK, True)
-        on_load = OnLoad(loaded)
         self._handles = [
             optimizer.register_step_pre_hook(before),
             optimizer.register_step_post_hook(after),
-            optimizer.register_load_state_dict_post_hook(on_load),
-            *(m.register_load_state_dict_post_hook(on_load) for m in model.modules()),
+            optimizer.register_load_state_dict_post_hook(self._after_optimizer_load),
         ]
+        loading = OnLoad(self._before_load)
+        for module in model.modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                self._handles.append(module._register_load_state_dict_pre_hook(loading))
 
     def remove(self) -> None:
         """Leave the optimizer and the model as if they had never been attached."""
@@ -59,10 +73,23 @@ class Hooks:
             handle.remove()
         self._handles = []
 
+    @torch.no_grad()
+    def _before_load(self) -> None:
+        if self._copies is None:
+            self._copies = [t.detach().clone() for t in self._weights()]
+
+    def _after_optimizer_load(self, optimizer: torch.optim.Optimizer) -> None:
+        self.loaded = True
+
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._pending = True
         closure = any(value is not None for value in (*args[1:], *kwargs.values()))
         self._gradients = closure or has_gradient(optimizer)
+        if self._copies is not None:
+            pairs = zip(self._weights(), self._copies, strict=False)
+            if not all(same_bits(now, before) for now, before in pairs):
+                self.loaded = True
+            self._copies = None
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._pending:
@@ -75,16 +102,17 @@ class Hooks:
             return
         self._first = False
         self._stepped()
+        self.loaded = False
 
 
 class OnLoad:
-    """Calls ``loaded`` whatever the arguments; a copy of it, in a copied model, does nothing."""
+    """Calls ``function`` whatever the arguments; a copy of it, in a copied model, does nothing."""
 
-    def __init__(self, loaded: Callable[[], None]) -> None:
-        self._loaded = loaded
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
 
     def __call__(self, *_: object) -> None:
-        self._loaded()
+        self._function()
 
     def __deepcopy__(self, memo: object) -> Callable[..., None]:
         return nullcontext().__exit__

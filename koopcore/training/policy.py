@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 import torch
 
 from koopcore.training.jumping.line_search import geometric
-from koopcore.training.settings import Settings
+from koopcore.training.regime import Regime
+from koopcore.training.settings import NOISE_STRIDE, SCHEDULED, Settings
 from koopcore.training.state import check_like, check_range
 
 #: Horizons in windows: the first rung (and the share of the last jump below which none is tried),
@@ -19,8 +20,16 @@ SHARE_OF_LAST = 1 / 16
 SURE = 16.0
 SURE_WHEN_REJECTED = 1.0
 
+#: Strides, where they are not given: of the first windows, the shortest and the longest, the
+#: factors by which they change, and between which hindcast errors they stay as they are.
+FIRST_STRIDE, LEAST_STRIDE, MOST_STRIDE = 2, 2, 10
+SHORTER, LONGER = 1 / 2, 3 / 2
+STEADY = (0.01, 0.1)
+
 #: Rejections in a row, after a gain, on which the window only slides; then resting begins.
 SLIDES = 2
+#: Jumps in a row whose gain is gone at the next attempt, after which the last is a rejection.
+LOST = 2
 #: Doublings of the rest that rejections can add up to.
 MAX_DOUBLINGS = 6
 
@@ -46,23 +55,34 @@ class AdaptivePolicy:
       half a window on; twice in a row at most.
     * After any other rejection it rests ``1, 2, 4, ... 64`` windows first, recording nothing, so a
       run that gains nothing makes a number of attempts logarithmic in its length.
+    * A jump whose gain is gone at the next attempt, twice in a row, counts as a rejection.
+    * The stride, unless given, halves where the hindcast error is below 1 % of the movement and
+      grows by half above 10 %, from 2 to 10 steps; under noise it is 25.
     * ``warmup`` steps pass before the first window; with ``"auto"`` windows are fitted but no loss
       is evaluated until hindcast error and growth say that the trajectory can be predicted.
     """
 
     def __init__(
-        self, window: int, stride: int, max_horizon: float, warmup: int | str, ladder: float
+        self,
+        window: int,
+        stride: int | None,
+        max_horizon: float,
+        warmup: int | str,
+        ladder: float,
     ) -> None:
         self.window = window
-        self.stride = stride
+        self.free = stride is None
+        self.stride = FIRST_STRIDE if stride is None else stride
+        self.paced = self.stride  # of the next window
         self.max_horizon = float(max_horizon)
         self.ladder = float(ladder)
-        self.window_steps = window * stride
         self.start = 0 if warmup == "auto" else int(warmup)
         self.ready = warmup != "auto"
         self.rejections = 0
         self.slides = 0
         self.last = 0.0  # windows that the last accepted jump went, 0 after a rejection
+        self.bar = math.inf  # the loss before the last jump, which the next attempt must find lower
+        self.lost = 0  # jumps in a row whose gain was gone at the next attempt
         self.keep = 0
         self.over = False
 
@@ -92,8 +112,43 @@ class AdaptivePolicy:
         windows = min(self.max_horizon, BLIND_ERROR / max(hindcast, 1e-12))
         return round(windows * (self.window - 1)) if windows >= BLIND_LEAST else 0
 
-    def accepted(self, step: int, horizon: float) -> None:
-        """Plan after an accepted jump of ``horizon`` snapshots: a new window, at once."""
+    @property
+    def window_steps(self) -> int:
+        """Return the optimizer steps of one window."""
+        return self.window * self.stride
+
+    def enter(self, regime: Regime, step: int) -> None:
+        """Plan for another regime: a new window where the stride becomes another."""
+        stride = NOISE_STRIDE if regime == "noise" else min(self.stride, MOST_STRIDE)
+        if self.free and stride != self.stride:
+            self.stride = self.paced = stride
+            self.start = max(self.start, step)
+        self.rejections = self.lost = self.keep = 0
+        self.bar = math.inf
+
+    def attempted(self, hindcast: float, loss: float | None) -> None:
+        """Take in what an attempt found before it tried anything, and pace the next window."""
+        if loss is not None:
+            self.lost = self.lost + 1 if loss >= self.bar else 0
+        self.bar = math.inf
+        if self.free and math.isfinite(hindcast):
+            low, high = STEADY
+            factor = SHORTER if hindcast < low else LONGER if hindcast > high else 1.0
+            stride = math.ceil(factor * self.stride)
+            self.paced = min(max(stride, LEAST_STRIDE), MOST_STRIDE)
+
+    def accepted(self, step: int, horizon: float, before: float | None = None) -> None:
+        """Plan after an accepted jump of ``horizon`` snapshots: a new window, at once.
+
+        before: the loss from which it went; if the next attempt does not find a lower one, twice in
+        a row, the jump counts as a rejection.
+        """
+        self.bar = math.inf if before is None else before
+        if self.lost >= LOST:
+            self.slides = 0
+            self.rejected(step)
+            return
+        self._repace()
         self.last = horizon / (self.window - 1)
         self.rejections = 0
         self.slides = SLIDES
@@ -109,8 +164,12 @@ class AdaptivePolicy:
             self.start = step
             return
         self.keep = 0
+        self._repace()
         self.start = step + self.window_steps * 2 ** min(self.rejections, MAX_DOUBLINGS)
         self.rejections += 1
+
+    def _repace(self) -> None:
+        self.stride = self.paced
 
     def restart(self, step: int) -> None:
         """Plan a new window, where the present one has become another trajectory's."""
@@ -119,8 +178,8 @@ class AdaptivePolicy:
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the policy stands."""
-        names = ("start", "ready", "rejections", "slides", "last", "keep")
-        return {name: getattr(self, name) for name in names}
+        names = "start ready rejections slides last keep bar lost stride paced"
+        return {name: getattr(self, name) for name in names.split()}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
@@ -128,6 +187,12 @@ class AdaptivePolicy:
         check_like(state, self.state_dict(), where)
         for name, most in (("rejections", 1 << 62), ("slides", SLIDES), ("keep", self.window)):
             check_range(state[name], 0, most, f"{where}[{name!r}]")
+        for name in ("stride", "paced"):
+            known = (1, 1 << 62) if self.free else (self.stride, self.stride)
+            check_range(state[name], *known, f"{where}[{name!r}]")
+        check_range(state["lost"], 0, 1 << 62, f"{where}['lost']")
+        if math.isnan(state["bar"]):
+            raise ValueError(f"{where}['bar'] is nan; a number or infinity is needed")
         if not 0 <= state["last"] < math.inf:
             raise ValueError(f"{where}['last'] is {state['last']}; a number >= 0 is needed")
 
@@ -165,7 +230,13 @@ class FixedSchedule:
         """Return the one horizon, in snapshots."""
         return self._horizon
 
-    def accepted(self, step: int, horizon: float) -> None:
+    def enter(self, regime: Regime, step: int) -> None:
+        """The paper's schedule is the same in every regime."""
+
+    def attempted(self, hindcast: float, loss: float | None) -> None:
+        """And paces nothing."""
+
+    def accepted(self, step: int, horizon: float, before: float | None = None) -> None:
         """Stop recording for good."""
         self.over = True
 
@@ -196,7 +267,7 @@ Policy: TypeAlias = AdaptivePolicy | FixedSchedule
 def policy_for(settings: Settings, optimizer: torch.optim.Optimizer) -> Policy:
     """Return a fresh policy; ``ladder=None`` is 2 for optimizers with Adam's moments, else 4."""
     if settings.schedule is not None:
-        return FixedSchedule(*settings.schedule, settings.stride)
+        return FixedSchedule(*settings.schedule, settings.stride or SCHEDULED)
     ladder = settings.ladder
     if ladder is None:
         ladder = 2.0 if "betas" in getattr(optimizer, "defaults", {}) else 4.0

@@ -17,6 +17,7 @@ PartitionLike: TypeAlias = Grouping | Partition | Callable[[Layout], Partition]
 Operator: TypeAlias = Literal["affine", "linear", "trend", "auto"]
 Kind: TypeAlias = Literal["koopman", "mean", "line", "regression"]
 Steps: TypeAlias = Literal["last", "mean"]
+Regimes: TypeAlias = Literal["auto", "smooth", "between", "noise"]
 Storage: TypeAlias = Literal["auto", "float32", "bfloat16"]
 Observables: TypeAlias = Literal["weights", "weights+update"]
 Moments: TypeAlias = Literal["keep", "reset", "rescale"]
@@ -24,11 +25,21 @@ Buffers: TypeAlias = Literal["predict", "reestimate", "keep"]
 Patterns: TypeAlias = str | Sequence[str] | None
 
 
+#: Optimizer steps per snapshot of a ``schedule`` without ``stride``.
+SCHEDULED = 6
+#: Under noise nothing is fitted: the window's mean and its regression line reach over so many
+#: steps, nine snapshots of 25.
+NOISE_STRIDE = 25
+#: Strides from which on a snapshot is the mean over all of it, unless ``record`` says otherwise.
+LONG = 8
+
+
 class Options(TypedDict, total=False):
     """Keyword arguments of :func:`koopcore.attach`: names and types of :class:`Settings`."""
 
+    regime: Regimes
     window: int
-    stride: int
+    stride: int | None
     partition: PartitionLike
     operator: Operator
     rank: int | None
@@ -41,12 +52,12 @@ class Options(TypedDict, total=False):
     candidates: Kind | Sequence[Kind]
     slack: float
     margin: float
-    record: int | Steps
+    record: int | Steps | None
     storage: Storage
     observables: Observables
     moments: Moments
     buffers: Buffers
-    average: float | None
+    averages: float | Sequence[float]
     include: Patterns
     exclude: Patterns
 
@@ -55,11 +66,18 @@ class Options(TypedDict, total=False):
 class Settings:
     """What to record, how to fit, how far to look, and what becomes of the rest.
 
+    None of them has to be given: stride, record and whether to jump at all follow the trajectory.
+
     Recording:
-        window: snapshots per fit, at least 3. stride: optimizer steps per snapshot.
+        regime: "auto" finds out, again and again, whether the trajectory is smooth, between, or
+            noise, in which the weights are never touched (:class:`RegimeJudge` says how). Any of
+            the three names is taken as given.
+        window: snapshots per fit, at least 3. stride: optimizer steps per snapshot; None: short
+            where windows predict their end, longer where they do not.
         record: a snapshot is the "last" parameters of its stride, the mean of the last so many
-            steps (a number), or the "mean" over all of it, against minibatch noise. Even numbers
-            remove the flip from step to step that high rates cause. Each costs one read.
+            steps (a number), or the "mean" over all of it. Even numbers remove the flip from step
+            to step that high rates cause. Each costs one read. None: the mean of two, of all from
+            a stride of 8 on.
         storage: of snapshots: "auto" (float64 for float64 models, else float32), "float32", or
             "bfloat16" (differences to the newest; half the memory).
         observables: "weights", or "weights+update": the optimizer's normalized update beside them.
@@ -82,7 +100,7 @@ class Settings:
             loss.
         max_horizon: farthest jump, in windows. ladder: factor between the horizons tried, from 1/4
             window up; beyond 16 windows only while the end is the best. None: 2 for optimizers
-            with Adam's moments (their trajectories bend earlier; stride=10 suits them), else 4.
+            with Adam's moments (their trajectories bend earlier), else 4.
         slack: among candidates with a loss of at most ``L* + slack (L - L*)``, ``L*`` the lowest
             and ``L`` the present one, the longest horizon wins; 0 takes the lowest.
         margin: share of the loss by which a winner must lie below it; for noisy losses.
@@ -91,13 +109,13 @@ class Settings:
         moments: of the optimizer: "keep", "reset", or "rescale" (:func:`carry_over` says why keep).
         buffers: "predict" those that training changes, "reestimate" batch-norm statistics by one
             more run of ``loss``, or "keep".
-        average: decay per step of an exponential average of the weights, kept beside them and
-            restarted at each jump, for :meth:`Attached.averaged`; 0.98 against minibatch noise.
-            A jump must then beat the loss at the average too. Updated every 5 steps.
+        averages: decays per step of the exponential averages kept beside the weights for
+            :meth:`Attached.averaged`, one or several, restarted at each jump; () keeps none.
     """
 
+    regime: Regimes = "auto"
     window: int = 9
-    stride: int = 6
+    stride: int | None = None
     partition: PartitionLike = "network"
     operator: Operator = "affine"
     rank: int | None = None
@@ -107,15 +125,15 @@ class Settings:
     ladder: float | None = None
     warmup: int | Literal["auto"] = 0
     schedule: tuple[int, int, int] | None = None
-    candidates: Kind | Sequence[Kind] = ("koopman", "mean", "line")
+    candidates: Kind | Sequence[Kind] = ("koopman", "line")
     slack: float = 0.5
     margin: float = 0.0
-    record: int | Steps = 2
+    record: int | Steps | None = None
     storage: Storage = "auto"
     observables: Observables = "weights"
     moments: Moments = "keep"
     buffers: Buffers = "predict"
-    average: float | None = None
+    averages: float | Sequence[float] = (0.98, 0.99, 0.995, 0.999)
     include: Patterns = None
     exclude: Patterns = None
 
@@ -134,8 +152,10 @@ class Settings:
         return cls(**options)
 
     def __post_init__(self) -> None:
+        one_of("regime", self.regime, get_args(Regimes))
         self._set("window", whole("window", self.window, 3))
-        self._set("stride", whole("stride", self.stride, 1))
+        if self.stride is not None:
+            self._set("stride", whole("stride", self.stride, 1, ", or None"))
         if self.warmup != "auto":
             self._set("warmup", whole("warmup", self.warmup, 0, ' or "auto"'))
         self._set("record", self._checked_record())
@@ -150,8 +170,7 @@ class Settings:
             )
         share("slack", self.slack, "a share of the gain in [0, 1)")
         share("margin", self.margin, "a share of the loss in [0, 1)")
-        if self.average is not None:
-            share("average", self.average, "a decay in [0, 1), or None")
+        self._set("averages", self._checked_averages())
         one_of("operator", self.operator, get_args(Operator))
         one_of("storage", self.storage, get_args(Storage))
         one_of("observables", self.observables, get_args(Observables))
@@ -169,7 +188,24 @@ class Settings:
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # the one way to tidy what a frozen class was given
 
-    def _checked_record(self) -> int | Steps:
+    def _checked_averages(self) -> tuple[float, ...]:
+        given: Any = self.averages
+        several = isinstance(given, Sequence) and not isinstance(given, str)
+        decays = tuple(given) if several else (given,)
+        for decay in decays:
+            share("averages", decay, "decays in [0, 1), ascending, or () for none")
+        if list(decays) != sorted(set(decays)):
+            raise ValueError(f"averages is {given!r}; give each decay once, ascending")
+        return tuple(float(decay) for decay in decays)
+
+    @property
+    def decays(self) -> tuple[float, ...]:
+        """Of the averages, ascending."""
+        return self._checked_averages()
+
+    def _checked_record(self) -> int | Steps | None:
+        if self.record is None:
+            return None
         if isinstance(self.record, str):
             one_of("record", self.record, get_args(Steps), ", or a number of steps averaged")
             return self.record
@@ -179,26 +215,29 @@ class Settings:
         if isinstance(schedule, str) or not hasattr(schedule, "__len__") or len(schedule) != 3:
             raise ValueError(f"schedule is {schedule!r}; give (t1, t2, T) in optimizer steps")
         t1 = whole("t1 of schedule", schedule[0], 1)
-        t2 = whole("t2 of schedule", schedule[1], t1 + 3 * self.stride, " (t1 + three strides)")
+        stride = self.stride or SCHEDULED
+        t2 = whole("t2 of schedule", schedule[1], t1 + 3 * stride, " (t1 + three strides)")
         return t1, t2, whole("T of schedule", schedule[2], 1)
 
-    @property
-    def averaged_steps(self) -> tuple[int, ...]:
+    def averaged_steps(self, stride: int) -> tuple[int, ...]:
         """Steps of each stride that a snapshot averages, counted back from its last.
 
-        ``"mean"`` takes eight or more, evenly spaced: neighbours under minibatch noise are so alike
-        that more would cost and not help. The spacing is odd, since high rates flip the weights
-        from step to step.
+        ``"mean"`` takes eight or more, evenly spaced, from a stride of 25 on four or more:
+        neighbours are so alike that more would cost and not help. The spacing is odd, since high
+        rates flip the weights from step to step.
         """
-        if isinstance(self.record, str):
-            spacing = max(1, self.stride // 8)
+        record = self.record
+        if record is None:
+            record = 2 if stride < LONG else "mean"
+        if isinstance(record, str):
+            spacing = max(1, stride // (8 if stride < NOISE_STRIDE else 4))
             spacing -= spacing % 2 == 0
-            return (0,) if self.record == "last" else tuple(range(0, self.stride, spacing))
-        return tuple(range(min(self.record, self.stride)))
+            return (0,) if record == "last" else tuple(range(0, stride, spacing))
+        return tuple(range(min(record, stride)))
 
     def identity(self) -> dict[str, Any]:
         """Return the options that a saved state depends on."""
-        names = "window stride schedule record storage observables average buffers".split()
+        names = "regime window stride schedule record storage observables averages buffers".split()
         return {name: getattr(self, name) for name in names}
 
 

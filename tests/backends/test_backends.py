@@ -13,7 +13,7 @@ from trajectories import NAMES, generic
 import koopcore as kc
 from koopcore.backends import backend_for, reference
 from koopcore.backends.composed import Composed
-from koopcore.backends.protocol import Backend, Snapshots
+from koopcore.backends.protocol import Ahead, Backend, Projection, Snapshots
 
 PART = kc.Partition.groups(30, [range(20), range(20, 24)])
 STAGES = sorted(Backend.__abstractmethods__)
@@ -196,3 +196,44 @@ def test_cupy_says_what_is_missing():
     if importlib.util.find_spec("cupy") is None:
         with pytest.raises(ImportError, match=r"pip install koopcore\[cuda12\]"):
             importlib.import_module("koopcore.backends.cupy.backend")
+
+
+def stages_of(backend, window, part, affine):
+    """Every stage that reads snapshots or rolls, of three groups of equal m."""
+    m, n = int(part.sizes[0]), len(window.order)
+    out = np.zeros((2, part.size), window.array.dtype)
+    if m >= n - 1:
+        backend.solve(backend.gram(window, part), n, affine, 2)
+        backend.gram_solve(window, part, affine, 2, Ahead([1, 50], out))
+        coefficients = np.zeros((3, n - 1 - affine))
+        coefficients[0], coefficients[1] = 1e3, np.nan
+        backend.rollout(coefficients, affine, [1, 2000, 7])
+        backend.companion_endpoint(window, part, coefficients, affine, [2000, 3], out)
+        backend.combine(window, part, np.full((2, 3, n), 1e300), out)
+        return
+    backend.feature_gram(window, part, affine, [n, n - 2])
+    backend.feature_fit(window, part, affine, 2)
+    backend.feature_fit(window, part, affine, 2, Ahead([1, 50], out))
+    operator = np.stack([1e9 * np.eye(m), np.full((m, m), np.nan), np.zeros((m, m))])
+    start = np.ones((3, m))
+    backend.rollout_dense(operator, start, affine, [1, 2000, 7])
+    projection = Projection(operator, operator, start, np.full(3, m), np.ones(3))
+    backend.feature_endpoint(window, part, projection, operator, affine, [2000, 3], out)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("m", [40, 4])
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_that_overflow_or_are_none_raise_no_warning(name, m, dtype, affine):
+    limit = float(np.finfo(dtype).max)
+    steps = generic(9, m) / 20
+    part = kc.Partition.groups(3 * m, [range(k * m, k * m + m) for k in range(3)])
+    for parts in (
+        [steps, np.sqrt(limit) * steps, limit * steps],
+        [steps, np.full((9, m), np.nan), np.full((9, m), np.inf)],
+        [steps, np.zeros((9, m)), float(np.finfo(dtype).tiny) * steps],
+    ):
+        window = Snapshots(np.hstack(parts).astype(dtype), np.arange(9))
+        stages_of(backend_for("cpu", name), window, part, affine)

@@ -16,7 +16,7 @@ def load(name):
 def test_attach_reaches_a_lower_loss_than_plain_training(capsys):
     losses = load("attach").main(steps=600)
     assert losses["koopcore"] < losses["plain"] / 2  # 10 times and more; a factor 2 is no accident
-    assert "jumps accepted" in capsys.readouterr().out
+    assert "accepted: koopman" in capsys.readouterr().out
 
 
 def test_the_hand_written_loop_reaches_a_lower_loss_than_plain_training(capsys):

@@ -50,6 +50,31 @@ def test_a_tensor_that_requires_gradients_is_read_without_them():
     np.testing.assert_array_equal(result(parameter).numpy(), result(X))
 
 
+@pytest.mark.parametrize("backend", WHOLE)
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_a_tensor_with_a_pending_negation_is_read_as_the_numbers_it_stands_for(dtype, backend):
+    z = torch.complex(torch.zeros(9, 30, dtype=torch.float64), torch.from_numpy(-X)).to(dtype)
+    x = z.conj().imag
+    assert x.is_neg()
+    got = result(x, backend)
+    assert not got.is_neg()
+    np.testing.assert_array_equal(got.numpy(), result(X.astype(got.numpy().dtype), backend))
+    assert x.is_neg()  # the caller's tensor is as it was
+
+
+def test_complex_snapshots_are_fitted_as_their_real_and_imaginary_parts():
+    """As the message says that turns complex numbers down, pending conjugations among them."""
+    z = torch.complex(torch.from_numpy(X[:, :15]), torch.from_numpy(X[:, 15:]))
+    whole = kc.Partition.groups(30, [range(30)])
+    due = kc.fit(X, whole).predict(3)
+    for x, sign in ((z, 1.0), (z.conj(), -1.0)):
+        with pytest.raises(TypeError, match=r"dtype complex128; .*torch\.cat\(\[x\.real"):
+            kc.fit(x, kc.Partition.groups(15, [range(15)]))
+        got = kc.fit(torch.cat([x.real, x.imag], dim=1), whole).predict(3).numpy()
+        np.testing.assert_allclose(got[:15], due[:15], rtol=1e-12)
+        np.testing.assert_allclose(got[15:], sign * due[15:], rtol=1e-12)
+
+
 def test_predictions_do_not_share_memory_with_the_snapshots_or_each_other():
     ops = kc.fit(X, PART)
     first, second = ops.predict(2), ops.predict(2)

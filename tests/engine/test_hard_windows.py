@@ -71,14 +71,20 @@ def test_groups_whose_squares_leave_float64_are_fitted_in_their_own_unit(power, 
 @pytest.mark.parametrize("m", [5, 40])
 def test_a_group_without_a_finite_fit_has_a_status_and_keeps_its_last_snapshot(m, monkeypatch):
     """Nothing is known that does it: a backend that fails one group says so."""
-    project = reference.project
+    project, refit = reference.project, reference.feature_refit
 
-    def failing(*args):
+    def failing_project(*args):
         made = project(*args)
         made.operator[1] = np.nan
         return made
 
-    monkeypatch.setattr(reference, "project", failing)
+    def failing_refit(*args):
+        made = refit(*args)
+        made.projection.operator[1] = np.nan
+        return made
+
+    monkeypatch.setattr(reference, "project", failing_project)
+    monkeypatch.setattr(reference, "feature_refit", failing_refit)
     x, part = blocks(generic(9, m), generic(9, m, seed=1), generic(9, m))
     ops = kc.fit(x, part, "linear", rank=2, backend="reference")
     assert ops.status.tolist() == [GOOD, OUT_OF_RANGE, GOOD]

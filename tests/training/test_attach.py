@@ -24,7 +24,7 @@ import koopcore as kc  # noqa: E402
 
 #: No jump of a descending loss divides it by 1000: with this margin every attempt is rejected.
 HOPELESS = 0.999
-SHORT = {"window": 6, "stride": 3}
+SHORT = {"regime": "smooth", "window": 6, "stride": 3}
 
 
 def attached_run(name, steps, build=network, **options):
@@ -71,6 +71,56 @@ def test_a_run_of_rejected_jumps_is_bit_identical_to_plain_training(name, build)
     assert identical(everything(model, optimizer), everything(plain, reference))
 
 
+def every_optimizer():
+    """All of torch.optim that take dense gradients."""
+    kinds = [k for k in vars(torch.optim).values() if isinstance(k, type)]
+    of_torch = [k for k in kinds if issubclass(k, torch.optim.Optimizer)]
+    return [k for k in of_torch if k not in (torch.optim.Optimizer, torch.optim.SparseAdam)]
+
+
+@pytest.mark.parametrize("kind", every_optimizer(), ids=lambda kind: kind.__name__)
+def test_rejected_jumps_are_bit_identical_with_every_optimizer_of_torch(kind):
+    runs = []
+    for options in (None, {"margin": HOPELESS}):
+        model = network()
+        matrices = [p for p in model.parameters() if p.dim() == 2]  # Muon takes nothing else
+        stepper = kind(matrices if kind.__name__ == "Muon" else model.parameters(), lr=1e-3)
+        koop = None if options is None else kc.attach(
+            stepper, model, loss=loss_of(model), **SHORT, **options
+        )  # fmt: skip
+        runs.append((train(stepper, loss_of(model), 60), everything(model, stepper)))
+    assert koop.stats.jumps > 1
+    assert koop.stats.evaluations > koop.stats.jumps
+    assert runs[0][0] == runs[1][0]
+    assert identical(runs[0][1], runs[1][1])
+
+
+def test_sparse_gradients_are_no_exception():
+    runs = []
+    for options in (None, {"margin": HOPELESS}):
+        torch.manual_seed(0)
+        model = torch.nn.Embedding(10, 4, sparse=True)
+        stepper = torch.optim.SparseAdam(model.parameters(), lr=1e-2)
+        loss = lambda m=model: m(torch.arange(10)).square().mean()  # noqa: E731
+        koop = None if options is None else kc.attach(
+            stepper, model, loss=loss, **SHORT, **options
+        )  # fmt: skip
+        runs.append((train(stepper, loss, 60), everything(model, stepper)))
+    assert koop.stats.jumps > 1
+    assert runs[0][0] == runs[1][0]
+    assert identical(runs[0][1], runs[1][1])
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_can_be_attached_where_gradients_are_off(mode):
+    model = network()
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+    with mode():
+        koop = kc.attach(optimizer, model, loss=loss_of(model), averages=0.9, **SHORT)
+    train(optimizer, loss_of(model), 40)
+    assert koop.stats.accepted > 0
+
+
 def test_the_evaluated_loss_never_rises_over_a_jump():
     model = network()
     loss = loss_of(model)
@@ -100,7 +150,7 @@ def test_a_jump_says_what_it_did():
     assert 0 < record.seconds < koop.stats.seconds
     assert koop.stats.steps_skipped == sum(r.steps_skipped for r in koop.stats.history)
     assert koop.stats.evaluations == sum(r.evaluations for r in koop.stats.history)
-    assert f"of {koop.stats.jumps} jumps accepted" in str(koop.stats)
+    assert f"jumps: {koop.stats.accepted} of {koop.stats.jumps} accepted" in str(koop.stats)
 
 
 @pytest.mark.parametrize("record", ["last", "mean"])

@@ -22,7 +22,7 @@ from small_training import (  # noqa: E402
 
 import koopcore as kc  # noqa: E402
 
-SHORT = {"window": 6, "stride": 3}
+SHORT = {"regime": "smooth", "window": 6, "stride": 3}
 
 
 def started(build, name, **options):
@@ -48,7 +48,12 @@ CASES = {
     "in a slid window": (100, {"margin": 0.05}),
     "before the warm-up ends": (5, {"warmup": 20}),
     "before it is ready": (25, {"warmup": "auto"}),
-    "with an average": (50, {"average": 0.9}),
+    "with one average": (50, {"averages": 0.9}),
+    "without averages": (50, {"averages": ()}),
+    "before the regime is known": (14, {"regime": "auto"}),
+    "in a probe of a regime found": (75, {"regime": "auto"}),
+    "at its own pace": (60, {"regime": "auto", "stride": None}),
+    "under noise": (60, {"regime": "noise", "stride": None}),
     "with updates": (50, {"observables": "weights+update"}),
     "with bfloat16 differences": (50, {"storage": "bfloat16"}),
     "with bfloat16 means": (50, {"storage": "bfloat16", "record": "mean"}),
@@ -131,7 +136,8 @@ def test_saving_changes_nothing():
     [
         ({"window": 7}, "window=6"),
         ({"stride": 2}, "stride=3"),
-        ({"record": "mean"}, "record=2"),
+        ({"record": "mean"}, "record=None"),
+        ({"regime": "noise"}, "regime='smooth'"),
         ({"storage": "bfloat16"}, "storage='auto'"),
         ({"observables": "weights+update"}, "observables='weights'"),
         ({"schedule": (5, 50, 10)}, "schedule=None"),
@@ -213,7 +219,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("options", [{"average": 0.9}, {"storage": "bfloat16"}], ids=str)
+@pytest.mark.parametrize("options", [{"averages": 0.9}, {"storage": "bfloat16"}], ids=str)
 def test_a_state_with_anything_wrong_is_refused_whole(change, options):
     model, optimizer, koop = started(noisy_network, "adam", **options)
     train(optimizer, loss_of(model), 50)
@@ -221,7 +227,11 @@ def test_a_state_with_anything_wrong_is_refused_whole(change, options):
     other_model, other_optimizer, other = started(noisy_network, "adam", **options)
     train(other_optimizer, loss_of(other_model), 25)
     before = other.state_dict()
-    average = [a.clone() for a in other._average.average] if other._average else []
+    average = (
+        [a.clone() for a in other._averages.family.members[0].average]
+        if other._averages.family
+        else []
+    )
     for path in paths(good):
         bad = changed(good, path, CHANGES[change])
         with pytest.raises(ValueError, match=r"saved state|saved with|was recorded with"):
@@ -235,7 +245,9 @@ def test_a_state_with_anything_wrong_is_refused_whole(change, options):
                 assert identical([one], [two]), (path, each)
             elif not isinstance(one, dict):
                 assert one == two, (path, each)
-    assert identical(average, other._average.average if other._average else [])
+    assert identical(
+        average, other._averages.family.members[0].average if other._averages.family else []
+    )
     other.load_state_dict(good)
     assert other.stats == koop.stats
 
@@ -243,7 +255,12 @@ def test_a_state_with_anything_wrong_is_refused_whole(change, options):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("version",), 99, "version 99, this koopcore reads 1"),
+        (("version",), 99, "version 99, this koopcore reads 2"),
+        (("regime", "regime"), "calm", "is 'calm'; .* are known"),
+        (("regime", "gap"), 1, r"\['gap'\] is 1"),
+        (("regime", "strided"), [float("nan")], r"\['strided'\] is \[nan\]"),
+        (("averages", "taken"), -1, r"\['taken'\] is -1"),
+        (("averages", "lags"), [0.0], r"\['lags'\] is \[0.0\]; 4 numbers are needed"),
         (("step",), -1, r"\['step'\] is -1"),
         (("recording", "ring", "count"), 7, r"\['count'\] is 7; 0..6 is possible"),
         (("recording", "ring", "head"), 6, r"\['head'\] is 6; 0..5 is possible"),
@@ -252,6 +269,7 @@ def test_a_state_with_anything_wrong_is_refused_whole(change, options):
         (("recording", "buffers"), [], "saved ring is|the ring in the saved state"),
         (("recording", "buffer_rows"), b"broken", "recorded buffers in the saved state cannot be"),
         (("policy", "keep"), -3, r"\['keep'\] is -3"),
+        (("policy", "stride"), 4, r"\['stride'\] is 4; 3..3 is possible"),
         (("policy", "last"), float("nan"), r"\['last'\] is nan"),
         (("statistics", "history"), [(1, 2)], r"record \(1, 2\), which is none of a jump"),
         (("statistics", "jumps"), True, "True; int is needed"),

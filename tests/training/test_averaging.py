@@ -6,11 +6,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from small_training import OPTIMIZERS, identical, loss_of, network, train  # noqa: E402
+from small_training import (  # noqa: E402
+    OPTIMIZERS,
+    identical,
+    loss_of,
+    network,
+    noisy_network,
+    points,
+    train,
+)
 
 import koopcore as kc  # noqa: E402
-from koopcore.training.attached import AVERAGE_EVERY  # noqa: E402
-from koopcore.training.averaging import ExponentialAverage, WindowAverage  # noqa: E402
+from koopcore.training.averaging import AverageFamily, ExponentialAverage, WindowAverage  # noqa: E402
 
 
 def stepped_weights(average, steps):
@@ -34,6 +41,43 @@ def test_an_exponential_average_equals_its_recursion(decay):
         expected = [decay * e + (1 - decay) * w for e, w in zip(expected, weights, strict=True)]
     for got, want in zip(average.average, expected, strict=True):
         assert torch.allclose(got.double(), want, rtol=0, atol=1e-6)  # 20 float32 roundings
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_slow_average_of_narrow_parameters_moves(dtype):
+    """From 1 towards 2 at a decay of 0.999: a bfloat16 sum of 1 and 0.001 is 1 again."""
+    weight = torch.ones(3, dtype=dtype)
+    average = ExponentialAverage([weight], 0.999)
+    weight.fill_(2.0)
+    for _ in range(1000):
+        average.update()
+    # 2 - 0.999^1000 = 1.632; a thousand float32 roundings of 6e-8.
+    assert average.average[0].double() == pytest.approx(torch.full((3,), 1.6323), abs=1e-4)
+    assert average.average[0].dtype == torch.promote_types(dtype, torch.float32)
+    with average.applied():
+        assert weight.dtype == dtype
+        assert float(weight[0]) == pytest.approx(1.6323, abs=2**-7)
+    assert weight.tolist() == [2.0] * 3
+
+
+def test_complex_parameters_are_averaged_as_they_are():
+    weight = torch.zeros(2, dtype=torch.complex64)
+    average = ExponentialAverage([weight], 0.5)
+    weight.fill_(1.0 + 2.0j)
+    average.update()
+    assert average.average[0].tolist() == [0.5 + 1.0j] * 2
+
+
+def test_an_average_follows_the_parameters_that_are_trained():
+    first, second, third = (torch.full((2,), float(k)) for k in range(3))
+    average = ExponentialAverage([first, second], 0.5)
+    second.fill_(3.0)
+    average.update()
+    average.follow([second, third])
+    assert [a.tolist() for a in average.average] == [[2.0, 2.0], [2.0, 2.0]]
+    second.data = torch.zeros(3)
+    average.follow([second])
+    assert average.average[0].tolist() == [0.0] * 3
 
 
 @pytest.mark.parametrize("updates", [1, 3, 4, 9])
@@ -93,84 +137,238 @@ def test_averaging_nothing_is_refused():
 def attached(decay=0.9, optimizer="adagrad", **options):
     model = network()
     stepper = OPTIMIZERS[optimizer](model.parameters())
-    koop = kc.attach(stepper, model, loss=loss_of(model), average=decay, **options)
+    options = {"regime": "smooth", "window": 9, "stride": 6, **options}
+    koop = kc.attach(stepper, model, loss=loss_of(model), averages=decay, **options)
     return model, stepper, koop
 
 
-def test_the_average_of_an_attachment_follows_the_weights_between_jumps():
-    model, stepper, koop = attached(window=9, stride=6)
-    expected = [p.detach().double().clone() for p in model.parameters()]
-    share = 1 - 0.9**AVERAGE_EVERY
-    for step in range(1, 51):  # the first attempt is at step 54
-        train(stepper, loss_of(model), 1)
-        if step % AVERAGE_EVERY == 0:
-            pairs = zip(expected, model.parameters(), strict=True)
-            expected = [e + share * (p.detach().double() - e) for e, p in pairs]
-    before = [p.detach().clone() for p in model.parameters()]
-    with koop.averaged():
-        for p, want in zip(model.parameters(), expected, strict=True):
-            # Ten float32 roundings of weights below 4.
-            assert torch.allclose(p.double(), want, rtol=0, atol=1e-5)
-    assert identical([p.detach() for p in model.parameters()], before)
+# -- several at once ------------------------------------------------------------------------------
 
 
-def test_the_average_begins_again_where_a_jump_lands():
-    model, stepper, koop = attached(decay=0.999)
+def recursion(decay, values):
+    """The average of a family as its docstring writes it, and its lag, in float64."""
+    every = max(1, round(1 / (8 * (1 - decay))))
+    average, lag = values[0], 0.0
+    for t, x in enumerate(values[1:], start=1):
+        lag += 1
+        if t % every == 0:
+            share = max(1 - decay**every, min(1.0, 3 * every / t))
+            average, lag = average + share * (x - average), (1 - share) * lag
+    return average, lag
+
+
+@pytest.mark.parametrize("steps", [1, 40, 1000, 4000])
+def test_a_family_equals_its_recursion(steps):
+    generator = torch.Generator().manual_seed(steps)
+    values = torch.randn(steps + 1, generator=generator, dtype=torch.float64).cumsum(0)
+    weight = values[:1].float()
+    family = AverageFamily([weight], [0.98, 0.99, 0.995, 0.999])
+    for value in values[1:]:
+        weight.copy_(value)
+        family.update()
+    for decay in (0.98, 0.99, 0.995, 0.999):
+        expected, _ = recursion(decay, values.tolist())
+        # A few hundred float32 roundings of numbers up to 100.
+        assert float(family.values(f"{decay:g}")[0]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_line_through_two_averages_ends_where_a_straight_walk_is():
+    weight = torch.zeros(3, dtype=torch.float64)
+    family = AverageFamily([weight], [0.98, 0.99, 0.995])
+    for step in range(1, 1500):
+        weight.copy_(torch.tensor([1.0, -2.0, 0.5]) * step)
+        family.update()
+    assert family.names == ["0.98", "0.99", "0.995", "line 0.98", "line 0.99"]
+    for name in ("line 0.98", "line 0.99"):
+        assert torch.allclose(family.values(name)[0], weight, rtol=1e-12)
+    assert float(family.values("0.99")[0][0]) < float(weight[0]) - 50  # which lags
+
+
+def test_long_averages_of_a_young_run_leave_its_beginning_behind():
+    weight = torch.full((1,), 100.0)
+    family = AverageFamily([weight], [0.999])
+    weight.fill_(0.0)
+    for _ in range(500):
+        family.update()
+    # 0.999^500 of the first weight would be 61; a third of the run remembers 1/3^3 of it at most.
+    assert abs(float(family.values("0.999")[0])) < 4.0
+
+
+def test_averages_are_in_float32_whatever_the_parameters_are():
+    model = network().to(torch.bfloat16)
+    stepper = torch.optim.SGD(model.parameters(), lr=0.0)
+    koop = kc.attach(stepper, model, averages=0.999, warmup=10**6)
+    for _ in range(3000):  # the memory of a young average is short; let it grow
+        train(stepper, lambda: sum(p.float().sum() for p in model.parameters()), 1)
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+    koop._averages.family.members[0].restart()
+    with torch.no_grad():
+        model[0].weight.fill_(2.0)
+    for _ in range(1000):
+        train(stepper, lambda: sum(p.float().sum() for p in model.parameters()), 1)
+    with koop.averaged(0.999):  # 2 - 0.999^1000
+        assert model[0].weight[0, 0].item() == pytest.approx(1.6323, abs=2**-7)
+
+
+def test_the_averages_begin_again_where_a_jump_lands():
+    model, stepper, koop = attached(decay=(0.99, 0.999))
     while not koop.stats.accepted:
         train(stepper, loss_of(model), 1)
     here = [p.detach().clone() for p in model.parameters()]
-    with koop.averaged():
-        assert identical([p.detach() for p in model.parameters()], here)
+    for decay in (0.99, 0.999):
+        with koop.averaged(decay) as name:
+            assert name == f"{decay:g}"
+            assert identical([p.detach() for p in model.parameters()], here)
 
 
-def test_a_jump_must_beat_the_average_too():
+def test_a_mean_must_beat_the_average_too():
     """Where the average has a loss of 0, nothing can; without one the same candidates win."""
     accepted = {}
-    for decay in (None, 0.9):
+    for decays in ((), 0.9):
         weight = torch.nn.Parameter(torch.tensor([4.0]))
         module = torch.nn.Module()
         module.weight = weight
         stepper = torch.optim.SGD([weight], lr=1.0)
         koop = kc.attach(
             stepper, module, loss=lambda w=weight: w.square().sum(), window=4, stride=5,
-            average=decay, candidates=("line",), record="last",
+            averages=decays, candidates=("line", "mean"), record="last", regime="smooth",
         )  # fmt: skip
-        if decay is not None:
-            koop._average.average[0].zero_()
-            koop._average.update = lambda: None  # what training averages is not the point here
+        if decays:
+            koop._averages.family.members[0].average[0].zero_()
+            koop._averages.family.update = lambda: None  # what is averaged is not the point here
         for _ in range(20):
             weight.grad = torch.full((1,), 0.01)  # a straight walk towards 0
             stepper.step()
-        accepted[decay] = koop.stats.accepted
-    assert accepted == {None: 1, 0.9: 0}
+        accepted[decays] = koop.stats.accepted
+    assert accepted == {(): 1, 0.9: 0}
 
 
 def test_masters_and_their_parameters_are_both_averaged():
     model = network().to(torch.bfloat16)
     masters = [p.detach().float().clone().requires_grad_() for p in model.parameters()]
     stepper = torch.optim.SGD(masters, lr=0.1)
-    koop = kc.attach(stepper, model, masters=masters, average=0.5)
-    for _ in range(AVERAGE_EVERY):
+    koop = kc.attach(stepper, model, masters=masters, averages=0.9, warmup=10**6)
+    for _ in range(40):
         for master in masters:
             master.grad = torch.ones_like(master)
         stepper.step()
-    with koop.averaged():
+    with koop.averaged(0.9):
         for master, p in zip(masters, model.parameters(), strict=True):
             assert torch.equal(master.detach().to(torch.bfloat16), p.detach())
         inside = [m.detach().clone() for m in masters]
     assert not identical(inside, [m.detach() for m in masters])
 
 
-@pytest.mark.parametrize("average", [-0.1, 1.0, 1.5])
+# -- which of them --------------------------------------------------------------------------------
+
+
+def noisy_run(steps=300, loss=True, build=network, batch=4, **options):
+    """Training on random points of the sine: every step is a draw."""
+    model = build()
+    stepper = torch.optim.SGD(model.parameters(), lr=0.1)
+    koop = kc.attach(stepper, model, loss=loss_of(model) if loss else None, **options)
+    generator = torch.Generator().manual_seed(0)
+    x, y = points()
+    for _ in range(steps):
+        chosen = torch.randint(len(x), (batch,), generator=generator)
+        train(stepper, lambda c=chosen: torch.nn.functional.mse_loss(model(x[c]), y[c]), 1)
+    return model, stepper, koop
+
+
+def test_under_noise_the_loss_chooses_the_average_and_the_weights_are_those_of_plain_training():
+    model, _, koop = noisy_run()
+    plain = network()
+    stepper = torch.optim.SGD(plain.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(0)
+    x, y = points()
+    for _ in range(300):
+        chosen = torch.randint(len(x), (4,), generator=generator)
+        train(stepper, lambda c=chosen: torch.nn.functional.mse_loss(plain(x[c]), y[c]), 1)
+    assert koop.regime == "noise"
+    assert koop.stats.jumps == 0
+    weights = [p.detach().clone() for p in model.parameters()]
+    assert identical(weights, [p.detach() for p in plain.parameters()])
+    with koop.averaged() as name:
+        inside = float(loss_of(model)().detach())
+    losses = koop.stats.averages
+    assert set(losses) >= {"weights", "0.98", "0.99", "lawa", "regression"}
+    assert losses[name] == min(losses.values())
+    assert inside == losses[name]
+    assert identical([p.detach() for p in model.parameters()], weights)
+    for each, loss in losses.items():
+        with koop.averaged(each):
+            assert float(loss_of(model)().detach()) == loss
+
+
+def test_asking_often_does_not_ask_the_loss_often():
+    _, _, koop = noisy_run()
+    calls = [0]
+    loss = koop._averages.guarded.loss
+
+    def counted():
+        calls[0] += 1
+        return loss()
+
+    koop._averages.guarded.loss = counted
+    for _ in range(50):
+        with koop.averaged():
+            pass
+    assert calls[0] < 3 * len(koop.stats.averages)
+
+
+def test_without_a_loss_the_length_of_the_run_chooses():
+    for steps, expected in ((300, "0.98"), (1200, "0.99")):
+        _, _, koop = noisy_run(steps, loss=False)
+        with koop.averaged() as name:
+            assert name == expected
+
+
+def test_an_average_can_be_saved():
+    model, _, koop = noisy_run()
+    state = koop.averaged_state_dict(0.99)
+    other = network(seed=1)
+    other.load_state_dict(state)
+    with koop.averaged(0.99):
+        assert identical(list(other.parameters()), list(model.parameters()))
+    assert not identical(list(other.parameters()), list(model.parameters()))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_is_reestimated_at_the_average(training):
+    model, _, koop = noisy_run(build=lambda: noisy_network()[:3].append(torch.nn.Linear(8, 1)))
+    model.train(training)
+    before = [b.clone() for b in model.buffers()]
+    x, _ = points()
+    with koop.averaged(0.98):
+        hidden = model[0](x)
+        # The guard loss runs on all points: their statistics at the averaged weights.
+        if training:
+            assert torch.allclose(model[1].running_mean, hidden.mean(0), atol=1e-6)
+            assert torch.allclose(model[1].running_var, hidden.var(0), rtol=1e-5)
+    assert identical(list(model.buffers()), before)
+
+
+@pytest.mark.parametrize("average", [-0.1, 1.0, 1.5, (0.9, 2.0)])
 def test_an_average_outside_of_its_range_is_refused(average):
-    with pytest.raises(ValueError, match=r"give a decay in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"give decays in \[0, 1\)"):
         attached(decay=average)
 
 
-@pytest.mark.parametrize("gone", [False, True])
-def test_without_an_average_there_is_none_to_show(gone):
-    _, _, koop = attached(decay=0.9 if gone else None)
-    if gone:
-        koop.detach()
-    with pytest.raises(RuntimeError, match="attach with average"), koop.averaged():
+@pytest.mark.parametrize("averages", [(0.99, 0.98), (0.9, 0.9)])
+def test_averages_out_of_order_are_refused(averages):
+    with pytest.raises(ValueError, match="give each decay once, ascending"):
+        attached(decay=averages)
+
+
+def test_averages_that_there_are_not_are_named():
+    model, stepper, koop = attached()
+    with pytest.raises(RuntimeError, match="before the first step"), koop.averaged():
+        raise AssertionError("not reached")
+    train(stepper, loss_of(model), 1)
+    for which in (0.98, "ema"):
+        with pytest.raises(ValueError, match=r"there are weights, 0\.9 now"), koop.averaged(which):
+            raise AssertionError("not reached")
+    koop.detach()
+    with pytest.raises(RuntimeError, match=r"averaged\(\) after detach"), koop.averaged():
         raise AssertionError("not reached")

@@ -18,7 +18,7 @@ from small_training import (  # noqa: E402
 
 import koopcore as kc  # noqa: E402
 
-SHORT = {"window": 6, "stride": 3}
+SHORT = {"regime": "smooth", "window": 6, "stride": 3}
 
 
 def parts(name="sgd", build=network):

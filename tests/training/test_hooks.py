@@ -19,7 +19,7 @@ from torch import nn  # noqa: E402
 
 import koopcore as kc  # noqa: E402
 
-SHORT = {"window": 6, "stride": 3}
+SHORT = {"regime": "smooth", "window": 6, "stride": 3}
 
 
 def attached(stepper, model, **options):
@@ -253,7 +253,7 @@ def test_copies_of_model_and_optimizer_are_plain_and_can_be_attached_to(copier):
     other.load_state_dict(other.state_dict())  # whose hooks are copied as well
     other[0].load_state_dict(model[0].state_dict())
     other_stepper.load_state_dict(other_stepper.state_dict())
-    assert not koop._loaded
+    assert not koop._hooks.loaded
     train(other_stepper, loss_of(other), 1)
     assert steps(koop) == steps_before
 
@@ -290,7 +290,7 @@ def test_detach_leaves_no_trace():
             stepper._optimizer_step_pre_hooks,
             stepper._optimizer_step_post_hooks,
             stepper._optimizer_load_state_dict_post_hooks,
-            *(m._load_state_dict_post_hooks for m in model.modules()),
+            *(m._load_state_dict_pre_hooks for m in model.modules()),
         ]
         return [dict(store) for store in stores]
 

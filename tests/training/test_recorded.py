@@ -12,7 +12,7 @@ from torch import nn  # noqa: E402
 import koopcore as kc  # noqa: E402
 from koopcore.training.recording.parameters import same_bits  # noqa: E402
 
-SHORT = {"window": 6, "stride": 3}
+SHORT = {"regime": "smooth", "window": 6, "stride": 3}
 LAYERS = ("0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias")
 
 
@@ -86,7 +86,7 @@ def test_a_module_added_with_its_group_is_recorded():
 
 
 def test_while_everything_is_frozen_nothing_happens_and_then_it_goes_on():
-    model, stepper, koop = attached(average=0.9)
+    model, stepper, koop = attached(averages=0.9)
     train(stepper, loss_of(model), 30)
     model.requires_grad_(False)
     stepper.zero_grad(set_to_none=False)  # gradients of zero stay, and Adam goes on moving
@@ -97,7 +97,7 @@ def test_while_everything_is_frozen_nothing_happens_and_then_it_goes_on():
     assert koop.recorded.names == ()
     assert set(koop.recorded.left_out) == set(LAYERS)
     koop.load_state_dict(koop.state_dict())
-    with pytest.raises(RuntimeError, match="there is no average"), koop.averaged():
+    with pytest.raises(RuntimeError, match="no parameter is recorded"), koop.averaged():
         raise AssertionError("not reached")
     model.requires_grad_(True)
     train(stepper, loss_of(model), 60)
@@ -106,12 +106,12 @@ def test_while_everything_is_frozen_nothing_happens_and_then_it_goes_on():
 
 
 def test_a_frozen_parameter_has_no_average():
-    model, stepper, koop = attached(average=0.5)
+    model, stepper, koop = attached(averages=0.5)
     train(stepper, loss_of(model), 12)
     model[0].requires_grad_(False)
     there = model[0].weight.detach().clone()
     free = model[2].weight.detach().clone()
-    with koop.averaged():
+    with koop.averaged(0.5):
         assert same_bits(model[0].weight, there)
         assert not same_bits(model[2].weight, free)
 
@@ -144,19 +144,20 @@ def test_a_model_whose_parameters_were_all_replaced_is_an_error(change):
 
 @pytest.mark.parametrize("when", [5, 17])
 def test_a_model_that_changes_its_dtype_is_recorded_in_the_new_one(when):
-    model, stepper, koop = attached("sgd", average=0.9)
+    model, stepper, koop = attached("sgd", averages=0.9)
     train(stepper, loss_of(model), when)
     stepper.zero_grad()
     model.double()
     koop._jump.guarded.loss = loss_of(model, torch.float64)  # the user's batch, in double as well
     train(stepper, loss_of(model, torch.float64), 60)
     assert koop._recording.ring.dtype == torch.float64
-    assert koop._average.average[0].dtype == torch.float64
+    assert koop._averages.family.members[0].average[0].dtype == torch.float64
     assert koop.stats.accepted > 0
 
 
-def test_a_parameter_that_changes_its_shape_begins_a_new_window():
-    model, stepper, koop = attached("sgd")
+@pytest.mark.parametrize("average", [(), 0.9])
+def test_a_parameter_that_changes_its_shape_begins_a_new_window(average):
+    model, stepper, koop = attached("sgd", averages=average)
     train(stepper, loss_of(model), 8)
     stepper.zero_grad()
     for module, shapes in ((model[0], [(9, 1), (9,)]), (model[2], [(8, 9)])):
@@ -221,7 +222,8 @@ class Phases(nn.Module):
 def test_complex_parameters_are_recorded_and_moved(name, observables):
     model = Phases()
     stepper = OPTIMIZERS[name](model.parameters())
-    options = {**SHORT, "observables": observables, "average": 0.9}
+    candidates = ("koopman", "mean", "line")
+    options = {**SHORT, "observables": observables, "averages": 0.9, "candidates": candidates}
     koop = kc.attach(stepper, model, loss=loss_of(model), **options)
     assert koop.recorded.names == ("out", "wide.weight", "wide.bias", "map.weight", "map.bias")
     moved = []
@@ -234,7 +236,7 @@ def test_complex_parameters_are_recorded_and_moved(name, observables):
             moved.append(record.kind)
     assert moved
     before = model.out.detach().clone()
-    with koop.averaged():
+    with koop.averaged(0.9):
         assert not torch.equal(model.out, before)
         assert model.out.is_complex()
     assert same_bits(model.out, before)
@@ -314,6 +316,23 @@ def test_lazy_modules_train_as_without_koopcore_and_are_recorded(case):
     assert len(koop.recorded.names) == len(list(model.parameters()))
 
 
+def test_looking_at_a_lazy_model_changes_nothing():
+    runs = []
+    for looks in (False, True):
+        torch.manual_seed(0)
+        model = LAZY["linear"]()
+        stepper = torch.optim.SGD(model.parameters(), lr=0.02)
+        koop = kc.attach(stepper, model, loss=loss_of(model), **SHORT)
+        losses = []
+        for _ in range(40):
+            losses += train(stepper, loss_of(model), 1)
+            if looks:
+                koop.state_dict()
+                assert koop.recorded.names
+        runs.append((losses, [r.step for r in koop.stats.history]))
+    assert runs[0] == runs[1]
+
+
 def test_a_branch_that_is_reached_late_is_recorded_from_then_on():
     model = LateBranch()
     stepper = torch.optim.SGD(model.parameters(), lr=0.02)
@@ -354,7 +373,7 @@ def load_optimizer(model, stepper, other):
 def test_a_state_loaded_in_mid_window_begins_a_new_one(load, when):
     other = attached(warmup=10**6)[:2]
     train(other[1], loss_of(other[0]), 200)
-    model, stepper, koop = attached(average=0.9)
+    model, stepper, koop = attached(averages=0.9)
     train(stepper, loss_of(model), when)
     load(model, stepper, other)
     jumps = koop.stats.jumps
@@ -364,19 +383,47 @@ def test_a_state_loaded_in_mid_window_begins_a_new_one(load, when):
     assert koop.stats.jumps == jumps + 1
 
 
+@pytest.mark.parametrize("layer", [False, True])
+def test_weights_that_are_back_before_the_next_step_were_never_away(layer):
+    other = network(seed=1)
+    runs = []
+    for swaps in (False, True):
+        model, stepper, koop = attached()
+        losses = []
+        for _ in range(12):
+            losses += train(stepper, loss_of(model), 5)
+            if swaps:  # more often than a window is long
+                watched, source = (model[2], other[2]) if layer else (model, other)
+                mine = {k: v.clone() for k, v in watched.state_dict().items()}
+                watched.load_state_dict(source.state_dict())
+                watched.load_state_dict(mine)
+        runs.append((losses, koop.stats.accepted))
+    assert runs[0] == runs[1]
+    assert runs[0][1] > 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit.script itself
+def test_a_scripted_model_is_attached_to_but_not_watched():
+    model = torch.jit.script(network())
+    stepper = OPTIMIZERS["sgd"](model.parameters())
+    koop = kc.attach(stepper, model, loss=loss_of(model), **SHORT)
+    train(stepper, loss_of(model), 40)
+    assert koop.stats.accepted > 0
+
+
 def test_the_average_begins_at_what_was_loaded():
     other = network(seed=1)
-    model, stepper, koop = attached("sgd", average=0.999)
+    model, stepper, koop = attached("sgd", averages=0.999)
     train(stepper, loss_of(model), 12)
     model.load_state_dict(other.state_dict())
     train(stepper, loss_of(model), 1)
     here = [p.detach().clone() for p in model.parameters()]
-    with koop.averaged():
+    with koop.averaged(0.999):
         assert identical([p.detach() for p in model.parameters()], here)
 
 
 def test_reset_is_for_weights_changed_by_hand():
-    model, stepper, koop = attached("sgd", average=0.9)
+    model, stepper, koop = attached("sgd", averages=0.9)
     train(stepper, loss_of(model), 12)
     nn.utils.vector_to_parameters(torch.linspace(-1, 1, 97), model.parameters())
     koop.reset()
@@ -392,3 +439,59 @@ def test_a_schedule_records_its_whole_window_again():
     model.load_state_dict(network(seed=1).state_dict())
     train(stepper, loss_of(model), 100)
     assert [r.step for r in koop.stats.history] == [40 + 7 * 5]
+
+
+# -- all of it at once ----------------------------------------------------------------------------
+
+
+def wild_run(seed, koop_options):
+    """A run in which anything happens between steps; with or without koopcore, the same things."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n):
+        return int(torch.randint(n, (), generator=generator))
+
+    model = network()
+    stepper = OPTIMIZERS[("sgd", "momentum", "adam", "adagrad")[seed % 4]](model.parameters())
+    koop = None
+    if koop_options is not None:
+        koop = kc.attach(stepper, model, loss=loss_of(model), **SHORT, **koop_options)
+    losses = []
+    for _ in range(25):
+        layer = model[2 * draw(3)]
+        action = draw(9)
+        if action == 0:
+            layer.requires_grad_(False)
+        elif action in (1, 2):
+            layer.requires_grad_(True)
+        elif action == 3:
+            other = network(seed=draw(5))
+            layer.load_state_dict(dict(zip(model, other, strict=True))[layer].state_dict())
+        elif action == 4:
+            model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()})
+        elif action == 5 and koop is not None:
+            koop.load_state_dict(koop.state_dict())
+        elif action == 6 and koop is not None:
+            assert set(koop.recorded.names).isdisjoint(koop.recorded.left_out)
+            if koop.recorded.names and koop.stats.steps:
+                with koop.averaged():
+                    loss_of(model)()
+        elif action == 7 and koop is not None:
+            koop.reset()
+        if any(p.requires_grad for p in model.parameters()):
+            frozen = [(p, p.detach().clone()) for p in model.parameters() if not p.requires_grad]
+            stepper.zero_grad()
+            losses += train(stepper, loss_of(model), 1 + draw(12))
+            assert all(same_bits(p.detach(), before) for p, before in frozen)
+    return losses, [p.detach() for p in model.parameters()], koop
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_whatever_happens_rejected_jumps_change_nothing_and_frozen_layers_stay(seed):
+    losses, parameters, _ = wild_run(seed, None)
+    rejected, same, koop = wild_run(seed, {"margin": 0.999, "averages": 0.9})
+    assert rejected == losses
+    assert identical(same, parameters)
+    assert koop.stats.accepted == 0
+    _, _, jumping = wild_run(seed, {"averages": 0.9})
+    assert jumping.stats.steps == len(losses)

@@ -63,7 +63,7 @@ def test_what_means_the_same_is_taken(given, expected):
         ({"ladder": "auto"}, "ladder is 'auto'; give a number"),
         ({"slack": None}, "slack is None; give a share of the gain"),
         ({"margin": True}, "margin is True; give a share of the loss"),
-        ({"average": "0.9"}, "average is '0.9'; give a decay"),
+        ({"averages": "0.9"}, "averages is '0.9'; give decays"),
         ({"operator": "afine"}, "operator is 'afine'; accepted are affine, linear, trend, auto"),
         ({"partition": None}, "partition is None; accepted are network, layers, nodes, weights"),
         ({"schedule": "123"}, r"give \(t1, t2, T\)"),

@@ -15,11 +15,12 @@ import numpy.typing as npt
 
 from koopcore.backends.composed import Composed
 from koopcore.backends.cupy.batches import (
-    factor_in_time_order,
-    pseudo_inverse_root,
+    cholesky,
+    equilibrated,
     recurrences,
     rolled,
     sure_of_rank,
+    whiten,
 )
 from koopcore.backends.cupy.device import available, group_columns, on_host, opened, xp
 from koopcore.backends.protocol import (
@@ -36,8 +37,8 @@ from koopcore.types import FloatArray, IntArray
 BLOCK = 2**25  # numbers of snapshots that are in float64 at once
 
 
-def _bases(array: Any, order: IntArray, part: Partition) -> Iterator[tuple[IntArray, Any]]:
-    """(groups, B (n_groups, n, m) in float64) of groups of one size, a block at a time."""
+def _windows(array: Any, order: IntArray, part: Partition) -> Iterator[tuple[IntArray, Any]]:
+    """(groups, snapshots (n_groups, n, m) in float64) of groups of one size, a block at a time."""
     rows = [int(k) for k in order]
     for m in np.unique(part.sizes):
         same = np.flatnonzero(part.sizes == m)
@@ -45,21 +46,24 @@ def _bases(array: Any, order: IntArray, part: Partition) -> Iterator[tuple[IntAr
         for low in range(0, len(same), together):
             groups = same[low : low + together]
             x = array[:, group_columns(part, groups)][rows].astype(np.float64).transpose(1, 0, 2)
-            x[:, 1:] -= x[:, :-1].copy()
             yield groups, x
 
 
-def _reflected(basis: Any) -> Any:
-    """`reflect` of backends/reference.py for every group: rows in coordinates led by x_n."""
-    x = basis.cumsum(axis=1)
+def _basis(x: Any) -> Any:
+    """B (n_groups, n, m) of snapshots."""
+    basis = x.copy()
+    basis[:, 1:] -= x[:, :-1]
+    return basis
+
+
+def _reflected(x: Any) -> Any:
+    """`reflect` of backends/reflection.py for every group: rows in coordinates led by x_n."""
     last = x[:, -1]
     norm = xp().copysign(xp().sqrt((last * last).sum(axis=1)), last[:, 0])
     v = last.copy()
     v[:, 0] += norm
     square = (v * v).sum(axis=1)
-    # x - x_n from the differences, which are exact, not from their running sum.
-    rows = xp().zeros_like(x)
-    rows[:, :-1] = -basis[:, :0:-1].cumsum(axis=1)[:, ::-1]
+    rows = x - last[:, None]
     twice = 2.0 / xp().where(square == 0.0, np.inf, square)
     along = (rows * v[:, None]).sum(axis=2) * twice[:, None]
     rows = rows - along[:, :, None] * v[:, None]
@@ -82,23 +86,26 @@ class CupyCuda(Composed):
     name = "cupy_cuda"
     device = "cuda"
 
+    @np.errstate(over="ignore", invalid="ignore")
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
         n = len(snapshots.order)
         out = np.empty((part.n_groups, packed_size(n)))
         rows, columns = np.tril_indices(n)
         with opened(snapshots.array) as array:
-            for groups, basis in _bases(array, snapshots.order, part):
+            for groups, x in _windows(array, snapshots.order, part):
+                basis = _basis(x)
                 out[groups] = on_host((basis @ basis.transpose(0, 2, 1))[:, rows, columns])
         return out
 
+    @np.errstate(over="ignore", invalid="ignore")
     def feature_gram(
         self, snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
     ) -> FloatArray:
         m = int(part.sizes[0])
         out = np.empty((len(stops), part.n_groups, 2, m, m))
         with opened(snapshots.array) as array:
-            for groups, basis in _bases(array, snapshots.order, part):
-                columns = basis[:, 1:] if affine else _reflected(basis)
+            for groups, x in _windows(array, snapshots.order, part):
+                columns = _basis(x)[:, 1:] if affine else _reflected(x)
                 for i, stop in enumerate(stops):
                     f = columns[:, : stop - 1 - affine]
                     ahead = columns[:, 1 : stop - affine]
@@ -111,11 +118,12 @@ class CupyCuda(Composed):
         first = int(affine)
         columns = n - 1 - first
         full = xp().asarray(unpack(gram, n))
-        scale, factor, rank = factor_in_time_order(xp(), full[:, first:, first:], columns)
-        squares = xp().diagonal(full, axis1=1, axis2=2)[:, first:]
-        sure = sure_of_rank(xp(), factor, scale, squares)
-        rank = xp().where((rank == columns) & ~sure, columns - 1, rank)
-        whole = rank == columns
+        own = full[:, first:, first:]
+        scale, scaled = equilibrated(xp(), own)
+        factor, rank = cholesky(xp(), scaled, columns)
+        squares = xp().diagonal(own, axis1=1, axis2=2)
+        whole = (rank == columns) & sure_of_rank(xp(), factor, scale, squares)
+        rank = xp().where(whole, rank, xp().minimum(rank, columns - 1))
         pivots = xp().diagonal(factor, axis1=1, axis2=2)[:, :columns]
         condition = xp().where(whole, pivots.max(axis=1) / pivots.min(axis=1), np.inf)
         residual = xp().where(whole, factor[:, columns, columns] / scale[:, columns], 0.0)
@@ -136,9 +144,9 @@ class CupyCuda(Composed):
     def project(
         self, a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
     ) -> Projection:
-        """K = Vᵀ H V and z = Vᵀ g with V Vᵀ = A⁺, by symmetric eigen-decompositions."""
-        v, ranks, condition = pseudo_inverse_root(xp(), xp().asarray(a), rank, ridge, raw)
-        width = int(ranks.max()) if len(a) and a.shape[1] else 0
+        """K = Vᵀ H V and z = Vᵀ g with V Vᵀ = A⁺; see `whiten`."""
+        v, ranks, condition = whiten(xp(), xp().asarray(a), rank, ridge, raw)
+        width = int(ranks.max()) if len(a) else 0
         v = v[:, :, :width]
         across = v.transpose(0, 2, 1)
         operator, start = (
@@ -185,9 +193,9 @@ class CupyCuda(Composed):
     ) -> None:
         with opened(snapshots.array) as array, opened(out) as target:
             limit = float(np.finfo(str(target.dtype)).max)
-            for groups, basis in _bases(array, snapshots.order, part):
+            for groups, x in _windows(array, snapshots.order, part):
                 w = xp().asarray(np.ascontiguousarray(weights[:, groups].transpose(1, 0, 2)) - 1.0)
-                values = w @ basis + basis.sum(axis=1)[:, None]
+                values = x[:, -1:] + w @ _basis(x)
                 flat = xp().clip(values, -limit, limit).transpose(1, 0, 2).reshape(len(weights), -1)
                 columns = group_columns(part, groups).reshape(-1)
                 target[:, columns] = flat.astype(target.dtype)

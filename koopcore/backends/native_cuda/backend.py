@@ -52,7 +52,7 @@ class NativeCuda(Composed):
         self._cuda = module
 
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
-        on = Launch(self._cuda, snapshots, part)
+        on = Launch(self._cuda, snapshots, part, exact=True)  # `project` knows of no other noise
         out = on.empty(part.n_groups, packed_size(on.n))
         queue_gram(on, out, side_by_side=False)
         return on.memory.download(out)
@@ -184,8 +184,10 @@ class NativeCuda(Composed):
         """x_{n+T} of every group into ``out`` (n_horizons, size), or straight into ``parameters``.
 
         Fit, rollout and prediction of groups with m >= n - 1, without one word from the host:
-        groups of deficient rank are projected on the device, those whose rollout diverges or
-        whose snapshots are not finite keep their last snapshot. A CUDA graph can record it.
+        groups of deficient rank are projected on the device, from a second pass over their
+        snapshots where the Gram matrix resolves too little of them; those whose rollout diverges
+        or whose snapshots are not finite keep their last snapshot. A CUDA graph can record it.
+        A motion that has come down below 1e-9 of the window has fewer digits than `predict` gives.
         ``parameters``: a `tensors.TensorTable`, for a single horizon. Cost: one read of the
         snapshots of groups that fit the shared memory of a block, two of the others.
         """

@@ -39,8 +39,8 @@ SHARED_BYTES = 80 * 1024
 class _Uploaded:
     """A partition and its plan on one device; made once, and then used on any stream."""
 
-    def __init__(self, part: Partition, n: int, memory: DeviceMemory) -> None:
-        plan: Plan = make_plan(part, n)
+    def __init__(self, part: Partition, wide: bool, memory: DeviceMemory) -> None:
+        plan: Plan = make_plan(part, wide)
         self.stream = memory.stream
         self.arrays = [memory.upload(array) for array in part.segments]
         segments = tuple(map(memory.address, self.arrays))
@@ -82,11 +82,14 @@ class _UploadedShares:
 class Launch:
     """One call of a stage: the window and groups as the kernels take them, and where they run.
 
+    exact: Gram matrices are summed in fp64 also where that is slow; ``noise`` is 1 then.
     Raises ValueError for arrays on different devices, RuntimeError for a device that the module
     has no code for, MemoryError for work space that does not fit.
     """
 
-    def __init__(self, module: Any, snapshots: Snapshots, part: Partition) -> None:
+    def __init__(
+        self, module: Any, snapshots: Snapshots, part: Partition, exact: bool = False
+    ) -> None:
         self.memory = arrays.memory(snapshots.array)
         self._begin(module)
         array, order = snapshots
@@ -112,7 +115,9 @@ class Launch:
             self.n,
             double,
         )
-        self.noise = float(module.gram_noise(self.number, self.n, double))
+        noise = float(module.gram_noise(self.number, self.n, double))
+        self.noise = 1.0 if exact else noise
+        self.wide = self.n > WARP_WINDOW or self.noise < noise
         uploaded = self._groups(part)
         self.groups, self.plan = uploaded.groups, uploaded.plan
 
@@ -132,8 +137,8 @@ class Launch:
         self._held: list[Any] = []  # until the kernels that use them are queued
 
     def _groups(self, part: Partition) -> _Uploaded:
-        key = (type(self.memory), self.number, self.n > WARP_WINDOW)
-        uploaded: _Uploaded = self._once(key, lambda: _Uploaded(part, self.n, self.memory))
+        key = (type(self.memory), self.number, self.wide)
+        uploaded: _Uploaded = self._once(key, lambda: _Uploaded(part, self.wide, self.memory))
         return uploaded
 
     def shares(self) -> list[tuple[int, int, int, int]]:

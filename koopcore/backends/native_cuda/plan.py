@@ -46,12 +46,12 @@ class Plan(NamedTuple):
         return 0 if self.small is None else len(self.small)
 
 
-def make_plan(part: Partition, n: int) -> Plan:
-    """The plan for a window of ``n`` snapshots."""
+def make_plan(part: Partition, wide: bool) -> Plan:
+    """The plan; ``wide``: for Gram matrices that a warp's registers do not hold or may not sum."""
     sizes = part.sizes
     width = max(LEAST_PIECE, -(-part.n_parameters // MOST_PIECES // 64) * 64)
     large = sizes > 2 * width
-    if n > WARP_WINDOW:
+    if wide:
         small = np.zeros(part.n_groups, dtype=np.bool_)
     else:
         small = sizes <= WARP_SIZE

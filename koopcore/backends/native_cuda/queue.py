@@ -17,7 +17,9 @@ NOWHERE = (0, 0, 0, KINDS["float32"])  # an output array that is not there
 def queue_gram(on: Launch, out: Any, side_by_side: bool) -> None:
     """G of every group, 32 groups side by side or a packed row each."""
     space = on.space(on.module.gram_space(on.plan, on.n))
-    on.module.gram(on.window, on.groups, on.plan, on.address(out), side_by_side, space, on.target)
+    on.module.gram(
+        on.window, on.groups, on.plan, on.address(out), side_by_side, space, on.wide, on.target
+    )
 
 
 def empty_gram(on: Launch) -> Any:
@@ -111,10 +113,10 @@ def queue_deficient(
     growth: Any,
 ) -> None:
     """Weights and growth of deficient groups, into those of all groups."""
-    given, groups = (on.address(gram), on.address(rank)), on.part.n_groups
+    given, how, groups = (on.address(gram), on.address(rank)), (affine, on.noise), on.part.n_groups
     for some, out in horizon_blocks(on, horizons, weights, growth):
         space = on.space(on.module.deficient_space(groups, on.n, affine, some, on.number))
-        on.module.roll_deficient(*given, groups, on.n, affine, some, *out, space, on.target)
+        on.module.roll_deficient(on.window, on.groups, *given, *how, some, *out, space, on.target)
 
 
 def queue_combine(

@@ -19,7 +19,7 @@ import numpy as np
 
 from koopcore.backends.numba.lanes import add_multiple, copy, dot, power_of_two_scale, take_lanes
 from koopcore.backends.numba.runtime import inner, kernel, making
-from koopcore.backends.numba.simd import WIDTH, constant, fma, load, sqrt, store
+from koopcore.backends.numba.simd import WIDTH, constant, fma, load, sqrt, store, where_less
 from koopcore.backends.protocol import LEAST_EIGENVALUE, SQUARES, WEIGHT_LIMIT
 
 DIRECT_STEPS = 1024  # beyond this horizon x^T mod p is squared instead
@@ -117,12 +117,11 @@ def cholesky(g, of, tolerance, rank):
 def check_rank(g, of, share, rank, z):
     """Full rank that may be rounding, or is near the cut-off of F, or of squares out of range.
 
-    Mirrors `sure_of_rank` in reference.py. The smallest eigenvalue of L Lᵀ is about l_k²/‖z‖² with
-    Lᵀ z = l_k e_k, l_k the smallest diagonal entry of L. z: (columns).
+    Mirrors `sure_of_rank` in reference.py. The smallest eigenvalue of L Lᵀ is at most columns/‖z‖²
+    with Lᵀ z = (±1, …, ±1), signs by which z grows. z: (columns).
     """
     rows, affine, scale, factor, inverse = of
     columns = rows - 1
-    smallest, place = np.full(WIDTH, np.inf), np.zeros(WIDTH, dtype=np.int64)
     for lane in range(WIDTH):
         total = 0.0
         for i in range(columns):
@@ -136,22 +135,20 @@ def check_rank(g, of, share, rank, z):
             pivot = factor[(i * rows + i) * WIDTH + lane]
             distance = pivot / scale[i * WIDTH + lane]
             sure = sure and distance * distance > floor
-            if pivot < smallest[lane]:
-                smallest[lane], place[lane] = pivot, i
         if not sure:
             rank[lane] = min(rank[lane], columns - 1)
     for i in range(columns * WIDTH):
         z[i] = 0.0
-    for lane in range(WIDTH):
-        z[place[lane] * WIDTH + lane] = smallest[lane]
     square = constant(0.0)
     for i in range(columns - 1, -1, -1):
-        y = load(z, i * WIDTH) * load(inverse, i * WIDTH)
+        y = load(z, i * WIDTH)
+        y = where_less(y, constant(0.0), y - constant(1.0), y + constant(1.0))
+        y = y * load(inverse, i * WIDTH)
         square = fma(y, y, square)
         add_multiple(z, 0, -y, factor, i * rows, i)
     store(z, 0, square)
     for lane in range(WIDTH):
-        if not smallest[lane] * smallest[lane] > LEAST_EIGENVALUE * z[lane]:
+        if not columns > LEAST_EIGENVALUE * z[lane]:
             rank[lane] = min(rank[lane], columns - 1)
 
 

@@ -23,12 +23,12 @@ from koopcore.lab.problems.oscillator import OscillatorBatch
 from koopcore.lab.problems.scores import Floats
 from koopcore.training import ExponentialAverage, WindowAverage, attach
 
-METHODS = {"koopcore": ("koopman", "mean", "line"), "line": ("line",)}
-"""Candidates of each method that jumps; everything else about them is the same."""
+METHODS: dict[str, dict[str, Any]] = {"koopcore": {}, "line": {"candidates": ("line",)}}
+"""Options of `attach` of each method that jumps: none, and straight lines instead of operators."""
 
 
 def settings(quick: bool) -> dict[str, Any]:
-    """Rates, networks, seeds and the options of ``attach``, defaults but for Adam's snapshots."""
+    """Rates, networks, seeds and the how the averages are kept."""
     regime: dict[str, Any] = {
         "networks": 8,
         "seed": 300,
@@ -46,7 +46,6 @@ def settings(quick: bool) -> dict[str, Any]:
             "adadelta": [0.3, 1.0, 2.0, 3.0],
             "adam": [0.04, *_decaying((0.04, 0.06), 1e-4), *_decaying((0.06,), 3e-4)],
         },
-        "attach": {"adagrad": {}, "adadelta": {}, "adam": {"stride": 10, "record": "mean"}},
         "ema": [0.9, 0.99],
         "lawa": [10, 25],
         "average_every": 10,
@@ -182,7 +181,7 @@ def jumping(
 ) -> dict[str, Any]:
     """Tune the rate on networks of another seed, then run every network at the best one."""
     reference = context.results[f"{optimizer}/plain"]
-    options = {**settings["attach"][optimizer], "candidates": METHODS[method]}
+    options = METHODS[method]
     tuning_steps = {}
     with one_thread(torch.device("cpu")):
         tuning = make_problem(settings, tuning=True)

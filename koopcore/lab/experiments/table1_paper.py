@@ -49,14 +49,9 @@ def settings(quick: bool) -> dict[str, Any]:
         "beyond": 3000,
         "stride_beyond": 100,
         "paces": {
-            "adagrad": [[rate, weak] for rate in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)],
-            "adadelta": [[rate, weak] for rate in (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)],
-            "adam": [
-                *([rate, weak] for rate in (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)),
-                [1e-3, 1e-4],
-                [1e-3, 1e-3],
-                [1e-2, 1e-3],
-            ],
+            "adagrad": [[rate, weak] for rate in (0.01, 0.02, 0.05, 0.1)],
+            "adadelta": [[rate, weak] for rate in (0.01, 0.03, 0.1)],
+            "adam": [[rate, weak] for rate in (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)],
         },
         "cutoffs": [1e-15, 1e-12, 2.2e-12, 1e-10, 1e-8],
         "partitions": ["nodes", "network", "layers", "weights"],

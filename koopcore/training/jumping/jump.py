@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from koopcore.operators import fit
-from koopcore.training.averaging import ExponentialAverage
+from koopcore.training.averaging import AverageFamily
 from koopcore.training.jumping import line_search as places
 from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.line_search import Ladder, SearchResult, line_search
@@ -53,16 +53,18 @@ class Jump:
         self.settings = settings
         self.optimizer = optimizer
         self.guarded = guarded
+        self.kinds = settings.candidates
 
     def attempt(
         self,
         recording: Recording,
         policy: Policy,
-        average: ExponentialAverage | None = None,
+        averages: AverageFamily | None = None,
     ) -> Outcome:
         """Fit the recorded window and jump if that lowers the loss (or hindcast allows it).
 
-        average: of the weights; a jump must then beat the loss there as well.
+        averages: of the weights; where "mean" is a candidate, the loss at the shortest of them must
+            be beaten as well, for what a mean gains is as a rule what an average has anyway.
         """
         recording.balance()
         rows, order = recording.ring.snapshots()
@@ -87,7 +89,7 @@ class Jump:
             return self._blind(recording, operators, policy.blind_horizon(hindcast), hindcast)
         bound = recording.bound() if recording.n_groups > 1 else None
         ladders = self._ladders(operators, rows, order, policy.horizons(), policy.rungs, bound)
-        return self._search(recording, operators, ladders, hindcast, average)
+        return self._search(recording, operators, ladders, hindcast, averages)
 
     def _ladders(
         self,
@@ -100,7 +102,7 @@ class Jump:
     ) -> list[Ladder]:
         ladders: list[Ladder] = []
         after = False  # what follows the Koopman trajectory is a last resort
-        for kind in self.settings.candidates:
+        for kind in self.kinds:
             if kind == "koopman":
                 ladders.append(Ladder(places.koopman(operators, horizons, rungs, bound), rungs))
             elif kind == "mean":
@@ -134,7 +136,7 @@ class Jump:
         operators: Any,
         ladders: list[Ladder],
         hindcast: float,
-        average: ExponentialAverage | None,
+        averages: AverageFamily | None,
     ) -> Outcome:
         guarded, parameters, buffers = self.guarded, recording.parameters, recording.buffers
         assert guarded is not None
@@ -151,6 +153,7 @@ class Jump:
             move(vector)
             return guarded()
 
+        barred = averages is not None and bool(averages.members) and "mean" in self.kinds
         copies = parameters.copy()
         result: SearchResult | None = None
         moved: list[tuple[Tensor, Tensor]] = []
@@ -161,8 +164,9 @@ class Jump:
                     reason = f"the present loss is {base}"
                     return Outcome(False, "none", 0.0, base, base, hindcast, 1, reason)
                 bar = base
-                if average is not None:
-                    with parameters.exchanged([real(a) for a in average.average]):
+                if barred:
+                    assert averages is not None
+                    with parameters.exchanged([real(a) for a in averages.members[0].average]):
                         bar = min(base, finite(guarded()))
                 slack, margin = self.settings.slack, self.settings.margin
                 result = line_search(bar, ladders, evaluate, slack, margin)
@@ -174,7 +178,7 @@ class Jump:
         finally:
             if result is None or result.best is None:
                 parameters.restore(copies)
-        count = 1 + (average is not None) + len(result.losses)
+        count = 1 + barred + len(result.losses)
         best = result.best
         if best is None:
             reason = "no candidate lowered the loss"

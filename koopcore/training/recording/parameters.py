@@ -151,14 +151,15 @@ class TrainableParameters:
     @torch.no_grad()
     def copy(self) -> list[Tensor]:
         """Return copies of parameters and masters, bit by bit, for :meth:`restore`."""
-        return [t.detach().clone() for t in self._written()]
+        return [t.detach().clone() for t in self.written()]
 
     @torch.no_grad()
     def restore(self, copies: Sequence[Tensor]) -> None:
         """Put back what :meth:`copy` returned, bit by bit."""
-        torch._foreach_copy_(self._written(), list(copies))
+        torch._foreach_copy_(self.written(), list(copies))
 
-    def _written(self) -> list[Tensor]:
+    def written(self) -> list[Tensor]:
+        """Return all that a jump writes: parameters and masters."""
         extra = [s for p, s in zip(self.parameters, self.sources, strict=True) if p is not s]
         return [*self.parameters, *extra]
 

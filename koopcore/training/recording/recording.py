@@ -19,6 +19,7 @@ from koopcore.training.jumping.bounds import GroupBounds
 from koopcore.training.recording.live_buffers import LiveBuffers
 from koopcore.training.recording.normalized_update import normalized_update
 from koopcore.training.recording.parameters import TrainableParameters
+from koopcore.training.recording.probe import Probe
 from koopcore.training.recording.ring import DifferenceRing, SnapshotRing, place
 from koopcore.training.settings import PartitionLike, Settings
 from koopcore.training.state import check_like
@@ -64,6 +65,7 @@ class Recording:
         kind: type[DifferenceRing | SnapshotRing]
         kind = DifferenceRing if settings.storage == "bfloat16" else SnapshotRing
         dtype = torch.float32 if settings.storage == "float32" else None
+        self.probe = Probe(parameters.sources)
         self._bounds: GroupBounds | None = None
         self.ring = kind(tensors, slots, offsets=offsets, size=size, dtype=dtype)
         affine = settings.operator == "affine"
@@ -140,20 +142,23 @@ class Recording:
         return {
             "scale": self.scale,
             "ring": ring,
+            "probe": self.probe.state_dict(),
             "buffers": list(self.buffers.names),
             "buffer_rows": packed.getvalue(),
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
-        like = {"scale": 1.0, "ring": {}, "buffers": [], "buffer_rows": b""}
-        flat = {**state, "ring": {}} if "ring" in state else state
+        like = {"scale": 1.0, "ring": {}, "probe": {}, "buffers": [], "buffer_rows": b""}
+        flat = {k: {} if k in ("ring", "probe") else v for k, v in state.items()}
         check_like(flat, like, "the recording in the saved state")
+        self.probe.check_state(state["probe"])
         self.ring.check_state(_joined(state), "the ring in the saved state")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         self.ring.load_state_dict(_joined(state))
+        self.probe.load_state_dict(state["probe"])
         self.scale = float(state["scale"])
 
     def _state(self) -> list[Tensor]:

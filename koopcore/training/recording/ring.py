@@ -317,12 +317,12 @@ class SnapshotRing(Recorder):
         """Take ``tensors`` into the running mean, in the row that comes next."""
         source = self.tensors if tensors is None else list(tensors)
         self._blended += 1
-        row = self.data[self._head]
-        if self._kernel and self._blended == 1 and self._kernel.into(row, source):
+        first = self._blended == 1
+        if first and self._kernel and self._kernel.into(self.data[self._head], source):
             return
         views = self.views(self._head)
         with torch.no_grad():
-            if self._blended == 1:
+            if first:
                 torch._foreach_copy_(views, source)
                 return
             if not all(t.dtype == self.dtype for t in source):

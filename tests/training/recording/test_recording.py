@@ -26,7 +26,7 @@ from koopcore.training.recording.parameters import TrainableParameters, same_bit
 from koopcore.training.recording.recording import Recording, partition_of  # noqa: E402
 from koopcore.training.settings import Settings  # noqa: E402
 
-SHORT = {"window": 6, "stride": 3}
+SHORT = {"regime": "smooth", "window": 6, "stride": 3}
 
 
 def stepped(name, steps=7):
