@@ -12,6 +12,7 @@ from torch import nn
 from koopcore.training.attached import Attached
 from koopcore.training.hooks import attached
 from koopcore.training.jumping.guarded_loss import GuardedLoss
+from koopcore.training.jumping.span import Residuals
 from koopcore.training.recording.parameters import Masters, unwrapped
 from koopcore.training.settings import Options, Settings
 
@@ -30,6 +31,7 @@ def attach(
     model: nn.Module,
     *,
     loss: Callable[[], Any] | None = None,
+    residuals: Callable[[], Any] | None = None,
     masters: Masters | None = None,
     generators: torch.Generator | Iterable[torch.Generator] = (),
     **options: Unpack[Options],
@@ -56,6 +58,11 @@ def attach(
             is called several times per attempt, without gradients if it needs none, always on the
             same random state: hold one representative batch in it, or a validation batch. None: a
             jump as long as the hindcast error allows, a weaker guard that nothing checks.
+        residuals: for least squares on the full batch: no arguments; returns the residuals ``r`` at
+            the present parameters, a tensor whose squares sum to the loss, or an iterable (a
+            generator) of such tensors, one piece of the batch each, where all at once do not fit
+            into memory. Jumps are then Gauss-Newton steps in the span of the last snapshots
+            (:class:`SpanJump`), not Koopman predictions. ``loss`` is their sum of squares if None.
         masters: float32 masters of a bfloat16/float16 model (the tensors that ``optimizer``
             steps), by name or in module order; a jump writes both.
         generators: torch generators that ``loss`` draws from, restored for each candidate.
@@ -69,7 +76,8 @@ def attach(
     Raises:
         TypeError, ValueError: options, an optimizer that does not hold the parameters, attaching
         twice, and a loss that fails, returns no finite number, changes the model or its gradients,
-        or is random: it is called twice, and what it did is undone bit by bit. MemoryError: the
+        or is random: it is called twice, and what it did is undone bit by bit. So are residuals
+        whose squares do not sum to the loss, or whose number changes. MemoryError: the
         ring does not fit. While training: RuntimeError if all parameters were replaced, ValueError
         for a partition that does not follow a change of what trains.
 
@@ -85,9 +93,11 @@ def attach(
     """
     stepper = inner_optimizer(optimizer)
     settings = Settings.of(options)
+    squares = None if residuals is None else Residuals(residuals)
+    loss = squares if loss is None else loss
     guarded = None if loss is None else GuardedLoss(loss, unwrapped(model), generators)
     with torch.inference_mode(False):  # whose tensors could not be recorded into later
-        return Attached(stepper, model, settings, guarded, masters)
+        return Attached(stepper, model, settings, guarded, squares, masters)
 
 
 def inner_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

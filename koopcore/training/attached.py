@@ -16,7 +16,8 @@ from koopcore.training.averaging import AverageFamily
 from koopcore.training.hooks import Hooks
 from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.jump import Jump, Outcome
-from koopcore.training.policy import policy_for
+from koopcore.training.jumping.span import Residuals, SpanJump
+from koopcore.training.policy import INTERVAL, policy_for
 from koopcore.training.recording.live_buffers import LiveBuffers
 from koopcore.training.recording.normalized_update import check_supported
 from koopcore.training.recording.parameters import (
@@ -64,6 +65,7 @@ class Attached:
         model: nn.Module,
         settings: Settings,
         guarded: GuardedLoss | None,
+        residuals: Residuals | None,
         masters: Masters | None,
     ) -> None:
         self.settings = settings
@@ -71,13 +73,16 @@ class Attached:
         self.model = unwrapped(model)
         self._stats = Statistics()
         self._masters = matched(self.model, masters)
-        self._policy = policy_for(settings, optimizer)
+        self._policy = policy_for(settings, optimizer, residuals is not None)
         self._judge = RegimeJudge(settings.regime if settings.schedule is None else "smooth")
         self._buffers = LiveBuffers(self.model, settings.buffers)
         if settings.observables == "weights+update":
             check_supported(optimizer)
         self._guarded = guarded
-        self._jump = Jump(settings, optimizer, guarded)
+        self._residuals = residuals
+        self._jump: Jump | SpanJump = Jump(settings, optimizer, guarded)
+        if residuals is not None and guarded is not None:
+            self._jump = SpanJump(optimizer, guarded, residuals)
         self._recording: Recording | None = None
         self._recorded = Recorded((), {})
         self._averages = AveragedWeights(None, guarded)
@@ -148,7 +153,7 @@ class Attached:
             return
         if policy.stride != self._pace:
             self._pace = policy.stride
-            self._blended = frozenset(self.settings.averaged_steps(policy.stride))
+            self._blended = frozenset(self.settings.averaged_steps(policy.stride, policy.record))
         to_come = -ahead % policy.stride  # steps until the next snapshot is due
         if to_come not in self._blended or ahead == 0:
             return
@@ -162,7 +167,8 @@ class Attached:
             recording.ring.commit()
             self._stats.snapshots += 1
         self._stats.add_recording(perf_counter() - begun)
-        if to_come == 0 and recording.ring.full and judge.may_jump:
+        ready = to_come == 0 and policy.due(recording.ring.count, self._step)
+        if ready and judge.may_jump:
             self._attempt(recording)
 
     def _probe(self) -> None:
@@ -250,18 +256,22 @@ class Attached:
         self._fresh = True
         family, before = self._averages.family, self._judge.regime
         outcome = self._jump.attempt(recording, policy, family)
-        policy.attempted(outcome.hindcast, outcome.loss_before)
+        losses = outcome.loss_before, outcome.loss_after
+        policy.attempted(self._step, outcome.hindcast, *losses, outcome.evaluations)
         self._judge.attempt(outcome.hindcast, self._step)
         stride = policy.stride
         if outcome.accepted:
             if family is not None:
                 family.restart()
             policy.accepted(self._step, outcome.horizon, outcome.loss_before)
+            recording.probe.ring.clear()
+            if isinstance(self._jump, SpanJump):
+                self._judge.restart(self._step + INTERVAL)  # once the optimizer has settled
         else:
             policy.rejected(self._step)
-            if policy.keep:
-                recording.ring.keep(policy.keep)
-                self._fresh = False
+        if policy.keep:
+            recording.ring.keep(policy.keep)
+            self._fresh = False
         self._report(outcome, stride, perf_counter() - begun)
         if self._judge.regime != before:
             self._enter()
@@ -330,6 +340,8 @@ class Attached:
         self._recording.check(self.settings)
         if self._guarded is not None:
             self._guarded.rehearse()
+            if self._residuals is not None:
+                self._residuals.check(self._guarded)
         self._checked = True
 
     def _restart(self) -> None:
@@ -427,6 +439,7 @@ class Attached:
             "policy": self._policy.state_dict(),
             "recording": {} if recording is None else recording.state_dict(),
             "averages": self._averages_state(),
+            "jumps": self._jumps_state(),
             "statistics": self.stats.state_dict(),
         }
 
@@ -459,6 +472,8 @@ class Attached:
             family.load_state_dict(state["averages"], self._recording.parameters.names)
         self._step = state["step"]
         self._fresh = state["fresh"]
+        if state["jumps"] and isinstance(self._jump, SpanJump) and self._recording is not None:
+            self._jump.load_state_dict(state["jumps"], self._recording)
         self._judge.load_state_dict(state["regime"])
         self._policy.load_state_dict(state["policy"])
         self._stats.load_state_dict(state["statistics"])
@@ -469,7 +484,7 @@ class Attached:
         where = "the saved state"
         settings = self.settings.identity()
         like = {"version": 1, "step": 1, "fresh": True, "layout": ""}
-        parts = ("settings", "regime", "policy", "recording", "averages", "statistics")
+        parts = "settings regime policy recording averages jumps statistics".split()
         if not isinstance(state, Mapping):
             raise ValueError(
                 f"{where} is a {type(state).__name__}; give what state_dict() returned"
@@ -502,6 +517,10 @@ class Attached:
             raise ValueError(f"{where} has a window but no layout; was it altered?")
         if state["layout"]:
             self._check_averages(state["averages"])
+            if isinstance(self._jump, SpanJump) and self._recording is not None:
+                self._jump.check_state(state["jumps"], self._recording)
+            else:
+                check_like(state["jumps"], {}, f"the jumps in {where}")
         self._judge.check_state(state["regime"])
         self._policy.check_state(state["policy"])
         self._stats.check_state(state["statistics"])
@@ -518,6 +537,11 @@ class Attached:
         if family is None or recording is None:
             return {}
         return family.state_dict(recording.parameters.names)
+
+    def _jumps_state(self) -> dict[str, Any]:
+        if self._recording is None or not isinstance(self._jump, SpanJump):
+            return {}
+        return self._jump.state_dict(self._recording)
 
     def _check_averages(self, state: Mapping[str, Any]) -> None:
         family, recording = self._averages.family, self._recording

@@ -10,7 +10,7 @@ import torch
 
 from koopcore.training.jumping.line_search import geometric
 from koopcore.training.regime import Regime
-from koopcore.training.settings import NOISE_STRIDE, SCHEDULED, Settings
+from koopcore.training.settings import NOISE_STRIDE, SCHEDULED, Settings, Steps
 from koopcore.training.state import check_like, check_range
 
 #: Horizons in windows: the first rung (and the share of the last jump below which none is tried),
@@ -32,6 +32,15 @@ SLIDES = 2
 LOST = 2
 #: Doublings of the rest that rejections can add up to.
 MAX_DOUBLINGS = 6
+
+#: Residuals: snapshots of the window and steps between them, the fewest to begin with, steps
+#: between attempts, and evaluations that cost as much as a step.
+SPAN, SPAN_STRIDE, FEWEST = 60, 5, 4
+INTERVAL = 10
+PER_STEP = 3.0
+#: Attempts of a block, the most blocks in a row, and the steps alone after them.
+BLOCK, MOST_BLOCKS = 20, 16
+ALONE, MOST_ALONE = 60, 2560
 
 #: warmup="auto" waits until the median hindcast error is below this share of the movement,
 READY_HINDCAST = 0.2
@@ -71,6 +80,7 @@ class AdaptivePolicy:
         ladder: float,
     ) -> None:
         self.window = window
+        self.record: Steps | None = None
         self.free = stride is None
         self.stride = FIRST_STRIDE if stride is None else stride
         self.paced = self.stride  # of the next window
@@ -126,10 +136,19 @@ class AdaptivePolicy:
         self.rejections = self.lost = self.keep = 0
         self.bar = math.inf
 
-    def attempted(self, hindcast: float, loss: float | None) -> None:
-        """Take in what an attempt found before it tried anything, and pace the next window."""
-        if loss is not None:
-            self.lost = self.lost + 1 if loss >= self.bar else 0
+    def due(self, count: int, step: int) -> bool:
+        """Return whether to attempt now, with ``count`` snapshots recorded."""
+        return count == self.window
+
+    def attempted(
+        self, step: int, hindcast: float, before: float | None, after: float | None, checks: int
+    ) -> None:
+        """Take in what an attempt found, and pace the next window.
+
+        before, after: the losses, None without one. checks: evaluations of the loss.
+        """
+        if before is not None:
+            self.lost = self.lost + 1 if before >= self.bar else 0
         self.bar = math.inf
         if self.free and math.isfinite(hindcast):
             low, high = STEADY
@@ -202,6 +221,122 @@ class AdaptivePolicy:
             setattr(self, name, state[name])
 
 
+class SpanPolicy:
+    """Jumps in the span of a long window that slides on over them, as long as they pay.
+
+    An attempt every 10 steps. What a jump gains shows only later, so blocks are compared: after 20
+    attempts the steps go on alone for a while, and whichever has lowered the logarithm of the loss
+    by more per unit of cost goes on for longer: a step is one unit, an evaluation a third. Blocks
+    of attempts double, up to 16 times, while they pay; the steps between double, up to 2,560, while
+    they do not.
+    """
+
+    def __init__(self, stride: int | None) -> None:
+        self.window = SPAN
+        self.stride = SPAN_STRIDE if stride is None else stride
+        self.record: Steps | None = "mean"
+        self.start = 0
+        self.keep = SPAN
+        self.ready = True
+        self.over = False
+        self.rungs = 1
+        self.next = 0  # step of the next attempt
+        self.attempts = 0  # of the present block
+        self.blocks = 1  # of 20 attempts before the steps go on alone
+        self.alone = ALONE  # steps
+        self.trial = False  # whether they do
+        self.units = 0.0  # cost of the present block
+        self.first = 0.0  # the loss at its beginning
+        self.rate = 0.0  # of the last block, per unit
+        self.left = 0.0  # the loss that the last attempt left, and after which step
+        self.left_at = 0
+
+    def due(self, count: int, step: int) -> bool:
+        """Return whether to attempt now, with ``count`` snapshots recorded."""
+        return count >= FEWEST and step >= self.next
+
+    def judge(self, hindcast: float, growth: float) -> bool:
+        """There is nothing to predict."""
+        return True
+
+    def horizons(self) -> list[int]:
+        """There are none."""
+        return []
+
+    def blind_horizon(self, hindcast: float) -> int:
+        """Nor without a loss."""
+        return 0
+
+    def enter(self, regime: Regime, step: int) -> None:
+        """Every regime in which jumps are made is the same."""
+
+    def attempted(
+        self, step: int, hindcast: float, before: float | None, after: float | None, checks: int
+    ) -> None:
+        """Take in what an attempt gained and cost, and what the steps before it did."""
+        self.next = step + INTERVAL
+        if before is None or after is None:
+            return
+        if self.trial:
+            self._compare(step, before)
+        if not self.attempts:
+            self.first, self.units, self.left_at = before, 0.0, step
+        self.units += step - self.left_at + checks / PER_STEP
+        self.attempts += 1
+        self.left, self.left_at = after, step
+        if self.attempts >= self.blocks * BLOCK:
+            self.rate = _gain(self.first, after) / self.units
+            self.trial = True
+            self.next = step + self.alone
+
+    def _compare(self, step: int, loss: float) -> None:
+        """Take in what the steps alone came to."""
+        self.attempts = 0
+        self.trial = False
+        if _gain(self.left, loss) > self.rate * (step - self.left_at):
+            self.blocks = 1
+            self.alone = min(2 * self.alone, MOST_ALONE)
+        else:
+            self.blocks = min(2 * self.blocks, MOST_BLOCKS)
+            self.alone = ALONE
+
+    def accepted(self, step: int, horizon: float, before: float | None = None) -> None:
+        """The window slides on."""
+
+    def rejected(self, step: int) -> None:
+        """The window slides on."""
+
+    def restart(self, step: int) -> None:
+        """Begin a new window, and a new block."""
+        self.start = max(self.start, step)
+        self.attempts = 0
+        self.trial = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the policy stands."""
+        names = "start next attempts blocks alone trial units first rate left left_at"
+        return {name: getattr(self, name) for name in names.split()}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
+        where = "the policy in the saved state"
+        check_like(state, self.state_dict(), where)
+        check_range(state["blocks"], 1, MOST_BLOCKS, f"{where}['blocks']")
+        check_range(state["alone"], ALONE, MOST_ALONE, f"{where}['alone']")
+        for name in ("units", "first", "rate", "left"):
+            if not math.isfinite(state[name]):
+                raise ValueError(f"{where}[{name!r}] is {state[name]}; a finite number is needed")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def _gain(before: float, after: float) -> float:
+    return math.log(max(before, 1e-300)) - math.log(max(after, 1e-300))
+
+
 class FixedSchedule:
     """The paper's schedule: record steps ``t1 .. t2``, jump ``horizon`` steps ahead once, stop.
 
@@ -209,6 +344,7 @@ class FixedSchedule:
     """
 
     def __init__(self, t1: int, t2: int, horizon: int, stride: int) -> None:
+        self.record: Steps | None = None
         self.start = t1 - stride  # a stride before the first snapshot, as in any window
         self.stride = stride
         self.window = (t2 - t1) // stride + 1
@@ -233,8 +369,14 @@ class FixedSchedule:
     def enter(self, regime: Regime, step: int) -> None:
         """The paper's schedule is the same in every regime."""
 
-    def attempted(self, hindcast: float, loss: float | None) -> None:
-        """And paces nothing."""
+    def due(self, count: int, step: int) -> bool:
+        """Return whether the window is whole."""
+        return count == self.window
+
+    def attempted(
+        self, step: int, hindcast: float, before: float | None, after: float | None, checks: int
+    ) -> None:
+        """Nothing is paced."""
 
     def accepted(self, step: int, horizon: float, before: float | None = None) -> None:
         """Stop recording for good."""
@@ -261,11 +403,15 @@ class FixedSchedule:
         self.start, self.over = state["start"], state["over"]
 
 
-Policy: TypeAlias = AdaptivePolicy | FixedSchedule
+Policy: TypeAlias = AdaptivePolicy | FixedSchedule | SpanPolicy
 
 
-def policy_for(settings: Settings, optimizer: torch.optim.Optimizer) -> Policy:
+def policy_for(
+    settings: Settings, optimizer: torch.optim.Optimizer, residuals: bool = False
+) -> Policy:
     """Return a fresh policy; ``ladder=None`` is 2 for optimizers with Adam's moments, else 4."""
+    if residuals:
+        return SpanPolicy(settings.stride)
     if settings.schedule is not None:
         return FixedSchedule(*settings.schedule, settings.stride or SCHEDULED)
     ladder = settings.ladder

@@ -146,8 +146,8 @@ class Settings:
                 near = get_close_matches(name, names, n=1)
                 meant = f" (did you mean {near[0]!r}?)" if near else ""
                 raise TypeError(
-                    f"attach has no option {name!r}{meant}; there are loss, masters, generators, "
-                    f"{', '.join(names)}"
+                    f"attach has no option {name!r}{meant}; there are loss, residuals, masters, "
+                    f"generators, {', '.join(names)}"
                 )
         return cls(**options)
 
@@ -219,7 +219,7 @@ class Settings:
         t2 = whole("t2 of schedule", schedule[1], t1 + 3 * stride, " (t1 + three strides)")
         return t1, t2, whole("T of schedule", schedule[2], 1)
 
-    def averaged_steps(self, stride: int) -> tuple[int, ...]:
+    def averaged_steps(self, stride: int, usual: Steps | None = None) -> tuple[int, ...]:
         """Steps of each stride that a snapshot averages, counted back from its last.
 
         ``"mean"`` takes eight or more, evenly spaced, from a stride of 25 on four or more:
@@ -227,6 +227,8 @@ class Settings:
         rates flip the weights from step to step.
         """
         record = self.record
+        if record is None:
+            record = usual
         if record is None:
             record = 2 if stride < LONG else "mean"
         if isinstance(record, str):

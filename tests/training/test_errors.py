@@ -83,7 +83,10 @@ def test_a_partition_of_another_size_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"windw": 9}, r"no option 'windw' \(did you mean 'window'\?\); there are loss, masters"),
+        (
+            {"windw": 9},
+            r"no option 'windw' \(did you mean 'window'\?\); there are loss, residuals",
+        ),
         ({"module": None}, "no option 'module'"),
         ({"horizon": 3}, "window, stride, partition, operator, .*max_horizon, .*exclude"),
     ],

@@ -16,6 +16,8 @@ from small_training import OPTIMIZERS, network  # noqa: E402
 import koopcore as kc  # noqa: E402
 from koopcore.training.settings import Options, Settings  # noqa: E402
 
+ARGUMENTS = ["loss", "residuals", "masters", "generators"]
+
 
 def test_options_and_settings_have_the_same_names_types_and_order():
     assert get_type_hints(Options) == get_type_hints(Settings)
@@ -26,7 +28,7 @@ def test_every_option_is_described_once_and_passes_through_attach():
     for field in fields(Settings):
         assert f"{field.name}" in Settings.__doc__, field.name
     parameters = inspect.signature(kc.attach).parameters
-    assert list(parameters) == ["optimizer", "model", "loss", "masters", "generators", "options"]
+    assert list(parameters) == ["optimizer", "model", *ARGUMENTS, "options"]
     model = network()
     defaults = {field.name: field.default for field in fields(Settings)}
     optimizer = OPTIMIZERS["adam"](model.parameters())

@@ -113,6 +113,11 @@ class OscillatorBatch:
             return self._forward(params).loss  # needs_input_grad does not see no_grad
         return _Loss.apply(params, self)
 
+    def residuals(self, params: Tensor) -> Tensor:
+        """Defects of both equations, ``(rows, 2 points)``, whose squares sum to the losses."""
+        with torch.no_grad():
+            return self._forward(params).residual.flatten(1) / math.sqrt(self.points)
+
     def loss_and_gradient(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Loss ``(rows,)`` and its gradient ``(rows, 152)``, outside the autograd graph."""
         with torch.no_grad():

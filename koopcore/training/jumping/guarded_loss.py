@@ -78,10 +78,17 @@ class GuardedLoss:
 
     def __call__(self) -> float:
         """Return the loss at the model's present parameters, with the buffers as on entry."""
+        return scalar(self.run(self.loss))
+
+    def run(self, function: Callable[[], Any]) -> Any:
+        """Return what ``function`` does, under the same conditions; a tensor as a copy of its own.
+
+        Raises as a call does, but for what it returns.
+        """
         versions = [p._version for _, p in self._parameters]
         gradients = [_gradient_mark(p) for _, p in self._parameters]
         try:
-            result = self._run(self.loss)
+            result = self._run(function)
             if isinstance(result, Tensor):  # perhaps of a buffer that is put back now
                 result = result.detach().clone()
         finally:
@@ -98,7 +105,7 @@ class GuardedLoss:
                     f"the loss changed {name}.grad; leave backward() and zero_grad() out of it, "
                     "and use torch.autograd.grad for derivatives inside a loss"
                 )
-        return scalar(result)
+        return result
 
     def rehearse(self) -> None:
         """Call the loss twice and say what is wrong with it; parameters and gradients stay.

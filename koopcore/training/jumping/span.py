@@ -1,0 +1,317 @@
+"""Least squares: Gauss-Newton steps in the span of the last snapshots, by evaluations alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from koopcore.training.averaging import AverageFamily
+from koopcore.training.jumping.guarded_loss import SAME, GuardedLoss, check_arguments
+from koopcore.training.jumping.jump import Outcome
+from koopcore.training.policy import Policy
+from koopcore.training.recording.normalized_update import normalized_update
+from koopcore.training.recording.parameters import real
+from koopcore.training.recording.recording import Recording
+from koopcore.training.state import check_like
+
+#: Directions that are probed, and the pivot, relative to a unit column, below which none is left.
+DIRECTIONS = 30
+PIVOT = 1e-10
+#: Length of a probe along a unit direction, by the dtype of the weights.
+PROBE = {torch.float64: 1e-5}
+PROBE_NARROW = 3e-3
+#: Of the probe along the step itself that shows the residuals' curvature; the share of the step
+#: that its correction may have.
+CURVATURE = 0.1
+CORRECTION = 0.75
+#: Factors of the damping that are tried, the damping of the first jump, and what one in vain does.
+DAMPINGS = (0.2, 1.0, 5.0)
+FIRST_DAMPING = 1e-2
+HARDER = 4.0
+DAMPING_RANGE = (1e-8, 1e4)
+
+
+class Residuals:
+    """The user's residuals, as pieces of one vector, and their sum of squares; callable as a loss.
+
+    Raises on a call: TypeError for what is no real floating-point tensor, ValueError for another
+    number of residuals than the first time.
+    """
+
+    def __init__(self, residuals: Callable[[], Any]) -> None:
+        if not callable(residuals):
+            raise TypeError(
+                f"residuals is {type(residuals).__name__}; give a function without arguments that "
+                "returns the residuals at the model's present parameters"
+            )
+        check_arguments(residuals)
+        self._residuals = residuals
+        self._lengths: list[int] = []
+
+    def pieces(self) -> Iterator[Tensor]:
+        """Yield the pieces, flat, each computed when it is asked for."""
+        result = self._residuals()
+        if not isinstance(result, Tensor) and not isinstance(result, Iterable):
+            raise TypeError(
+                f"residuals returned {type(result).__name__}; return a tensor, or an iterable of "
+                "tensors, whose squares sum to the loss"
+            )
+        count = 0
+        for count, piece in enumerate([result] if isinstance(result, Tensor) else result, start=1):
+            if not isinstance(piece, Tensor) or not piece.is_floating_point():
+                what = piece.dtype if isinstance(piece, Tensor) else type(piece).__name__
+                raise TypeError(
+                    f"residuals returned {what}; real floating-point tensors are needed"
+                )
+            if len(self._lengths) < count:
+                self._lengths.append(piece.numel())
+            if piece.numel() != self._lengths[count - 1]:
+                self._changed(f"piece {count} has {piece.numel()}", self._lengths[count - 1])
+            yield piece.detach().reshape(-1)
+        if count != len(self._lengths):
+            self._changed(f"there are {count} pieces", len(self._lengths))
+
+    def __call__(self) -> float:
+        """Return the sum of squares, added up in float64."""
+        return sum(float(piece.double().square().sum()) for piece in self.pieces())
+
+    def check(self, guarded: GuardedLoss) -> None:
+        """Raise ValueError unless the squares are finite and sum to the loss; call it once."""
+        if guarded.loss is self:
+            return
+        with guarded:
+            loss, squares = guarded(), guarded.run(self)
+        if not math.isfinite(squares):
+            raise ValueError(f"the squares of the residuals sum to {squares}; all must be finite")
+        if not abs(squares - loss) <= SAME * max(abs(squares), abs(loss)):
+            raise ValueError(
+                f"the squares of the residuals sum to {squares:.6g}, but the loss is {loss:.6g}; "
+                "they must agree: for a mean over n return residuals / sqrt(n), and as one more "
+                "residual what is added to it (sqrt(decay / 2) * weights)"
+            )
+
+    def _changed(self, what: str, first: int) -> None:
+        raise ValueError(
+            f"the residuals changed: {what}, the first time {first}; they must be of one fixed "
+            "batch, always as many and in the same order"
+        )
+
+
+class SpanJump:
+    """Attempts of one attachment: damped Gauss-Newton in the span of snapshots and directions.
+
+    The directions ``d_i`` of unit length are, of ``[X_k - x, last jump, g/sqrt(v), m/sqrt(v)]``, up
+    to 30 that a pivoted Cholesky factorization of their Gram matrix ``G`` picks. With
+
+        J d_i ~ (r(x + h d_i) - r(x)) / h,    A = (J d_i . J d_j),    b = (J d_i . r)
+
+    three dampings ``mu``, around that of the last gain, give steps ``v = sum_i c_i d_i`` and their
+    geodesic corrections ``a`` (of the residuals' curvature along the step):
+
+        (A + mu max(diag A) G) c = -b,    (A + mu max(diag A) G) c' = -(J d_i . r'') / 2
+
+    and the lowest of the six losses wins, or all is put back bit by bit. It is Gauss-Newton, not a
+    Koopman prediction: what it needs of the snapshots is the space in which training moves.
+
+    Cost: about 40 evaluations of the residuals without gradients, ``O(30 P)`` writes and
+    ``O(30^2 R)`` for ``R`` residuals a piece; memory of the window, the directions, and ``31 R``.
+    Where residuals come in more than one piece the corrections are left out.
+    Source: Transtrum & Sethna 2012 (geodesic acceleration); Wang et al. 2012 for the window's span.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, guarded: GuardedLoss, residuals: Residuals
+    ) -> None:
+        self.optimizer = optimizer
+        self.guarded = guarded
+        self.residuals = residuals
+        self.damping = FIRST_DAMPING
+        self.last: Tensor | None = None  # the last jump, a row of the ring
+        self._evaluations = 0
+
+    def attempt(
+        self, recording: Recording, policy: Policy, averages: AverageFamily | None = None
+    ) -> Outcome:
+        """Probe, solve, try six places, and move to the best or put everything back."""
+        present = _row(recording, recording.parameters.sources)
+        if not bool(present.isfinite().all()):
+            return Outcome(False, reason="the parameters are not finite", postponed=True)
+        directions, gram = self._directions(recording, present)
+        if not len(directions):
+            return Outcome(False, reason="the weights have not moved", postponed=True)
+        copies = recording.parameters.copy()
+        accepted = False
+        self._evaluations = 0
+        try:
+            with self.guarded:
+                base, tried = self._solve(recording, present, directions, gram)
+            if tried:
+                loss, damping, step = min(tried, key=lambda entry: entry[0])
+                accepted = loss < base
+        finally:
+            if not accepted:
+                recording.parameters.restore(copies)
+        if not accepted:
+            self.damping = min(self.damping * HARDER, DAMPING_RANGE[1])
+            reason = "no step lowered the loss"
+            return Outcome(False, "none", 0.0, base, base, math.nan, self._evaluations, reason)
+        recording.parameters.write(recording.weights(present + step))
+        self.damping = min(max(damping, DAMPING_RANGE[0]), DAMPING_RANGE[1])
+        self.last = step
+        reason = f"best of {len(tried)} steps in {len(directions)} directions"
+        return Outcome(True, "span", 0.0, base, loss, math.nan, self._evaluations, reason)
+
+    def _directions(self, recording: Recording, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit directions (k, size) in the rows of the ring, and their Gram matrix (k, k)."""
+        rows, order = recording.ring.snapshots()
+        stepped = recording.parameters.stepped
+        columns = [rows[order] - present]
+        if self.last is not None and self.last.shape == present.shape:
+            columns.append(self.last[None])
+        if not isinstance(self.optimizer, torch.optim.LBFGS):
+            columns.append(_row(recording, normalized_update(self.optimizer, stepped))[None])
+            columns.append(_row(recording, _scaled_gradients(self.optimizer, stepped))[None])
+        matrix = torch.cat(columns)
+        matrix[:, recording.width :] = 0.0  # live buffers are no directions
+        lengths = matrix.norm(dim=1)
+        matrix = matrix[lengths > 0] / lengths[lengths > 0, None]
+        gram = (matrix.double() @ matrix.double().T).cpu()
+        picked = pivots(gram, DIRECTIONS, PIVOT)
+        return matrix[picked], gram[picked][:, picked]
+
+    def _solve(
+        self, recording: Recording, present: Tensor, directions: Tensor, gram: Tensor
+    ) -> tuple[float, list[tuple[float, float, Tensor]]]:
+        """The loss at ``present``, and (loss, damping, step) of all that was tried."""
+        h = PROBE.get(recording.parameters.sources[0].dtype, PROBE_NARROW)
+        places = [present, *(present + h * d for d in directions)]
+        iterators = [self.residuals.pieces() for _ in places]
+        k = len(directions)
+        a, b = torch.zeros(k, k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
+        base, pieces = 0.0, 0
+        jacobian, here = torch.empty(0), torch.empty(0)
+        while True:
+            piece = self._at(recording, present, partial(next, iterators[0], None))
+            if piece is None:
+                break
+            pieces += 1
+            here = piece.double()
+            probed = [
+                self._at(recording, place, partial(next, iterator)).double()
+                for place, iterator in zip(places[1:], iterators[1:], strict=True)
+            ]
+            jacobian = (torch.stack(probed) - here) / h
+            base += float(here.square().sum())
+            a += (jacobian @ jacobian.T).cpu()
+            b += (jacobian @ here).cpu()
+        self._evaluations = len(places)  # in however many pieces
+        if not (math.isfinite(base) and bool(a.isfinite().all()) and bool(b.isfinite().all())):
+            return base, []
+        tried = []
+        for factor in DAMPINGS:
+            damping = factor * self.damping
+            system = a + damping * float(a.diagonal().max()) * gram
+            factors, failed = torch.linalg.cholesky_ex(system)
+            if int(failed):
+                continue
+            c = -torch.cholesky_solve(b[:, None], factors)[:, 0]
+            step = c.to(directions) @ directions
+            tried.append((self._loss(recording, present + step), damping, step))
+            if pieces == 1:
+                ahead = self._at(recording, present + CURVATURE * step, self._only).double()
+                slope = (ahead - here) / CURVATURE - c.to(jacobian) @ jacobian
+                bend = (jacobian @ slope).cpu() / CURVATURE  # half of J . r''
+                if bool(bend.isfinite().all()):
+                    c = -torch.cholesky_solve(bend[:, None], factors)[:, 0]
+                    correction = c.to(directions) @ directions
+                    if float(correction.norm()) < CORRECTION * float(step.norm()):
+                        both = step + correction
+                        tried.append((self._loss(recording, present + both), damping, both))
+        return base, tried
+
+    def _only(self) -> Tensor:
+        return next(self.residuals.pieces())
+
+    def _loss(self, recording: Recording, place: Tensor) -> float:
+        loss = float(self._at(recording, place, self.residuals))
+        return loss if math.isfinite(loss) else math.inf
+
+    def _at(self, recording: Recording, place: Tensor, function: Callable[[], Any]) -> Any:
+        self._evaluations += 1
+        recording.parameters.write(recording.weights(place))
+        return self.guarded.run(function)
+
+    def state_dict(self, recording: Recording) -> dict[str, Any]:
+        """Return the damping and the last jump; zeros where there was none."""
+        last = torch.zeros(recording.width, dtype=recording.ring.dtype)
+        if self.last is not None:
+            last.copy_(self.last[: recording.width])
+        return {"damping": self.damping, "last": last}
+
+    def check_state(self, state: Mapping[str, Any], recording: Recording) -> None:
+        """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
+        where = "the jumps in the saved state"
+        check_like(state, self.state_dict(recording), where)
+        least, most = DAMPING_RANGE
+        if not least <= state["damping"] <= most:
+            raise ValueError(f"{where}['damping'] is {state['damping']}; {least}..{most} is known")
+
+    def load_state_dict(self, state: Mapping[str, Any], recording: Recording) -> None:
+        """Continue from :meth:`state_dict`."""
+        self.damping = float(state["damping"])
+        self.last = None
+        if bool(state["last"].any()):
+            self.last = torch.zeros(recording.ring.size, dtype=recording.ring.dtype)
+            self.last[: recording.width] = state["last"]
+            self.last = self.last.to(recording.ring.device)
+
+
+def pivots(gram: Tensor, most: int, least: float) -> list[int]:
+    """Rows that a pivoted Cholesky factorization of ``gram`` (n, n) takes, until none is left.
+
+    most: of them. least: the pivot, relative to the largest of ``gram``, below which it stops.
+    """
+    left = gram.diagonal().clone()
+    limit = least * float(left.max()) if len(left) else 0.0
+    columns: list[Tensor] = []
+    picked: list[int] = []
+    while len(picked) < min(most, len(gram)):
+        pivot = int(left.argmax())
+        if not float(left[pivot]) > limit:
+            break
+        column = gram[pivot].clone()
+        for known in columns:
+            column -= known[pivot] * known
+        column /= math.sqrt(float(left[pivot]))
+        left -= column.square()
+        left[pivot] = -math.inf
+        columns.append(column)
+        picked.append(pivot)
+    return picked
+
+
+def _row(recording: Recording, tensors: list[Tensor]) -> Tensor:
+    """The tensors as one row of the ring; padding and buffers are zero."""
+    ring = recording.ring
+    row = torch.zeros(ring.size, dtype=ring.dtype, device=ring.device)
+    torch._foreach_copy_(recording.weights(row), [t.detach() for t in tensors])
+    return row
+
+
+def _scaled_gradients(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> list[Tensor]:
+    """``g / sqrt(v)`` where the optimizer keeps second moments, else ``g``; zeros without one."""
+    out = []
+    for p in parameters:
+        gradient = torch.zeros_like(p) if p.grad is None else p.grad
+        gradient = real(gradient.to_dense() if gradient.is_sparse else gradient)
+        state = optimizer.state.get(p, {})
+        second = state.get("exp_avg_sq", state.get("square_avg", state.get("sum")))
+        if isinstance(second, Tensor):
+            gradient = gradient / real(second).sqrt().add(1e-12)
+        out.append(gradient)
+    return out
