@@ -10,8 +10,6 @@ counted; what a change of the algorithm saves there, it saves in the other instr
     python benchmarks/instructions.py --workload W3 --groups 2000
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

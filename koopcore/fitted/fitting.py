@@ -292,13 +292,7 @@ class _Fitting:
                 return [TrendFit.of_values(self.snapshots, *groups, self.holdout, self.backend)]
             affine = model == "affine"
             solved = self.backend.feature_solve(
-                self.snapshots,
-                groups.part,
-                affine,
-                self.holdout,
-                known[affine],
-                recipe.rank,
-                ridge,
+                self.snapshots, groups.part, affine, self.holdout, known[affine], recipe.rank, ridge
             )
             fit = FeatureFit.of(*groups, affine, solved)
             return _finite(fit, fit.projection)

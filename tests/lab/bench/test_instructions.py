@@ -1,7 +1,5 @@
 """The instruction count: read from callgrind's report, of one job, and never of a wrong one."""
 
-from __future__ import annotations
-
 import sys
 
 import instructions
