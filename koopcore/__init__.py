@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from koopcore import plot as plot
     from koopcore import torch_ops as torch_ops
     from koopcore.backends import available_backends as available_backends
     from koopcore.operators import KoopmanOperators as KoopmanOperators
@@ -27,6 +28,7 @@ _HOME = {
     "attach": "koopcore.training",
     "available_backends": "koopcore.backends",
     "fit": "koopcore.operators",
+    "plot": "koopcore.plot",
     "torch_ops": "koopcore.torch_ops",
 }
 
@@ -38,6 +40,7 @@ __all__ = [
     "attach",
     "available_backends",
     "fit",
+    "plot",
     "torch_ops",
 ]
 
