@@ -8,8 +8,6 @@
 Each prints one JSON object, and checks its results against each other before it prints a time.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time

@@ -9,8 +9,6 @@ of the states on the points it has not seen, and the time that of its own ``fit`
 not installed is named so. Prints JSON.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time

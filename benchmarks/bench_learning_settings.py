@@ -8,8 +8,6 @@ predicted in the end are not looked at. The score is the worse of the one-step a
 error of the state, each relative to the paper's; the median over seeds counts. Prints JSON.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterable

@@ -6,8 +6,6 @@
     pytest benchmarks/bench_studies.py --benchmark-disable     # each case once, at its smallest
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from time import perf_counter
 from typing import Any

@@ -7,8 +7,6 @@ CUDA events around replays of a recorded graph where the work can be recorded, e
 every method's result is compared with the engine's before it is timed.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

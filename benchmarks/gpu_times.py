@@ -1,7 +1,5 @@
 """Endpoint times on a GPU: koopcore, a copy, and what libraries offer, all in one run."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

@@ -1,15 +1,14 @@
 """How many instructions does the endpoint job take? A count repeats exactly where a time does not.
 
-Workload W1 (10,000 groups of 65, n = 16, horizon 100), float32, native_cpu, one thread, counted by
-callgrind. The process runs the job once and three times; half of the difference is one job, free of
-what starting Python costs. valgrind 3.19 knows no AVX-512, so the AVX2 code is counted; what a
-change of the algorithm saves there, it saves in the other instruction sets too.
+Workload W1 (10,000 groups of 65, n = 16, horizon 100) or another one, float32, native_cpu, one
+thread, counted by callgrind. The process runs the job once and three times; half of the difference
+is one job, free of what starting Python costs. valgrind 3.19 knows no AVX-512, so the AVX2 code is
+counted; what a change of the algorithm saves there, it saves in the other instruction sets too.
 
     python benchmarks/instructions.py                # prints JSON
     python benchmarks/instructions.py --groups 1000  # a tenth of the work
+    python benchmarks/instructions.py --workload W3 --groups 2000
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -29,9 +28,9 @@ RUNS = (1, 3)
 ISA = "avx2"
 
 
-def job(groups: int, runs: int) -> None:
+def job(name: str, groups: int, runs: int) -> None:
     """The job, ``runs`` times, in the process that callgrind watches; its result is checked."""
-    load = WORKLOADS["W1"]._replace(groups=groups)
+    load = WORKLOADS[name]._replace(groups=groups)
     part = load.partition()
     data = decays(load.n, part.size)
     for _ in range(runs):
@@ -42,7 +41,7 @@ def job(groups: int, runs: int) -> None:
         sys.exit(f"wrong: error {wrong_by:.3g}, at most {allowed:.3g} is accepted; no count")
 
 
-def counted(groups: int, runs: int) -> int:
+def counted(name: str, groups: int, runs: int) -> int:
     """Instructions of a whole process that does the job ``runs`` times."""
     valgrind = shutil.which("valgrind")
     if valgrind is None:
@@ -55,6 +54,8 @@ def counted(groups: int, runs: int) -> int:
                 f"--callgrind-out-file={Path(folder) / 'out'}",
                 sys.executable,
                 __file__,
+                "--workload",
+                name,
                 "--groups",
                 str(groups),
                 "--job",
@@ -83,35 +84,37 @@ def collected(report: str) -> int:
     return int(total[1])
 
 
-def result(groups: int) -> dict[str, object]:
+def result(name: str, groups: int) -> dict[str, object]:
     """One job's instructions, per parameter and snapshot too, and what was counted."""
-    load = WORKLOADS["W1"]
-    few, many = (counted(groups, runs) for runs in RUNS)
+    load = WORKLOADS[name]._replace(groups=groups)
+    few, many = (counted(name, groups, runs) for runs in RUNS)
     each = (many - few) / (RUNS[1] - RUNS[0])
     return {
-        "command": f"python benchmarks/instructions.py --groups {groups}",
-        "groups": groups,
-        "parameters_per_group": load.fan_in + 1,
+        "command": f"python benchmarks/instructions.py --workload {name} --groups {groups}",
+        "groups": groups if load.fan_in else 1,
+        "parameters_per_group": load.m,
         "snapshots": load.n,
         "horizon": HORIZON,
         "instruction_set": ISA,
         "threads": 1,
         "instructions": round(each),
-        "instructions_per_element": each / (groups * (load.fan_in + 1) * load.n),
+        "instructions_per_element": each / (load.partition().size * load.n),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Instructions of the endpoint job on W1.")
-    parser.add_argument("--groups", type=int, default=WORKLOADS["W1"].groups)
+    parser = argparse.ArgumentParser(description="Instructions of the endpoint job.")
+    parser.add_argument("--workload", choices=WORKLOADS, default="W1")
+    parser.add_argument("--groups", type=int, help="or parameters, of one group; as it has")
     parser.add_argument("--job", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.groups < 10:
-        parser.error(f"--groups is {arguments.groups}; give 10 or more")
+    groups = arguments.groups or WORKLOADS[arguments.workload].groups
+    if groups < 10:
+        parser.error(f"--groups is {groups}; give 10 or more")
     if arguments.job:
-        job(arguments.groups, arguments.job)
+        job(arguments.workload, groups, arguments.job)
     else:
-        print(json.dumps(result(arguments.groups), indent=1))
+        print(json.dumps(result(arguments.workload, groups), indent=1))
 
 
 if __name__ == "__main__":

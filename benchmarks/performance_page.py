@@ -5,8 +5,6 @@ python benchmarks/instructions.py > benchmarks/results/instructions.json
 python benchmarks/performance_page.py           # docs/performance.md and docs/performance.png
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -105,11 +103,7 @@ def page(contents: dict[str, Any], counted: dict[str, Any]) -> str:
     parts += ["## Shares of the roof\n", _shares(outcomes)]
     parts += ["## Targets\n", _claims(outcomes), "![All studies as plots](performance.png)\n"]
     tables: dict[str, Callable[[dict[str, Any]], str]]
-    tables = {
-        "endpoint": _endpoint,
-        "peers": _peers,
-        "backpropagation": _steps,
-    }
+    tables = {"endpoint": _endpoint, "peers": _peers, "backpropagation": _steps}
     for name, study in outcomes.items():
         parts.append(f"## {name}\n\n{study['question']}\n")
         if name in tables:

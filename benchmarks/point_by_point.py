@@ -1,7 +1,5 @@
 """Algorithm 2's step in NumPy as the paper writes it: for every point, for every worker."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -131,20 +132,13 @@ def demo(
     ] = Path("koopcore-demo.png"),
 ) -> None:
     """Train oscillator networks, predict their weights, compare with training on (Dogra 2020)."""
+    options = locals()
     from koopcore.lab.demo.command import run
 
     run(
-        output=output,
-        precision=precision,
-        optimizers=tuple(dict.fromkeys(optimizer)),
-        partitions=tuple(dict.fromkeys(partition)),
-        model=model,
-        networks=networks,
-        seed=seed,
-        steps=steps,
-        window=window,
-        stride=stride,
-        horizon=horizon,
+        optimizers=tuple(dict.fromkeys(options.pop("optimizer"))),
+        partitions=tuple(dict.fromkeys(options.pop("partition"))),
+        **options,
     )
 
 
@@ -201,10 +195,38 @@ Iterations = Annotated[
 ]
 
 
-def _run(experiment: str, **options: Any) -> None:
+def _run(experiment: str, data: Path | None = None, **options: Any) -> None:
     from koopcore.lab.experiments.experiment import run
 
+    if data is not None:
+        options["data"] = str(data)
     run(experiment, **options)
+
+
+def _plain(name: str) -> Callable[..., None]:
+    """The command of an experiment without options of its own."""
+
+    def command(
+        quick: Quick = False, output: Output = RESULTS, fresh: Fresh = False, only: Only = "*"
+    ) -> None:
+        _run(name, quick=quick, output=output, fresh=fresh, only=only)
+
+    return command
+
+
+def _on_digits(name: str) -> Callable[..., None]:
+    """The command of an experiment on MNIST."""
+
+    def command(
+        quick: Quick = False,
+        output: Output = RESULTS,
+        fresh: Fresh = False,
+        only: Only = "*",
+        data: Data = None,
+    ) -> None:
+        _run(name, data, quick=quick, output=output, fresh=fresh, only=only)
+
+    return command
 
 
 @reproduce.command()
@@ -223,63 +245,20 @@ def table1(
     _run(name, quick=quick, output=output, fresh=fresh, only=only)
 
 
-@reproduce.command()
-def table2(
-    quick: Quick = False,
-    output: Output = RESULTS,
-    fresh: Fresh = False,
-    only: Only = "*",
-    data: Data = None,
-) -> None:
-    """MNIST, 10 seeds, minibatch Adadelta (Dogra & Redman 2020, Table 2)."""
-    _run("table2", quick=quick, output=output, fresh=fresh, only=only, data=_text(data))
-
-
-@reproduce.command()
-def figure2(
-    quick: Quick = False, output: Output = RESULTS, fresh: Fresh = False, only: Only = "*"
-) -> None:
-    """Oscillator: loss and weights, trained and predicted (Dogra & Redman 2020, Fig. 2)."""
-    _run("figure2", quick=quick, output=output, fresh=fresh, only=only)
-
-
-@reproduce.command()
-def figure3(
-    quick: Quick = False,
-    output: Output = RESULTS,
-    fresh: Fresh = False,
-    only: Only = "*",
-    data: Data = None,
-) -> None:
-    """MNIST: validation loss, trained and predicted (Dogra & Redman 2020, Fig. 3)."""
-    _run("figure3", quick=quick, output=output, fresh=fresh, only=only, data=_text(data))
-
-
-@reproduce.command()
-def end_to_end(
-    quick: Quick = False, output: Output = RESULTS, fresh: Fresh = False, only: Only = "*"
-) -> None:
-    """Oscillator: steps and seconds to a loss, against tuned plain training."""
-    _run("end-to-end", quick=quick, output=output, fresh=fresh, only=only)
-
-
-@reproduce.command()
-def end_to_end_mnist(
-    quick: Quick = False,
-    output: Output = RESULTS,
-    fresh: Fresh = False,
-    only: Only = "*",
-    data: Data = None,
-) -> None:
-    """MNIST: steps and seconds to a validation loss, against tuned plain training."""
-    _run("end-to-end-mnist", quick=quick, output=output, fresh=fresh, only=only, data=_text(data))
+for _made, _name, _help in (
+    (_on_digits, "table2", "MNIST, 10 seeds, minibatch Adadelta (Dogra & Redman 2020, Table 2)."),
+    (_plain, "figure2", "Oscillator: loss and weights, predicted (Dogra & Redman 2020, Fig. 2)."),
+    (_on_digits, "figure3", "MNIST: validation loss, predicted (Dogra & Redman 2020, Fig. 3)."),
+    (_plain, "end-to-end", "Oscillator: steps and seconds to a loss, against tuned training."),
+    (_on_digits, "end-to-end-mnist", "MNIST: steps and seconds to a validation loss."),
+):
+    reproduce.command(_name, help=_help)(_made(_name))
 
 
 @reproduce.command()
 def van_der_pol(
     seeds: Annotated[
-        int | None,
-        typer.Option(min=1, help="Random dictionaries per row.", show_default="by size"),
+        int | None, typer.Option(min=1, help="Random dictionaries per row.", show_default="by size")
     ] = None,
     n_iterations: Iterations = None,
     quick: Quick = False,
@@ -288,15 +267,7 @@ def van_der_pol(
     only: Only = "*",
 ) -> None:
     """Van der Pol, learned and predicted (Liu, Ding, Chen, Yeung 2020, Fig. 1)."""
-    _run(
-        "van-der-pol",
-        quick=quick,
-        output=output,
-        fresh=fresh,
-        only=only,
-        seeds=seeds,
-        n_iterations=n_iterations,
-    )
+    _run("van-der-pol", **locals())
 
 
 @reproduce.command()
@@ -317,18 +288,4 @@ def glycolysis(
     only: Only = "*",
 ) -> None:
     """Glycolysis, learned and predicted (Liu, Ding, Chen, Yeung 2020, Fig. 2)."""
-    _run(
-        "glycolysis",
-        quick=quick,
-        output=output,
-        fresh=fresh,
-        only=only,
-        workers=workers,
-        n_iterations=n_iterations,
-        seeds=seeds,
-        seed=seed,
-    )
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+    _run("glycolysis", **locals())

@@ -6,8 +6,6 @@ themselves, without any Gram matrix: the coefficients of x_n on the window where
 independent, the (m, m) operator elsewhere.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

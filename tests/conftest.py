@@ -1,7 +1,5 @@
 """What every test run needs: one unambiguous koopcore under test, and the rule for GPU tests."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 from importlib import metadata
@@ -23,7 +21,7 @@ hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
-def _installed_package() -> Path | None:
+def _installed_package():
     """Where the installed koopcore's package directory is; None for an editable or no install."""
     for distribution in metadata.distributions(name="koopcore"):
         # A source tree can hold an egg-info, which is not an installation.
@@ -36,7 +34,7 @@ def _installed_package() -> Path | None:
     return None
 
 
-def _cpu_module() -> str:
+def _cpu_module():
     try:
         from koopcore._native import _cpu
     except ImportError:
@@ -46,13 +44,13 @@ def _cpu_module() -> str:
     return f"native CPU module, {_cpu.isa()}"
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter):
     # A quiet run prints no header, and which koopcore was tested must not depend on verbosity.
     terminalreporter.write_line(f"tested: koopcore {koopcore.__version__} at {UNDER_TEST}")
     terminalreporter.write_line(f"        {_cpu_module()}")
 
 
-def pytest_configure() -> None:
+def pytest_configure():
     # Child processes of tests shall import that same koopcore, not one from the working directory
     # (Python 3.10 does not know this variable; tests there rely on their own working directory).
     os.environ["PYTHONSAFEPATH"] = "1"
@@ -110,7 +108,7 @@ def native_two_float(two_float, _host_as_device):
     return emulated_cuda.backend(two_float)
 
 
-def cuda_device_count() -> int:
+def cuda_device_count():
     """CUDA devices that the driver reports: 0 without a driver, whatever was built or installed."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -122,7 +120,7 @@ def cuda_device_count() -> int:
     return count.value
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items or cuda_device_count() > 0:
         return

@@ -9,8 +9,6 @@ dtypes, predictions both ways, diagnostics and eigenvalues; with --cuda the stag
 kernels as the host emulation runs them. A line per case: a hash of the bytes of each result.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

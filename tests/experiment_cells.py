@@ -1,7 +1,5 @@
 """The cells of an experiment, computed in turn without a file."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -19,8 +19,9 @@ The allowance is 1e-3 of the movement, or ten times what the answer itself may b
 larger of its response to rounding of the columns and to other cut-offs of the rank, which is what
 F'F⁺ and its powers make of them (`oracle.spread`), and of the error of the singular value
 decomposition in float64, seen from one in extended precision. Both are found only for groups in
-which something differs by more than half of 1e-3. Where the answer may be off by more than a tenth
-of the movement at every horizon there is nothing to compare with: such groups are not judged.
+which something differs by more than half of 1e-3. Where the answer may be off by more than 1e-2 of
+the movement only silent errors are looked for, and by more than a tenth at every horizon, none:
+such groups are not judged.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ HORIZONS = (1, 5, 40)
 CPU = ("native_cpu", "numba_cpu", "reference")
 EMULATED = "emulated_cuda"  # the kernels of native_cuda, run by the host
 SLOW = {"numba_cpu": 4, "reference": 16, EMULATED: 16}  # take every N-th round of the families
-UNCERTAIN = 0.1  # of the movement: such an answer is not compared with
 CLOSE = 1e-3  # of the movement: what an error may always be
+OPEN = 0.1  # of the movement: an answer that may be off by so much is none
+UNCERTAIN = 0.01  # of the movement: and by so much it is only good for finding silent errors
 KINDS = ("crash", "silent", "wrong", "apart", "ahead", "truth")
 
 # -- motions: (rng, groups, n, m) -> (groups, n, m) ---------------------------------------------
@@ -425,18 +427,18 @@ def judge(batch: Batch, backends: Iterable[str]) -> Tally:
         return tally
     right = answer(problem.x, problem.method, HORIZONS)
     doubt = uncertainty(problem, right, fits.values())
-    certain = doubt < UNCERTAIN
+    known, certain = doubt < OPEN, doubt < UNCERTAIN
     allowed = np.maximum(CLOSE, 10.0 * doubt)
-    tally.judged = int(certain.any(axis=0).sum())
+    tally.judged = int(known.any(axis=0).sum())
     pairs = itertools.combinations(fits, 2)
     for name, fit in fits.items():
         text = f"{batch} # {name} {problem}"
         error = share(fit.values - right.values, right, problem.x.dtype)
-        quiet = certain & ~fit.told
-        silent = (quiet & (error > np.maximum(allowed, 1.0))).any(axis=0)
-        tally.note("silent", silent, error * quiet, text)
-        wrong = (quiet & (error > allowed)).any(axis=0) & ~silent
-        tally.note("wrong", wrong, error * quiet, text)
+        quiet = error * ~fit.told
+        silent = ((quiet > np.maximum(allowed, 1.0)) & known).any(axis=0)
+        tally.note("silent", silent, quiet * known, text)
+        wrong = ((quiet > allowed) & certain).any(axis=0) & ~silent
+        tally.note("wrong", wrong, quiet * certain, text)
         between = share(fit.values - fit.ahead, right, problem.x.dtype) * certain
         tally.note("ahead", (between > allowed).any(axis=0), between, text)
         if fit.operator is not None and certain[0, probe]:
@@ -465,7 +467,7 @@ def uncertainty(problem: Problem, right: Answer, fits: Iterable[Predicted]) -> n
     if not at.size:
         return doubt
     doubt[:, at] = spread(problem.x[at], problem.method, HORIZONS)
-    at = differing(np.where(doubt < UNCERTAIN, np.maximum(CLOSE, 10.0 * doubt) / 2.0, np.inf))
+    at = differing(np.where(doubt < OPEN, np.maximum(CLOSE, 10.0 * doubt) / 2.0, np.inf))
     if not at.size:
         return doubt
     exact = answer(problem.x[at], problem.method, HORIZONS, np.longdouble)

@@ -1,7 +1,5 @@
 """Real installations of koopcore into throw-away virtual environments, for test_install.py."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What tests of learning share: a linear system to learn, and the paper's sums point by point."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Faults for tests of several workers: late, lossy and stalled networks, processes that die."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import socket

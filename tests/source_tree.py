@@ -1,7 +1,5 @@
 """The project's own files and imports, read without running them, for test_architecture.py."""
 
-from __future__ import annotations
-
 import ast
 import os
 import re

@@ -1,9 +1,9 @@
-// The fit of one group per lane, on the snapshot side, from a second pass over its snapshots.
+// The fit of one group per lane from a second pass over its snapshots, as second_pass.h has it for
+// small groups, on the snapshot side.
 //
-// Mirrors `triangular_factor` and `project_factor` in backends/second_pass.py. The Gram matrix of
-// the first pass squares cond(F), but finds a basis V in which the columns of Y = B V are nearly
-// orthonormal; products with Y, taken from the snapshots, are as accurate as an orthogonal
-// factorization B = Q R.
+// Mirrors `triangular_factor` and `project_factor` in backends/second_pass.py: products with
+// Y = B V, V from the Gram matrix of the first pass, are as accurate as an orthogonal factorization
+// B = Q R.
 #pragma once
 
 #include "algorithms/projection.h"
@@ -21,7 +21,7 @@ KOOPCORE_HD static constexpr int window_products(int size, int n) {
   return size * n + size * size + size;
 }
 KOOPCORE_HD static constexpr int window_refit_work(int size, int n) {
-  return 5 * size * size + size * n + size;
+  return 6 * size * size + size * n + 2 * size;
 }
 
 // The fit of the window that `of` is of, into k, z and v of `to`, by the singular values of F
@@ -33,7 +33,7 @@ KOOPCORE_HD typename L::Real refit_window(const WindowProducts<L> &of, int n, bo
   const int first = affine ? 1 : 0, size = n - 1 - first, matrix = size * size;
   Real *root = work, *factor = root + matrix, *last = factor + size * n;
   Real *columns = last + size, *u = columns + matrix, *rest = u + matrix;
-  inverse_root<L>(of.inner, size, root, rest);
+  Real rank = inverse_root<L>(of.inner, size, root, rest);
   multiply<L, Left::transposed>(root, of.across, size, size, n, factor); // R
   multiply<L, Left::transposed>(root, of.state, size, size, 1, last);
   Real square = L::broadcast(0.0);
@@ -48,7 +48,7 @@ KOOPCORE_HD typename L::Real refit_window(const WindowProducts<L> &of, int n, bo
   const Real scale = L::power_of_two_scale(square);
   for (int i = 0; i < matrix; ++i)
     columns[i] = columns[i] * scale;
-  const Real rank = truncate<L>(columns, size, 0, to.v, u, rest);
+  rank = leading_columns<L>(columns, size, 0, rank, to.v, u, rest);
   for (int i = 0; i < matrix; ++i)
     to.v[i] = to.v[i] * scale;
   Real *ahead = columns;

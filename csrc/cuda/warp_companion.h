@@ -177,6 +177,7 @@ private:
         inside && !(total * near_cut_off(columns_) * (scale * scale) * inverse_ < 1.0);
     const double unit = ::sqrt(inverse_);
     double z = 0.0; // see `reach` of algorithms/companion.h
+#pragma unroll 1    // more in flight would take registers, which are short
     for (int i = columns_ - 1; i >= 0; --i) {
       if (lane_ == i)
         z += z < 0.0 ? -unit : unit;

@@ -165,7 +165,7 @@ class _Fitting:
         if recipe.model != "auto":
             return Sides([], [*fits, *self.from_gram(groups, recipe, gram)])
         tried = [self.from_gram(groups, one, gram) for one in self.recipes()]
-        return Sides([], [*fits, *best_of(tried, groups.numbers)])
+        return Sides([], [*fits, *best_of(tried, groups.numbers, self.n, self.backend)])
 
     def in_range(self, groups: Groups) -> tuple[Groups, FloatArray, list[Fitted]]:
         """Groups whose squares are in range, their Gram matrices, and fits of the others."""
@@ -208,7 +208,7 @@ class _Fitting:
                     assert not isinstance(inner, DeferredFit)
                     fits.append(ScaledFit.of(*groups, inner, window))
             tried.append(fits)
-        return tried[0] if len(tried) == 1 else best_of(tried, groups.numbers)
+        return tried[0] if len(tried) == 1 else best_of(tried, groups.numbers, self.n, self.backend)
 
     def recipes(self) -> list[Recipe]:
         """This call's recipe, or those that ``model="auto"`` tries."""
@@ -292,13 +292,7 @@ class _Fitting:
                 return [TrendFit.of_values(self.snapshots, *groups, self.holdout, self.backend)]
             affine = model == "affine"
             solved = self.backend.feature_solve(
-                self.snapshots,
-                groups.part,
-                affine,
-                self.holdout,
-                known[affine],
-                recipe.rank,
-                ridge,
+                self.snapshots, groups.part, affine, self.holdout, known[affine], recipe.rank, ridge
             )
             fit = FeatureFit.of(*groups, affine, solved)
             return _finite(fit, fit.projection)
@@ -306,7 +300,7 @@ class _Fitting:
         if recipe.model != "auto":
             return Sides(written, [*unwritten, *fitted(recipe.model, recipe.ridge)])
         tried = [fitted(one.model, one.ridge) for one in self.recipes()]
-        return Sides(written, [*unwritten, *best_of(tried, groups.numbers)])
+        return Sides(written, [*unwritten, *best_of(tried, groups.numbers, self.n, self.backend)])
 
     def moments_in_range(
         self, groups: Groups, known: dict[bool, FloatArray]

@@ -19,11 +19,7 @@ from koopcore.learning.dictionaries.protocol import Dictionary
 from koopcore.learning.dictionaries.state_inclusive import StateInclusive
 from koopcore.learning.divergence import DivergenceWarning
 from koopcore.learning.history import History
-from koopcore.learning.learned_operator import (
-    LearnedOperator,
-    PredictionErrors,
-    prediction_errors,
-)
+from koopcore.learning.learned_operator import LearnedOperator, PredictionErrors, prediction_errors
 from koopcore.learning.objective import simultaneous_step
 from koopcore.learning.persistence import load, load_parts, save
 from koopcore.learning.step_sizes import Diminishing, lemma_k, lemma_w, lipschitz_k

@@ -24,14 +24,7 @@ from koopcore.learning.objective import (
     value,
 )
 from koopcore.learning.progress import counted
-from koopcore.learning.step_sizes import (
-    Backtracking,
-    StepK,
-    StepW,
-    lemma_w,
-    lipschitz_k,
-    scheduled,
-)
+from koopcore.learning.step_sizes import Backtracking, StepK, StepW, lemma_w, lipschitz_k, scheduled
 from koopcore.learning.trajectories import Pairs, Trajectories
 from koopcore.types import FloatArray
 

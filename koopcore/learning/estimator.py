@@ -16,12 +16,7 @@ from koopcore.learning.checks import finite_array, not_negative, whole
 from koopcore.learning.dictionaries.protocol import Dictionary, check_dictionary
 from koopcore.learning.divergence import Point, check_finite, check_sizes, recover
 from koopcore.learning.history import Criterion, History
-from koopcore.learning.learned_operator import (
-    LearnedOperator,
-    Readout,
-    check_readout,
-    fit_readout,
-)
+from koopcore.learning.learned_operator import LearnedOperator, Readout, check_readout, fit_readout
 from koopcore.learning.objective import exact_operator
 from koopcore.learning.step_sizes import StepK, StepW, check_step
 from koopcore.learning.trajectories import Scaled, Trajectories, pairs, scaled, separate

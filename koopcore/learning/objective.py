@@ -84,11 +84,7 @@ def simultaneous_step(
     `DistributedLearner` is tested against.
     """
     slopes = gradient(dictionary, parameters, operator, pairs)
-    return (
-        parameters - step_w * slopes.parameters,
-        operator - step_k * slopes.operator,
-        slopes,
-    )
+    return (parameters - step_w * slopes.parameters, operator - step_k * slopes.operator, slopes)
 
 
 def exact_operator(

@@ -1,5 +1,6 @@
 """Which backend runs: order, forcing, reasons, and what every backend must have."""
 
+import importlib.util
 import inspect
 import subprocess
 import sys
@@ -52,6 +53,10 @@ def test_the_stages_that_are_not_composed_are_those_of_the_definition():
     composed = {name for name in vars(Composed) if name in STAGES}
     assert written | composed == set(STAGES)
     assert not written & composed
+
+
+def test_every_backend_has_every_stage(backend):
+    assert isinstance(backend, Backend)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -176,16 +181,21 @@ def test_listing_backends_runs_no_kernel_and_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_empty_partition_is_no_special_case(name):
-    backend = backend_for("cpu", name)
+def test_an_empty_partition_is_no_special_case(backend):
     none = PART.subset([])
     window = Snapshots(generic(5, 30), np.arange(5))
     assert backend.gram(window, none).shape == (0, 15)
     assert backend.solve(np.empty((0, 15)), 5, True, 1).coefficients.shape == (0, 3)
+    assert backend.gram_solve(window, none, True, 1).coefficients.shape == (0, 3)
     out = np.full((2, 30), np.nan)
     backend.combine(window, none, np.empty((2, 0, 5)), out)
     assert np.isnan(out).all()
+
+
+def test_cupy_says_what_is_missing():
+    if importlib.util.find_spec("cupy") is None:
+        with pytest.raises(ImportError, match=r"pip install koopcore\[cuda12\]"):
+            importlib.import_module("koopcore.backends.cupy.backend")
 
 
 def stages_of(backend, window, part, affine):

@@ -5,19 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ragged_groups import RAGGED, gram_error, pieced, ragged, walks
+from backend_cases import RAGGED, REFERENCE, gram_error, pieced, ragged, walks
 from trajectories import generic, smooth
 
 import koopcore as kc
 from koopcore import arrays
 from koopcore.backends import backend_for
 from koopcore.backends.protocol import Snapshots
-from koopcore.backends.reference import Reference
 from koopcore.partition.partition import Partition
 from koopcore.torch_ops import Endpoint
-
-reference = Reference()
-
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda", 0)
@@ -45,7 +41,7 @@ def test_gram(n, dtype):
     got = gram(on_device(snapshots), part)
     # fp64 sums in another order: m·u at most; sums in pairs of floats are allowed 128 u.
     bound = 1100 * 2.0**-53 if torch.cuda.get_device_capability()[1] == 0 else 1e-6
-    assert gram_error(got, reference.gram(snapshots, part), n) < bound
+    assert gram_error(got, REFERENCE.gram(snapshots, part), n) < bound
     assert np.array_equal(got, gram(on_device(snapshots), part))
 
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels, run by the host emulation, against the reference: stages and whole fits."""
+"""What only the CUDA kernels have: endpoints without the host, plans, streams, two-float sums."""
 
 from __future__ import annotations
 
@@ -10,15 +10,8 @@ from weakref import WeakKeyDictionary
 import emulated_cuda
 import numpy as np
 import pytest
-from ragged_groups import RAGGED, gram_error, pieced, ragged, walks
-from trajectories import (
-    PROJECTED,
-    altered,
-    assert_predicts_as,
-    generic,
-    projected_groups,
-    smooth,
-)
+from backend_cases import RAGGED, REFERENCE, gram_error, pieced, ragged
+from trajectories import PROJECTED, altered, assert_predicts_as, generic, projected_groups, smooth
 
 import koopcore as kc
 from koopcore import arrays, operators
@@ -28,157 +21,13 @@ from koopcore.backends.native_cuda.launch import Launch
 from koopcore.backends.native_cuda.plan import make_plan
 from koopcore.backends.native_cuda.queue import queue_gram
 from koopcore.backends.protocol import Snapshots, packed_size
-from koopcore.backends.reference import Reference
 from koopcore.partition.partition import Partition
-
-reference = Reference()
-
 
 pytestmark = pytest.mark.skipif(
     emulated_cuda.COMPILER is None, reason="needs g++ to compile the kernels for the host"
 )
 
 LARGE = [9000, 12001]  # several pieces each
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n", [2, 3, 8, 9, 16, 17, 24, 25, 32])
-def test_gram_of_ragged_groups(native, n, dtype):
-    rng = np.random.default_rng(n)
-    part = ragged(rng, RAGGED + LARGE)
-    snapshots = walks(rng, n, part.size, dtype)
-    expected = reference.gram(snapshots, part)
-    # Sums of m terms in another order: an error of m·u at most, and in practice far below.
-    assert gram_error(native.gram(snapshots, part), expected, n) < 1100 * 2.0**-53
-
-
-@pytest.mark.parametrize("n", [33, 70])
-def test_gram_of_windows_too_long_for_one_warp(native, n):
-    rng = np.random.default_rng(n)
-    part = ragged(rng, [5, 40, 130])
-    snapshots = walks(rng, n, part.size, np.float32)
-    expected = reference.gram(snapshots, part)
-    assert gram_error(native.gram(snapshots, part), expected, n) < 1100 * 2.0**-53
-
-
-@pytest.mark.parametrize("misaligned", [0, 1, 3], ids=lambda k: f"from column {k}")
-@pytest.mark.parametrize("transposed", [False, True])
-def test_rings_of_any_strides_and_alignment(native, misaligned, transposed):
-    rng = np.random.default_rng(3)
-    part = Partition.groups(90, [range(64), range(66, 90)])
-    wide = rng.normal(size=(9, 96)).astype(np.float32)
-    array = (np.asfortranarray(wide) if transposed else wide)[:, misaligned : misaligned + 90]
-    for order in ([4, 0, 8, 2, 7], [7, 8, 0, 1], [*range(9), *range(9), 0]):
-        snapshots = Snapshots(array, np.array(order))
-        expected, n = reference.gram(snapshots, part), len(order)
-        assert gram_error(native.gram(snapshots, part), expected, n) < 1100 * 2.0**-53
-        assert np.array_equal(native.gram(snapshots, part), native.gram(snapshots, part))
-
-
-@pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
-@pytest.mark.parametrize("n", [4, 16, 17, 33])
-def test_companion_fits(native, n, affine):
-    rng = np.random.default_rng(n)
-    part = ragged(rng, [n + 10 + k for k in range(37)])  # more than one batch, the last not full
-    snapshots = walks(rng, n, part.size, np.float32)
-    gram = reference.gram(snapshots, part)
-    expected = reference.solve(gram, n, affine, max(1, n // 5))
-    for got in (
-        native.solve(gram, n, affine, max(1, n // 5)),
-        native.gram_solve(snapshots, part, affine, max(1, n // 5)),
-    ):
-        assert np.array_equal(got.rank, expected.rank)
-        # Backward stable on a Gram matrix: errors of cond² n u, and cond is below 1e3 here.
-        size = np.abs(expected.coefficients).max()
-        assert np.abs(got.coefficients - expected.coefficients).max() < 1e-8 * size
-        assert np.asarray(got.condition) == pytest.approx(expected.condition, rel=1e-8)
-        assert np.asarray(got.residual) == pytest.approx(expected.residual, rel=1e-8)
-        hindcast = pytest.approx(expected.hindcast, rel=1e-8, nan_ok=True)
-        assert np.asarray(got.hindcast) == hindcast
-
-
-@pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
-@pytest.mark.parametrize("columns", [1, 7, 8, 15, 24, 30])
-@pytest.mark.parametrize("horizons", [[1], [100, 3, 3, 1], [2000, 5], list(range(1, 81))], ids=len)
-def test_rollout(native, columns, affine, horizons):
-    rng = np.random.default_rng(columns)
-    a = rng.normal(size=(35, columns))
-    a /= np.abs(a).sum(axis=1, keepdims=True) * 1.001  # stable: the roots are inside the circle
-    a[3] *= 40.0  # and one that grows beyond every limit
-    got, growth = native.rollout(a, affine, horizons)
-    expected, expected_growth = reference.rollout(a, affine, horizons)
-    scale = np.abs(expected).max(axis=2, keepdims=True)
-    # Rounding of the horizon's steps: T n u relative to the largest weight on the way.
-    assert np.abs(got - expected).max() <= 1e-9 * scale.max()
-    finite = np.isfinite(expected_growth)
-    assert np.array_equal(np.isfinite(growth), finite)
-    small = finite & (expected_growth > 1e-12)  # below, both are what rounding leaves
-    assert growth[small] == pytest.approx(expected_growth[small], rel=1e-6)
-
-
-@pytest.mark.parametrize("out_dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n_horizons", [1, 3, 13])
-def test_combine(native, n_horizons, out_dtype):
-    rng = np.random.default_rng(1)
-    part = ragged(rng, RAGGED + LARGE)
-    snapshots = walks(rng, 9, part.size, np.float32)
-    weights = 1.0 + rng.normal(size=(n_horizons, part.n_groups, 9))
-    weights[0, 0] = 1e300  # kept within what the output can hold
-    got = np.full((n_horizons, part.size), 7.0, dtype=out_dtype)
-    expected = got.copy()
-    native.combine(snapshots, part, weights, got)
-    with np.errstate(over="ignore", invalid="ignore"):
-        reference.combine(snapshots, part, weights, expected)
-    # Sums of n terms in fp64, rounded once: an ulp of the output, or n u of the terms.
-    rtol = 2e-7 if out_dtype is np.float32 else 1e-13
-    np.testing.assert_allclose(got, expected, rtol=rtol, atol=1e-12)
-
-
-@pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
-@pytest.mark.parametrize(("n", "m"), [(4, 1), (12, 5), (40, 7)])
-def test_dense_stages_of_small_groups(native, n, m, affine):
-    rng = np.random.default_rng(m)
-    part = ragged(rng, [m] * 35)
-    snapshots = walks(rng, n, part.size, np.float32)
-    moments = reference.feature_gram(snapshots, part, affine, [n, n - 1])
-    got = native.feature_gram(snapshots, part, affine, [n, n - 1])
-    np.testing.assert_allclose(got, moments, rtol=1e-10, atol=1e-12 * np.abs(moments).max())
-    c, e = (np.ascontiguousarray(moments[0, :, i]) for i in (0, 1))
-    start = rng.normal(size=(35, m))
-    expected = reference.project(c, e, start, None, 0.0, False)
-    projection = native.project(c, e, start, None, 0.0, False)
-    assert np.array_equal(projection.rank, expected.rank)
-    # A⁺ and what acts on the data do not depend on the basis that the whitener has chosen.
-    for made, due in (
-        (
-            projection.whitener @ projection.whitener.transpose(0, 2, 1),
-            expected.whitener @ expected.whitener.transpose(0, 2, 1),
-        ),
-        (
-            projection.whitener @ projection.start[:, :, None],
-            expected.whitener @ expected.start[:, :, None],
-        ),
-    ):
-        np.testing.assert_allclose(made, due, rtol=1e-6, atol=1e-9 * np.abs(due).max())
-    states, growth = native.rollout_dense(expected.operator, expected.start, affine, [7, 1, 70])
-    with np.errstate(over="ignore", invalid="ignore"):
-        due = reference.rollout_dense(expected.operator, expected.start, affine, [7, 1, 70])
-    np.testing.assert_allclose(states, due[0], rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(growth, due[1], rtol=1e-6, atol=1e-9)
-
-
-def test_gather_and_scatter(native):
-    rng = np.random.default_rng(0)
-    part = ragged(rng, [6] * 11)
-    snapshots = walks(rng, 5, part.size, np.float32)
-    rows = native.gather(snapshots, part, [-1, 0, 2])
-    columns = part.index_matrix(part.numbers)
-    assert np.array_equal(rows, snapshots.array[snapshots.order[[-1, 0, 2]]][:, columns])
-    out = np.full((3, part.size), -1.0, dtype=np.float32)
-    native.scatter(part, rows * 1e300, out)
-    limit = float(np.finfo(np.float32).max)
-    assert np.array_equal(out[:, columns], np.clip(rows * 1e300, -limit, limit))
-    assert (np.delete(out, columns.ravel(), axis=1) == -1.0).all()
 
 
 @pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
@@ -246,22 +95,6 @@ def repeat(x):
     x[4] = x[3]
 
 
-@pytest.mark.parametrize("options", [{}, {"rank": 2}, {"ridge": 1e-6}], ids=str)
-@pytest.mark.parametrize("model", ["linear", "affine"])
-def test_projected_fits_are_the_references(native, monkeypatch, model, options):
-    part = pieced([70] * 2 * len(PROJECTED))
-    ring = projected_groups(part)
-    real = arrays.view
-    monkeypatch.setattr(arrays, "view", lambda *a: real(*a)._replace(device="cuda"))
-    monkeypatch.setattr(operators, "backend_for", lambda device, name: native)
-    ops = kc.fit(ring, part, model, **options)
-    got, rank = ops.predict([1, 40, 5]), ops.rank
-    monkeypatch.undo()
-    expected = kc.fit(ring, part, model, backend="reference", **options)
-    assert_predicts_as(got, expected.predict([1, 40, 5]), ring, part)
-    assert np.array_equal(rank, expected.rank)
-
-
 @pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
 def test_ranks_where_the_gram_matrix_cannot_tell_are_the_references(native, monkeypatch, affine):
     """Full by its pivots, but not by the smallest eigenvalue; near the cut-off; no squares."""
@@ -278,8 +111,8 @@ def test_ranks_where_the_gram_matrix_cannot_tell_are_the_references(native, monk
         ring[:, part.indices(group)] = window
     snapshots = Snapshots(ring, np.arange(16))
     with np.errstate(over="ignore", invalid="ignore"):
-        gram = reference.gram(snapshots, part)
-    full = reference.solve(gram, 16, affine, 0).rank == 15 - affine
+        gram = REFERENCE.gram(snapshots, part)
+    full = REFERENCE.solve(gram, 16, affine, 0).rank == 15 - affine
     assert full[-1]
     assert not full[:5].any()
     assert full[5] == affine
@@ -421,7 +254,7 @@ def test_sums_in_pairs_of_floats(native_two_float, n):
     start = rng.normal(size=9400)
     x = start * (1.0 + 1e-3 * np.cumsum(rng.normal(size=(n, 9400)), axis=0) / n)
     snapshots = Snapshots(x.astype(np.float32), np.arange(n))
-    expected = reference.gram(snapshots, part)
+    expected = REFERENCE.gram(snapshots, part)
     on = Launch(native_two_float._cuda, snapshots, part)
     assert on.noise == 128.0  # it is that module, and no other
     got = on.empty(3, packed_size(n))

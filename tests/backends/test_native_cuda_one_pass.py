@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 import emulated_cuda
 import numpy as np
 import pytest
-from ragged_groups import pieced, walks
+from backend_cases import REFERENCE, pieced, walks
 from trajectories import generic, smooth
 
 import koopcore as kc
@@ -15,11 +15,7 @@ from koopcore.backends.native_cuda import launch as native_cuda_launch
 from koopcore.backends.native_cuda import plan as native_cuda_plan
 from koopcore.backends.native_cuda.plan import shares, tile_columns
 from koopcore.backends.protocol import Ahead, Snapshots
-from koopcore.backends.reference import Reference
 from koopcore.partition.partition import Partition
-
-reference = Reference()
-
 
 pytestmark = pytest.mark.skipif(emulated_cuda.COMPILER is None, reason="needs g++")
 MODELS = pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
@@ -60,7 +56,7 @@ def test_fits_and_predictions(native, launches, n, dtype, affine):
     got = native.gram_solve(snapshots, part, affine, holdout, Ahead(horizons, out))
     assert "one_pass" in launches
     assert not {"gram", "solve", "rollout", "combine"} & set(launches)
-    expected = reference.solve(reference.gram(snapshots, part), n, affine, holdout)
+    expected = REFERENCE.solve(REFERENCE.gram(snapshots, part), n, affine, holdout)
     assert np.array_equal(got.rank, expected.rank)
     size = np.abs(expected.coefficients).max()
     # Backward stable on a Gram matrix: errors of cond² n u, and cond is below 1e3 here.
@@ -143,7 +139,7 @@ def test_one_pass_and_stages_side_by_side(native, launches, monkeypatch, affine)
     native.endpoint_in_stages(snapshots, part, affine, [4, 2], apart)
     np.testing.assert_allclose(out, apart, rtol=1e-5, atol=1e-5)
     fitted = native.gram_solve(snapshots, part, affine, 2)  # fields of one kind: in stages
-    due = reference.solve(reference.gram(snapshots, part), 9, affine, 2)
+    due = REFERENCE.solve(REFERENCE.gram(snapshots, part), 9, affine, 2)
     assert np.asarray(fitted.hindcast) == pytest.approx(due.hindcast, rel=1e-8)
 
 

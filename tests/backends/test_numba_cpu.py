@@ -1,363 +1,205 @@
-"""numba_cpu against reference, stage by stage: shapes, strides, poisoned outputs, thread counts."""
+"""What only numba_cpu has: threads, pieces of large groups, blocks of fused stages, a cache."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
+import os
+import stat
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
+from backend_cases import REFERENCE, in_order, same_bits, side_by_side, walks
 
+pytest.importorskip("numba")
+
+from koopcore.backends.numba import backend as numba_backend
+from koopcore.backends.numba import runtime, views
 from koopcore.backends.numba.backend import NumbaCpu
-from koopcore.backends.numba.simd import WIDTH
-from koopcore.backends.protocol import Projection, Snapshots
-from koopcore.backends.reference import Reference
+from koopcore.backends.protocol import Ahead
+from koopcore.backends.threads import thread_count
 from koopcore.partition.partition import Partition
 
 numba_cpu = NumbaCpu()
 
 
-reference = Reference()
+def window(n, size, dtype=np.float32):
+    return walks(np.random.default_rng(n), n, size, dtype)
 
 
-ROUNDING = 1e-13  # sums of thousands of float64 products, relative to the largest of their kind
-SOLVED = 1e-6  # condition numbers up to 1e4 here, squared in the Gram matrix: 1e8 times 1e-16,
-#                and a hundredfold for the triangular solves and the rollout
+@pytest.fixture
+def eager(monkeypatch):
+    """Threads even for little work, pieces of 64 parameters, and several blocks."""
+    monkeypatch.setattr(runtime, "SERIAL", 0)
+    monkeypatch.setattr(views, "PIECE", 64)
+    monkeypatch.setattr(numba_backend, "CACHED", 3000)
 
 
-def trajectory(n: int, size: int, seed: int, dtype: Any = np.float64) -> np.ndarray:
-    """Decaying, oscillating and noisy parameters: full rank, and cond(F) of some thousands."""
-    random = np.random.default_rng(seed)
-    t = np.arange(n)[:, None]
-    x = random.standard_normal(size) + 1e-2 * random.standard_normal((n, size))
-    for rate in (0.05, 0.2, 0.5):
-        x = x + random.standard_normal(size) * np.exp(-rate * t)
-    return (x + random.standard_normal(size) * np.cos(0.3 * t)).astype(dtype)
-
-
-def ragged(sizes: list[int], seed: int) -> Partition:
-    """Groups of the given sizes: contiguous, cut in two, strided, or scattered, with gaps."""
-    random = np.random.default_rng(seed)
-    groups: list[Any] = []
-    at = 3
-    for i, m in enumerate(sizes):
-        span = np.arange(at, at + 2 * m + 2)
-        kinds = [
-            span[:m],
-            np.concatenate([span[: m // 2], span[m // 2 + 2 : m + 2]]),
-            span[: 2 * m : 2],
-            random.permutation(span)[:m],
-        ]
-        groups.append(kinds[i % len(kinds)])
-        at += 2 * m + 2
-    return Partition.groups(at + 5, groups)
-
-
-def equal(groups: int, m: int) -> Partition:
-    """Contiguous groups of one size."""
-    return Partition.groups(groups * m, [slice(g * m, (g + 1) * m) for g in range(groups)])
-
-
-def close(actual: Any, expected: Any, tolerance: float) -> None:
-    """Equal to ``tolerance`` of the largest finite entry, and not finite at the same places."""
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    assert actual.shape == expected.shape
-    finite = np.isfinite(expected)
-    np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
-    np.testing.assert_array_equal(actual[~finite], expected[~finite])
-    scale = np.abs(expected[finite]).max(initial=0.0)
-    np.testing.assert_allclose(actual[finite], expected[finite], rtol=0, atol=tolerance * scale)
-
-
-def rounded(dtype: Any, n: int) -> float:
-    """A prediction is rounded to dtype once, after a float64 sum of n terms of both signs."""
-    return float(4 * np.finfo(dtype).eps + 4 * n * np.finfo(np.float64).eps)
-
-
-SIZES = [1, 2, 7, 8, 9, 65, 1, 300, 33, 64, 2500, 12, 5]
-WINDOWS = [2, 3, 4, 5, 8, 16, 17, 33, 64]
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n", [*WINDOWS, 201])
-def test_gram_equals_the_reference_on_ragged_parts(n: int, dtype: Any) -> None:
-    part = ragged(SIZES, n)
-    snapshots = Snapshots(trajectory(n, part.size, n, dtype), np.arange(n))
-    actual, expected = numba_cpu.gram(snapshots, part), reference.gram(snapshots, part)
-    for group in range(part.n_groups):
-        close(actual[group], expected[group], ROUNDING)
-
-
-def _plain(x: np.ndarray) -> np.ndarray:
-    return x.copy()
-
-
-def _padded(x: np.ndarray) -> np.ndarray:
-    ring = np.full((x.shape[0], x.shape[1] + 13), np.nan, x.dtype)
-    ring[:, 5:-8] = x
-    return ring[:, 5:-8]
-
-
-def _columns(x: np.ndarray) -> np.ndarray:
-    return np.asfortranarray(x)
-
-
-def _every_third(x: np.ndarray) -> np.ndarray:
-    wide = np.full((x.shape[0], 3 * x.shape[1]), np.nan, x.dtype)
-    wide[:, ::3] = x
-    return wide[:, ::3]
-
-
-def _backwards(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x[::-1, ::-1])[::-1, ::-1]
-
-
-def _unaligned(x: np.ndarray) -> np.ndarray:
-    record = np.zeros(x.shape, np.dtype([("flag", np.int8), ("value", x.dtype)]))
-    record["value"] = x
-    return record["value"]
-
-
-def _read_only(x: np.ndarray) -> np.ndarray:
-    view = x.view()
-    view.flags.writeable = False
-    return view
-
-
-STRIDES = [_plain, _padded, _columns, _every_third, _backwards, _unaligned, _read_only]
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("stored", STRIDES)
-def test_snapshots_of_any_strides_and_any_order_give_the_same_bits(
-    stored: Callable[[np.ndarray], np.ndarray], dtype: Any
-) -> None:
-    n, part = 9, ragged([11, 70, 4, 20], 1)
-    x = trajectory(n, part.size, 5, dtype)
-    expected = numba_cpu.gram(Snapshots(x, np.arange(n)), part)
-    order = np.roll(np.arange(n), 4)
-    rotated = np.empty_like(x)
-    rotated[order] = x
-    before = rotated.copy()
-    snapshots = Snapshots(stored(rotated), order)
-    # Where the columns are not contiguous the sums are the same, in the same order.
-    np.testing.assert_array_equal(numba_cpu.gram(snapshots, part), expected)
-    weights = np.random.default_rng(0).standard_normal((5, part.n_groups, n))
-    out = np.full((5, part.size), np.nan, dtype)
-    wanted = np.full((5, part.size), np.nan, dtype)
+def everything(snapshots, part, small):
+    """Results of every stage: ``part`` on the snapshot side, ``small`` on the feature side."""
+    n = len(snapshots.order)
+    gram = numba_cpu.gram(snapshots, part)
+    solved = numba_cpu.solve(gram, n, True, 1)
+    fused = numba_cpu.gram_solve(snapshots, part, True, 1)
+    weights, growth = numba_cpu.rollout(solved.coefficients * 0.5, True, [1, 30, 2000])
+    out = np.full((3, part.size), np.nan, np.float32)
     numba_cpu.combine(snapshots, part, weights, out)
-    reference.combine(Snapshots(x, np.arange(n)), part, weights, wanted)
-    close(out, wanted, rounded(dtype, n))
-    np.testing.assert_array_equal(rotated, before)
+    moments = numba_cpu.feature_gram(snapshots, small, False, [n])
+    start = numba_cpu.gather(snapshots, small, [-1])[0]
+    projection = numba_cpu.project(moments[0, :, 0], moments[0, :, 1], start, None, 0.0, False)
+    states = numba_cpu.rollout_dense(projection.operator * 0.5, start, False, [10])
+    results = [gram, *solved, *fused, weights, growth, out, moments, *projection, *states]
+    for affine in (False, True):
+        ends = np.full((1, part.size), np.nan, np.float32)
+        fitted = numba_cpu.feature_fit(snapshots, small, affine, 1, Ahead([9], ends))
+        results += [*fitted[:4], ends]
+    return results
 
 
-def full_rank_gram(groups: int, n: int) -> np.ndarray:
-    part = equal(groups, 3 * n)
-    return reference.gram(Snapshots(trajectory(n, part.size, n), np.arange(n)), part)
+@pytest.mark.usefixtures("eager")
+def test_results_are_the_same_bits_whatever_the_number_of_threads(monkeypatch):
+    part = side_by_side([5, 700, 33, 64, 65, 1000, 7, 129, 40, 63] * 4)
+    small = side_by_side([3] * (part.size // 3))
+    snapshots = window(7, part.size)
+    snapshots.array[:, 30:60] = snapshots.array[snapshots.order[0], 30:60]  # deficient ones
+    results = []
+    for threads in ("1", "2", "3", "8"):
+        monkeypatch.setenv("KOOPCORE_NUM_THREADS", threads)
+        results.append(everything(snapshots, part, small))
+    for other in results[1:]:
+        same_bits(other, results[0])
 
 
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("name", ["one", "mixed", "strided"])
+def test_large_groups_are_summed_from_pieces(name):
+    groups = {
+        "one": [slice(0, 1000)],
+        "mixed": [slice(0, 10), slice(10, 500), slice(500, 564), slice(564, 629), slice(700, 999)],
+        "strided": [np.arange(0, 600, 2), np.arange(1, 600, 2), [700, 650, 900]],
+    }
+    part = Partition.groups(1000, groups[name])
+    cut = views.pieces(part)
+    assert views.piece_sizes(cut).max() <= 64
+    assert len(cut.owner) > part.n_groups
+    random = np.random.default_rng(6)
+    snapshots = in_order(random.standard_normal((6, 1000)) + np.exp(-0.1 * np.arange(6))[:, None])
+    actual, expected = numba_cpu.gram(snapshots, part), REFERENCE.gram(snapshots, part)
+    np.testing.assert_allclose(actual, expected, rtol=1e-13, atol=1e-12)  # sums of 1000 products
+    weights = random.standard_normal((2, part.n_groups, 6))
+    out, wanted = (np.full((2, 1000), np.nan) for _ in range(2))
+    numba_cpu.combine(snapshots, part, weights, out)
+    REFERENCE.combine(snapshots, part, weights, wanted)
+    np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-13)
+
+
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("n", [*WINDOWS[1:], 200])
-@pytest.mark.parametrize("groups", [1, WIDTH, 2 * WIDTH + 3])
-def test_companion_fits_equal_the_reference(groups: int, n: int, affine: bool) -> None:
-    if n == 200 and groups > WIDTH:
-        groups = 2
-    gram = full_rank_gram(groups, n)
-    for holdout in {0, 1, n // 5}:
-        actual = numba_cpu.solve(gram, n, affine, holdout)
-        expected = reference.solve(gram, n, affine, holdout)
-        np.testing.assert_array_equal(actual.rank, expected.rank)
-        for name in ("coefficients", "residual", "condition", "hindcast"):
-            close(getattr(actual, name), getattr(expected, name), SOLVED)
+@pytest.mark.parametrize("piece", [64, 1 << 20])
+@pytest.mark.parametrize("horizons", [[1], [30, 2, 7, 9, 100]], ids=str)
+def test_companion_endpoints_ahead_are_the_bits_of_the_stages(horizons, piece, affine, monkeypatch):
+    monkeypatch.setattr(views, "PIECE", piece)  # large groups are shared by threads, or are not
+    part = side_by_side([21, 9, 300, 33, 64, 65] * 9)
+    snapshots = window(8, part.size)
+    out, expected = np.full((2, len(horizons), part.size), np.nan, np.float32)
+    solved = numba_cpu.gram_solve(snapshots, part, affine, 2, Ahead(horizons, out))
+    apart = numba_cpu.solve(numba_cpu.gram(snapshots, part), 8, affine, 2)
+    weights, _ = numba_cpu.rollout(apart.coefficients, affine, horizons)
+    numba_cpu.combine(snapshots, part, weights, expected)
+    np.testing.assert_array_equal(out, expected)
+    same_bits(solved, apart)
 
 
-def deficient_grams(n: int) -> np.ndarray:
-    """Groups whose Gram matrices break down at different columns, or hold nan and inf."""
-    gram = full_rank_gram(2 * WIDTH + 1, n)
-    random = np.random.default_rng(1)
-    for group in range(0, len(gram) - 4, 2):
-        basis = random.standard_normal((group % (n - 2) + 1, n))
-        gram[group] = (basis.T @ basis)[np.tril_indices(n)]
-    gram[-4] = 0.0
-    gram[-3, 5] = np.nan
-    gram[-2] = np.nan
-    gram[-1, 2] = np.inf
-    return gram
+def test_concurrent_calls_do_not_disturb_each_other():
+    part = side_by_side([65] * 3000)
+    snapshots = window(16, part.size)
+    expected = numba_cpu.gram(snapshots, part)
+    results = []
+
+    def call():
+        results.append(numba_cpu.gram(snapshots, part))
+
+    callers = [threading.Thread(target=call) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(results) == 6
+    for result in results:
+        np.testing.assert_array_equal(result, expected)
 
 
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("n", [6, 12, 25])
-def test_deficient_groups_get_the_same_rank_and_disturb_no_neighbour(n: int, affine: bool) -> None:
-    gram = deficient_grams(n)
-    with np.errstate(invalid="ignore"):
-        expected = reference.solve(gram, n, affine, 2)
-    actual = numba_cpu.solve(gram, n, affine, 2)
-    np.testing.assert_array_equal(actual.rank, expected.rank)
-    assert len(set(expected.rank)) > 2  # the table holds what it promises
-    for name in ("coefficients", "residual", "condition", "hindcast"):
-        close(getattr(actual, name), getattr(expected, name), SOLVED)
+@pytest.mark.usefixtures("eager")
+def test_an_error_in_any_thread_reaches_the_caller(monkeypatch):
+    monkeypatch.setenv("KOOPCORE_NUM_THREADS", "3")
+
+    def work(low, high):
+        if high == 100:
+            raise ArithmeticError("the last range")
+
+    with pytest.raises(ArithmeticError, match="the last range"):
+        runtime.spread(work, runtime.equal_ends(100, 1))
 
 
-@pytest.mark.parametrize("scale", [1e-110, 1e-30, 1.0, 1e30, 1e140])
-def test_the_fit_does_not_depend_on_the_unit(scale: float) -> None:
-    gram = full_rank_gram(3, 8)
-    one, scaled = (numba_cpu.solve(g, 8, True, 1) for g in (gram, gram * scale**2))
-    close(scaled.coefficients, one.coefficients, SOLVED)
-    close(scaled.residual, one.residual * scale, SOLVED)
-    np.testing.assert_array_equal(scaled.rank, one.rank)
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("threads", ["1", "2", "5"])
+@pytest.mark.parametrize(("items", "align"), [(0, 1), (1, 1), (100, 1), (37, 8), (9, 8), (1000, 8)])
+def test_ranges_cover_every_item_once_and_begin_at_multiples(items, align, threads, monkeypatch):
+    monkeypatch.setenv("KOOPCORE_NUM_THREADS", threads)
+    ranges = []
+    uneven = np.cumsum(np.arange(items, dtype=np.int64) % 7)
+    runtime.spread(lambda low, high: ranges.append((low, high)), uneven, align)
+    covered = np.zeros(items, dtype=int)
+    for low, high in ranges:
+        assert low % align == 0
+        covered[low:high] += 1
+    assert (covered == 1).all()
 
 
-HORIZONS = [[1], [100], [7, 1, 2, 3, 7], [1024, 1025], [5000, 3], list(range(1, 21))]
+@pytest.mark.parametrize("given", ["0", "-2", "two", "1.5"])
+def test_a_number_of_threads_that_is_none_is_an_error(given, monkeypatch):
+    monkeypatch.setenv("KOOPCORE_NUM_THREADS", given)
+    with pytest.raises(ValueError, match="whole number >= 1"):
+        thread_count()
 
 
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("horizons", HORIZONS, ids=str)
-@pytest.mark.parametrize("columns", [1, 2, 6, 15, 40])
-def test_rollouts_equal_the_reference(columns: int, horizons: list[int], affine: bool) -> None:
-    random = np.random.default_rng(columns)
-    # Roots inside the unit circle: the sum of |a_i| is below one.
-    a = random.uniform(-1.0, 1.0, (WIDTH + 3, columns))
-    a *= 0.97 / np.abs(a).sum(axis=1, keepdims=True)
-    weights, growth = numba_cpu.rollout(a, affine, horizons)
-    expected, expected_growth = reference.rollout(a, affine, horizons)
-    for i, horizon in enumerate(horizons):
-        # every step rounds anew, and errors decay no slower than the states they are compared to
-        tolerance = ROUNDING * (1 + horizon)
-        close(weights[i], expected[i], tolerance)
-        np.testing.assert_allclose(growth[i], expected_growth[i], rtol=tolerance, atol=1e-15)
+def test_the_number_of_threads_is_read_at_every_call(monkeypatch):
+    monkeypatch.setenv("KOOPCORE_NUM_THREADS", " 3 ")
+    assert thread_count() == 3
+    monkeypatch.delenv("KOOPCORE_NUM_THREADS")
+    assert thread_count() >= 1
 
 
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("horizons", [[50, 900], [4000]], ids=str)
-def test_divergent_rollouts_keep_the_last_snapshot(horizons: list[int], affine: bool) -> None:
-    a = np.zeros((4, 5))
-    a[0, -1], a[1, -1], a[2, 0], a[3] = 1.5, 40.0, -3.0, np.nan
-    weights, growth = numba_cpu.rollout(a, affine, horizons)
-    expected, expected_growth = reference.rollout(a, affine, horizons)
-    np.testing.assert_array_equal(np.isinf(growth), np.isinf(expected_growth))
-    assert np.isinf(growth[-1]).all()
-    close(weights, expected, ROUNDING * max(horizons))
+SCRIPT = """
+import sys
+import koopcore
+assert "numba" not in sys.modules, "import koopcore must not import numba"
+import numpy as np
+from koopcore.backends import backend_for
+from koopcore.backends.numba.gram import gram_range
+from koopcore.backends.protocol import Snapshots
+part = koopcore.Partition.groups(1, [[0]])
+backend_for("cpu", "numba_cpu").gram(Snapshots(np.ones((2, 1)), np.arange(2)), part)
+stats = gram_range.stats
+print(sum(stats.cache_hits.values()) if stats.cache_path else "uncached")
+"""
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("horizons", [1, 3, 4, 9])
-@pytest.mark.parametrize("n", [2, 3, 16, 64])
-def test_predictions_equal_the_reference_and_only_groups_are_written(
-    n: int, horizons: int, dtype: Any
-) -> None:
-    part = ragged(SIZES, n)
-    snapshots = Snapshots(trajectory(n, part.size, n, dtype), np.arange(n))
-    weights = np.random.default_rng(n).standard_normal((horizons, part.n_groups, n))
-    actual, expected = (np.full((horizons, part.size), np.nan, dtype) for _ in range(2))
-    numba_cpu.combine(snapshots, part, weights, actual)
-    reference.combine(snapshots, part, weights, expected)
-    close(actual, expected, rounded(dtype, n))
-    assert np.isnan(actual).sum() == horizons * (part.size - part.n_parameters)
-
-
-def test_predictions_beyond_the_type_are_clipped_and_nan_is_kept() -> None:
-    part = equal(3, 19)
-    snapshots = Snapshots(trajectory(4, part.size, 0, np.float32), np.arange(4))
-    weights = np.ones((1, 3, 4))
-    weights[0, 0, 1], weights[0, 1] = 1e300, np.nan
-    actual, expected = (np.empty((1, part.size), np.float32) for _ in range(2))
-    numba_cpu.combine(snapshots, part, weights, actual)
-    reference.combine(snapshots, part, weights, expected)
-    assert np.abs(actual[0, :19]).min() == np.finfo(np.float32).max
-    close(actual, expected, rounded(np.float32, 4))
-
-
-@pytest.mark.parametrize("out", STRIDES[:5])
-def test_outputs_may_have_any_strides(out: Callable[[np.ndarray], np.ndarray]) -> None:
-    part = ragged([20, 9, 31], 2)
-    snapshots = Snapshots(trajectory(5, part.size, 0), np.arange(5))
-    weights = np.random.default_rng(0).standard_normal((5, 3, 5))
-    expected = np.full((5, part.size), np.nan)
-    actual = out(expected)
-    numba_cpu.combine(snapshots, part, weights, actual)
-    reference.combine(snapshots, part, weights, expected)
-    close(actual, expected, ROUNDING)
-
-
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize(("m", "n"), [(1, 3), (1, 40), (2, 300), (11, 16), (12, 33), (30, 64)])
-def test_feature_moments_equal_the_reference(m: int, n: int, affine: bool) -> None:
-    part = equal(WIDTH + 2, m)
-    snapshots = Snapshots(trajectory(n, part.size, m, np.float32), np.roll(np.arange(n), 1))
-    stops = [n, n - 1]
-    actual = numba_cpu.feature_gram(snapshots, part, affine, stops)
-    close(actual, reference.feature_gram(snapshots, part, affine, stops), ROUNDING)
-
-
-def test_feature_moments_of_a_group_at_the_origin_are_not_reflected() -> None:
-    x = trajectory(12, 6, 1)
-    x[-1, :3] = 0.0
-    snapshots, part = Snapshots(x, np.arange(12)), equal(2, 3)
-    actual = numba_cpu.feature_gram(snapshots, part, False, [12])
-    close(actual, reference.feature_gram(snapshots, part, False, [12]), ROUNDING)
-
-
-def moments(groups: int, n: int, deficient: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A, H and g of the difference basis; every third group of lower rank where asked for."""
-    random = np.random.default_rng(n)
-    basis = random.standard_normal((groups, n, 3 * n)) * np.logspace(0, -3, n)[:, None]
-    if deficient:
-        for group in range(0, groups, 3):
-            basis[group, 1 + group % (n - 1) :] = basis[group, :1]
-        basis[1] = 0.0
-    ahead = random.standard_normal((groups, n, 3 * n))
-    transposed = basis.transpose(0, 2, 1)
-    a = basis @ transposed
-    return a, basis @ ahead.transpose(0, 2, 1), (basis @ ahead[:, :1].transpose(0, 2, 1))[:, :, 0]
-
-
-@pytest.mark.parametrize("raw", [False, True])
-@pytest.mark.parametrize("deficient", [False, True])
-@pytest.mark.parametrize(("rank", "ridge"), [(None, 0.0), (None, 1e-6), (3, 0.0), (1, 1e-3)])
-@pytest.mark.parametrize("n", [4, 11, 24])
-def test_projections_equal_the_reference(
-    n: int, rank: int | None, ridge: float, deficient: bool, raw: bool
-) -> None:
-    a, h, g = moments(2 * WIDTH + 3, n, deficient)
-    actual = numba_cpu.project(a, h, g, rank, ridge, raw)
-    expected = reference.project(a, h, g, rank, ridge, raw)
-    np.testing.assert_array_equal(actual.rank, expected.rank)
-    close(actual.condition, expected.condition, SOLVED)
-    assert actual.operator.shape == expected.operator.shape
-    # Singular vectors and pivots in ties may differ in sign and order; these products may not.
-    for mine, theirs in zip(invariants(actual), invariants(expected), strict=True):
-        close(mine, theirs, SOLVED)
-
-
-def invariants(fit: Projection) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """V Vᵀ, V K Vᵀ and V z."""
-    v = fit.whitener
-    transposed = v.transpose(0, 2, 1)
-    return v @ transposed, v @ fit.operator @ transposed, v @ fit.start[:, :, None]
-
-
-def test_projections_take_views_and_no_groups() -> None:
-    a, h, g = moments(5, 6, False)
-    both = np.stack([a, h], axis=1)
-    close(
-        numba_cpu.project(both[:, 0], both[:, 1], g, None, 0.0, False).operator,
-        numba_cpu.project(a, h, g, None, 0.0, False).operator,
-        0.0,
+def run(cache):
+    environment = dict(os.environ, NUMBA_CACHE_DIR=str(cache))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False
     )
-    assert numba_cpu.project(a[:0], h[:0], g[:0], None, 0.0, False).rank.shape == (0,)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("horizons", HORIZONS, ids=str)
-@pytest.mark.parametrize("r", [1, 3, 4, 11])
-def test_dense_rollouts_equal_the_reference(r: int, horizons: list[int], affine: bool) -> None:
-    random = np.random.default_rng(r)
-    operator = random.standard_normal((WIDTH + 1, r, r))
-    operator /= np.abs(np.linalg.eigvals(operator)).max(axis=1)[:, None, None]
-    start = random.standard_normal((WIDTH + 1, r))
-    states, growth = numba_cpu.rollout_dense(operator, start, affine, horizons)
-    expected, expected_growth = reference.rollout_dense(operator, start, affine, horizons)
-    for i, horizon in enumerate(horizons):
-        tolerance = ROUNDING * (1 + horizon) * 100  # non-normal operators amplify rounding
-        close(states[i], expected[i], tolerance)
-        close(growth[i], expected_growth[i], tolerance)
+def test_a_second_process_loads_what_the_first_compiled(tmp_path):
+    assert [run(tmp_path), run(tmp_path)] == ["0", "1"]
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() == 0, reason="the superuser can write everywhere"
+)
+def test_an_unwritable_cache_only_costs_the_compilation(tmp_path):
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    assert run(tmp_path) in {"0", "uncached"}

@@ -1,7 +1,5 @@
 """ThreadSanitizer on the host teams: clean, and able to see a race where there is one."""
 
-from __future__ import annotations
-
 import platform
 import shutil
 import subprocess

@@ -1,15 +1,12 @@
 """The code is as docs/architecture.md draws it: who may import whom, and what an import costs."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
-from source_tree import PACKAGE, ROOT, Import, includes, package_imports, text_of, tracked_files
+from source_tree import PACKAGE, ROOT, includes, package_imports, text_of, tracked_files
 
 import koopcore
 
@@ -21,42 +18,42 @@ CROWD = 14  # modules of one folder, its __init__ not counted
 IMPORTS = package_imports()
 
 
-def rooms() -> dict[str, set[str]]:
+def rooms():
     """Room -> rooms that it may import, from the table of the page."""
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \|([^|]*)\|$", PAGE.read_text(), re.MULTILINE)
     return {room: set(re.findall(r"`(\w+)`", allowed)) for room, allowed in rows}
 
 
-def room_of(module: str) -> str:
+def room_of(module):
     """koopcore.training.settings -> training; koopcore itself -> the empty string."""
     return module.removeprefix("koopcore").lstrip(".").partition(".")[0]
 
 
-def internal(imports: list[Import] = IMPORTS) -> list[Import]:
+def internal(imports=IMPORTS):
     return [i for i in imports if i.target == "koopcore" or i.target.startswith("koopcore.")]
 
 
-def backend_of(module: str) -> str:
+def backend_of(module):
     """koopcore.backends.numba.gram -> numba; modules of the seam -> the empty string."""
     name = module.removeprefix("koopcore.backends").lstrip(".").partition(".")[0]
     return name if name in {"reference", "numba", "native_cpu", "native_cuda", "cupy"} else ""
 
 
-def test_the_table_names_every_room_and_no_other() -> None:
+def test_the_table_names_every_room_and_no_other():
     files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert set(rooms()) == files | folders
 
 
-def test_the_table_is_in_the_order_of_the_floors() -> None:
+def test_the_table_is_in_the_order_of_the_floors():
     """A room stands below all that it may import, so that no arrow runs back up."""
-    above: set[str] = set()
+    above = set()
     for room, allowed in rooms().items():
         assert allowed <= above, room
         above.add(room)
 
 
-def test_rooms_import_what_the_table_allows() -> None:
+def test_rooms_import_what_the_table_allows():
     allowed = rooms()
     wrong = [
         i
@@ -69,14 +66,14 @@ def test_rooms_import_what_the_table_allows() -> None:
     assert wrong == []
 
 
-def test_the_table_allows_nothing_that_nobody_imports() -> None:
+def test_the_table_allows_nothing_that_nobody_imports():
     used = {(room_of(i.source), room_of(i.target)) for i in internal()}
     assert {(a, b) for a, allowed in rooms().items() for b in allowed} <= used
 
 
-def test_no_module_imports_itself_in_a_circle() -> None:
+def test_no_module_imports_itself_in_a_circle():
     """Imports inside functions and for types count: a circle is a question about the design."""
-    graph: dict[str, set[str]] = {}
+    graph = {}
     for i in internal(package_imports(typing=True)):
         if "koopcore" not in (i.source, i.target) and i.source != i.target:
             graph.setdefault(i.source, set()).add(i.target)
@@ -86,7 +83,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_no_folder_is_a_crowd() -> None:
+def test_no_folder_is_a_crowd():
     folders = {path.parent for path in PACKAGE.rglob("*.py")}
     count = {
         folder.relative_to(ROOT).as_posix(): len([*folder.glob("[!_]*.py")]) for folder in folders
@@ -94,17 +91,17 @@ def test_no_folder_is_a_crowd() -> None:
     assert {name: n for name, n in count.items() if n > CROWD} == {}
 
 
-def test_backends_never_import_each_other() -> None:
+def test_backends_never_import_each_other():
     pairs = [(backend_of(i.source), backend_of(i.target), i) for i in internal()]
     assert [i for a, b, i in pairs if a and b and a != b] == []
 
 
-def test_torch_is_imported_by_its_rooms_only() -> None:
+def test_torch_is_imported_by_its_rooms_only():
     at_import = [i for i in IMPORTS if i.target.partition(".")[0] == "torch" and not i.deferred]
     assert [i for i in at_import if room_of(i.source) not in USES_TORCH] == []
 
 
-def run_python(code: str, directory: Path) -> str:
+def run_python(code, directory):
     # Not in the source tree: a child process would prefer it over the installed package.
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
@@ -120,13 +117,13 @@ def run_python(code: str, directory: Path) -> str:
         "from koopcore import _native; _native.build_record()",
     ],
 )
-def test_importing_koopcore_imports_nothing_heavy(statement: str, tmp_path: Path) -> None:
+def test_importing_koopcore_imports_nothing_heavy(statement, tmp_path):
     code = f"import sys\n{statement}\nprint(*sorted(set(sys.modules) & {set(HEAVY)}))"
     assert run_python(code, tmp_path) == ""
 
 
 @pytest.mark.parametrize("name", koopcore.__all__)
-def test_every_public_name_resolves_and_is_listed(name: str, tmp_path: Path) -> None:
+def test_every_public_name_resolves_and_is_listed(name, tmp_path):
     assert name in dir(koopcore)
     code = f"import koopcore, types; value = koopcore.{name}; "
     code += "print(callable(value) or isinstance(value, types.ModuleType) or value)"
@@ -134,7 +131,7 @@ def test_every_public_name_resolves_and_is_listed(name: str, tmp_path: Path) -> 
     assert run_python(code, tmp_path) == expected
 
 
-def test_without_torch_attach_says_what_to_install(tmp_path: Path) -> None:
+def test_without_torch_attach_says_what_to_install(tmp_path):
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import koopcore\n"
@@ -143,13 +140,13 @@ def test_without_torch_attach_says_what_to_install(tmp_path: Path) -> None:
     assert 'pip install "koopcore[torch]"' in run_python(code, tmp_path)
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
         _ = koopcore.no_such_name
 
 
 @pytest.mark.parametrize(("directory", "other"), [("cpu", "cuda"), ("cuda", "cpu")])
-def test_cpu_and_cuda_sources_never_include_each_other(directory: str, other: str) -> None:
+def test_cpu_and_cuda_sources_never_include_each_other(directory, other):
     csrc = ROOT / "csrc"
     wrong = [
         (path.relative_to(csrc).as_posix(), name)
@@ -159,7 +156,7 @@ def test_cpu_and_cuda_sources_never_include_each_other(directory: str, other: st
     assert wrong == []
 
 
-def test_shared_headers_depend_on_neither_cpu_nor_cuda() -> None:
+def test_shared_headers_depend_on_neither_cpu_nor_cuda():
     csrc = ROOT / "csrc"
     shared = [(p, name) for p, name in includes() if p.relative_to(csrc).parts[0] == "algorithms"]
     assert [(p.name, name) for p, name in shared if not name.startswith("algorithms/")] == []
@@ -168,7 +165,7 @@ def test_shared_headers_depend_on_neither_cpu_nor_cuda() -> None:
 WRITTEN = {".py", ".h", ".cpp", ".cu", ".cuh", ".md", ".toml", ".txt", ".json", ""}
 
 
-def test_no_file_names_a_path_of_some_machine() -> None:
+def test_no_file_names_a_path_of_some_machine():
     machine = re.compile(r"(?<![\w.~/-])/(?:work|tmp|home|root|Users)/\w")
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
@@ -181,7 +178,7 @@ def test_no_file_names_a_path_of_some_machine() -> None:
 
 
 @pytest.mark.parametrize("word", ["TO" + "DO", "FIX" + "ME", "pragma: no " + "cover"])
-def test_nothing_is_left_for_later(word: str) -> None:
+def test_nothing_is_left_for_later(word):
     found = [
         path.relative_to(ROOT).as_posix()
         for path in tracked_files()

@@ -1,7 +1,5 @@
 """The command line: light to start, clear when misused, whole pictures or none, Ctrl-C is 130."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -9,8 +7,6 @@ import sys
 import time
 
 import pytest
-
-pytest.importorskip("typer")
 
 import koopcore
 from koopcore import cli, info
@@ -71,8 +67,6 @@ def test_version_and_help_succeed(koopcore_command):
 def test_misuse_is_named_with_what_is_accepted_before_any_training(
     koopcore_command, monkeypatch, tmp_path, arguments, named
 ):
-    pytest.importorskip("torch")
-    pytest.importorskip("matplotlib")
     from koopcore.lab.demo import command as demo_command
 
     def no_training(*_arguments, **_options):
@@ -111,8 +105,6 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(missing, tmp_path
 
 
 def test_the_demo_writes_a_table_and_a_picture(koopcore_command, tmp_path):
-    pytest.importorskip("torch")
-    pytest.importorskip("matplotlib")
     code, out, _ = koopcore_command(
         "demo", *QUICK, "--partition", "nodes", "--partition", "network", "--output", "a.png"
     )
@@ -126,16 +118,12 @@ def test_the_demo_writes_a_table_and_a_picture(koopcore_command, tmp_path):
 
 @pytest.mark.parametrize(("name", "start"), [("a.svg", b"<?xml"), ("a.PDF", b"%PDF")])
 def test_pictures_in_other_formats(koopcore_command, tmp_path, name, start):
-    pytest.importorskip("torch")
-    pytest.importorskip("matplotlib")
     code, _, _ = koopcore_command("demo", *QUICK, "--output", name)
     assert code == 0
     assert (tmp_path / name).read_bytes().startswith(start)
 
 
 def test_an_interrupted_write_leaves_the_old_picture_and_nothing_else(tmp_path):
-    pytest.importorskip("torch")
-    pytest.importorskip("matplotlib")
     from koopcore.files import write_whole
 
     picture = tmp_path / "a.png"
@@ -170,8 +158,6 @@ main()
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process there")
 def test_control_c_ends_with_130_one_line_and_no_file(tmp_path):
-    pytest.importorskip("torch")
-    pytest.importorskip("matplotlib")
     process = subprocess.Popen(
         [sys.executable, "-c", ANNOUNCED],
         cwd=tmp_path,

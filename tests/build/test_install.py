@@ -1,17 +1,14 @@
 """The three ways to install koopcore, really done, and the ways in which a build must fail."""
 
-from __future__ import annotations
-
 import platform
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tarfile
 from pathlib import Path
 
 import pytest
-from installation import NO_COMPILERS, ROOT, Environment, build_sdist, copy_source, install, run
+from installation import NO_COMPILERS, ROOT, build_sdist, copy_source, install, run
 
 from koopcore import _native
 
@@ -36,37 +33,35 @@ FIT = (
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory):
     return copy_source(tmp_path_factory.mktemp("source") / "koopcore")
 
 
 @pytest.fixture(scope="module")
-def native(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def native(source, tmp_path_factory):
     # Without CUDA, which takes a minute more and has its own tests (test_cuda_build.py).
     return install(source, tmp_path_factory.mktemp("native"), {"CUDACXX": "/nonexistent"})
 
 
 @pytest.fixture(scope="module")
-def native_objects(native: Environment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def native_objects(native, tmp_path_factory):
     """The object files that `native` was linked from; a later install would remove them."""
     [built] = (native.source / "build").glob("temp.*/_skbuild/CMakeFiles")
     return Path(shutil.copytree(built, tmp_path_factory.mktemp("objects") / "CMakeFiles"))
 
 
 @pytest.fixture(scope="module")
-def pure(
-    native_objects: Path, source: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Environment:
+def pure(native_objects, source, tmp_path_factory):
     # Built after `native` in the same tree, whose build directory still holds the CPU module.
     return install(source, tmp_path_factory.mktemp("pure"), NO_COMPILERS)
 
 
 @pytest.fixture(scope="module")
-def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sdist(source, tmp_path_factory):
     return build_sdist(source, tmp_path_factory.mktemp("dist"))
 
 
-def package_files(directory: Path) -> set[str]:
+def package_files(directory):
     return {
         path.relative_to(directory).as_posix()
         for path in directory.rglob("*")
@@ -75,7 +70,7 @@ def package_files(directory: Path) -> set[str]:
 
 
 @needs_compiler
-def test_with_a_compiler_the_cpu_module_is_built_and_used(native: Environment) -> None:
+def test_with_a_compiler_the_cpu_module_is_built_and_used(native):
     where, cpu, record = native.facts()
     assert Path(where).parent == native.package
     assert cpu is not None, record
@@ -86,7 +81,7 @@ def test_with_a_compiler_the_cpu_module_is_built_and_used(native: Environment) -
     assert cpu[1] in record["cpu"]["instruction_sets"]
 
 
-def test_without_a_compiler_the_install_is_quiet_and_pure(pure: Environment) -> None:
+def test_without_a_compiler_the_install_is_quiet_and_pure(pure):
     _, cpu, record = pure.facts()
     assert cpu is None
     assert record["cpu"]["built"] is False
@@ -97,13 +92,13 @@ def test_without_a_compiler_the_install_is_quiet_and_pure(pure: Environment) -> 
     assert "CMake Warning" not in pure.output
 
 
-def test_a_pure_install_holds_no_module_of_an_earlier_build(pure: Environment) -> None:
+def test_a_pure_install_holds_no_module_of_an_earlier_build(pure):
     compiled = [name for name in package_files(pure.package) if name.endswith((".so", ".pyd"))]
     assert compiled == []
 
 
 @needs_compiler
-def test_the_sdist_installs_with_the_cpu_module(sdist: Path, tmp_path: Path) -> None:
+def test_the_sdist_installs_with_the_cpu_module(sdist, tmp_path):
     # Unoptimised, which compiles faster: what is in question is whether the sources are complete.
     # The CUDA sources are the same files as in the source tree, and are compiled there.
     options = {"SKBUILD_CMAKE_BUILD_TYPE": "Debug", "SKBUILD_CMAKE_DEFINE": "KOOPCORE_CUDA=OFF"}
@@ -116,15 +111,15 @@ def test_the_sdist_installs_with_the_cpu_module(sdist: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("how", ["native", "pure"])
-def test_every_install_fits_and_predicts(how: str, request: pytest.FixtureRequest) -> None:
-    environment: Environment = request.getfixturevalue(how)
+def test_every_install_fits_and_predicts(how, request):
+    environment = request.getfixturevalue(how)
     done = environment.python(FIT)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("how", ["native", "pure"])
-def test_the_package_is_complete(how: str, request: pytest.FixtureRequest) -> None:
-    environment: Environment = request.getfixturevalue(how)
+def test_the_package_is_complete(how, request):
+    environment = request.getfixturevalue(how)
     installed = package_files(environment.package)
     built = {name for name in installed if name.startswith(("_native/_cpu.", "_native/_cuda."))}
     expected = package_files(environment.source / "koopcore")
@@ -132,14 +127,14 @@ def test_the_package_is_complete(how: str, request: pytest.FixtureRequest) -> No
 
 
 @pytest.mark.parametrize("how", ["native", "pure"])
-def test_nothing_but_the_package_is_installed(how: str, request: pytest.FixtureRequest) -> None:
-    environment: Environment = request.getfixturevalue(how)
+def test_nothing_but_the_package_is_installed(how, request):
+    environment = request.getfixturevalue(how)
     names = {path.name for path in environment.site_packages.iterdir()}
     assert names == {"borrowed.pth", "koopcore", "koopcore-0.1.0.dist-info"}
 
 
 @needs_compiler
-def test_the_wheel_is_tagged_for_this_python_and_platform(native: Environment) -> None:
+def test_the_wheel_is_tagged_for_this_python_and_platform(native):
     [wheel] = native.site_packages.glob("koopcore-*.dist-info/WHEEL")
     system = sysconfig.get_platform().replace("-", "_").replace(".", "_")
     python = f"cp{sys.version_info.major}{sys.version_info.minor}"
@@ -147,7 +142,7 @@ def test_the_wheel_is_tagged_for_this_python_and_platform(native: Environment) -
     assert "Root-Is-Purelib: false\n" in wheel.read_text(encoding="utf-8")
 
 
-def test_the_sdist_holds_the_whole_source_tree(sdist: Path, source: Path) -> None:
+def test_the_sdist_holds_the_whole_source_tree(sdist, source):
     with tarfile.open(sdist) as archive:
         members = {
             Path(m.name).relative_to(sdist.name[: -len(".tar.gz")]).as_posix()
@@ -160,14 +155,14 @@ def test_the_sdist_holds_the_whole_source_tree(sdist: Path, source: Path) -> Non
     assert tree - members <= {".gitignore"}
 
 
-def test_the_command_is_installed(native: Environment) -> None:
+def test_the_command_is_installed(native):
     done = run([str(native.scripts / "koopcore"), "info"], native.directory)
     assert done.returncode == 0, done.stderr
     assert "native_cpu" in done.stdout
     assert "numba_cpu" in done.stdout
 
 
-def test_the_command_says_how_to_get_what_it_is_built_on(pure: Environment) -> None:
+def test_the_command_says_how_to_get_what_it_is_built_on(pure):
     done = pure.python(
         "import sys; sys.modules['typer'] = None\nfrom koopcore.__main__ import main; main()"
     )
@@ -176,7 +171,7 @@ def test_the_command_says_how_to_get_what_it_is_built_on(pure: Environment) -> N
     assert "Traceback" not in done.stderr
 
 
-def test_the_koopcore_under_test_has_the_cpu_module_that_was_built() -> None:
+def test_the_koopcore_under_test_has_the_cpu_module_that_was_built():
     # In the running environment: what every other test file imports.
     cpu = _native.build_record()["cpu"]
     if cpu["built"]:
@@ -195,8 +190,8 @@ def test_the_koopcore_under_test_has_the_cpu_module_that_was_built() -> None:
     ids=["installed", "shadowed"],
 )
 def test_the_test_run_refuses_a_source_tree_that_shadows_the_installed_package(
-    pure: Environment, search_path: str, exit_code: pytest.ExitCode
-) -> None:
+    pure, search_path, exit_code
+):
     # With `python -m pytest`, as with -c here, the working directory heads the search path.
     code = (
         f"import sys; {search_path}; import pytest\n"
@@ -210,9 +205,7 @@ def test_the_test_run_refuses_a_source_tree_that_shadows_the_installed_package(
         assert f"koopcore is imported from {pure.source.resolve()}" in done.stderr
 
 
-def configure(
-    source: Path, build: Path, *options: str, **env: str
-) -> subprocess.CompletedProcess[str]:
+def configure(source, build, *options, **env):
     command = ["cmake", "-S", str(source), "-B", str(build), "-G", "Ninja", *options]
     return run([*command, f"-DPython_EXECUTABLE={sys.executable}"], source, env)
 
@@ -231,15 +224,13 @@ def configure(
         (["-DKOOPCORE_CPU=YES"], {}, "KOOPCORE_CPU is 'YES'; accepted are AUTO, ON and OFF"),
     ],
 )
-def test_a_build_that_cannot_do_what_was_asked_says_so(
-    options: list[str], env: dict[str, str], message: str, tmp_path: Path
-) -> None:
+def test_a_build_that_cannot_do_what_was_asked_says_so(options, env, message, tmp_path):
     done = configure(ROOT, tmp_path, *options, **env)
     assert done.returncode != 0
     assert message in " ".join(done.stderr.split())
 
 
-def test_switched_off_needs_no_compiler_and_builds_nothing(tmp_path: Path) -> None:
+def test_switched_off_needs_no_compiler_and_builds_nothing(tmp_path):
     off = ("-DKOOPCORE_CPU=OFF", "-DKOOPCORE_CUDA=OFF")
     done = configure(ROOT, tmp_path, *off, **NO_COMPILERS)
     assert done.returncode == 0, done.stderr
@@ -249,7 +240,7 @@ def test_switched_off_needs_no_compiler_and_builds_nothing(tmp_path: Path) -> No
 
 
 @needs_compiler
-def test_broken_code_fails_the_build_even_under_auto(source: Path, tmp_path: Path) -> None:
+def test_broken_code_fails_the_build_even_under_auto(source, tmp_path):
     broken = copy_source(tmp_path / "koopcore")
     with (broken / "csrc/cpu/isa.cpp").open("a", encoding="utf-8") as file:
         file.write("#error deliberately broken\n")
@@ -263,7 +254,7 @@ def test_broken_code_fails_the_build_even_under_auto(source: Path, tmp_path: Pat
 
 @needs_compiler
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm (binutils)")
-def test_no_wide_code_can_leak_into_the_portable_path(native_objects: Path) -> None:
+def test_no_wide_code_can_leak_into_the_portable_path(native_objects):
     # The linker keeps one copy of each weak symbol (inline functions, templates). A copy compiled
     # for AVX-512 would then also serve processors without it, so weak symbols that are not in the
     # namespace of their instruction set must not leave the objects compiled with wide flags.

@@ -1,7 +1,5 @@
 """Prediction error of every backend beside orthogonal least squares, over tables of cases."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

@@ -103,25 +103,6 @@ def test_fit_refuses_a_partition_without_groups():
         kc.fit(X, PART.subset([]))
 
 
-@pytest.mark.parametrize(
-    ("groups", "error", "message"),
-    [
-        ([[0, 1], [1, 2]], ValueError, "groups 0 and 1 both contain index 1"),
-        ([range(5), range(4, 9)], ValueError, "groups 0 and 1 both contain index 4"),
-        ([[0, 3, 0]], ValueError, "group 0 contains index 0 more than once"),
-        ([[0], [20]], ValueError, r"group 1 contains index 20; indices are 0 \.\. 19"),
-        ([[-1]], ValueError, "group 0 contains index -1"),
-        ([range(18, 22)], ValueError, "leaves the flat vector of length 20"),
-        ([[0], []], ValueError, "group 1 is empty"),
-        ([], ValueError, "groups is empty"),
-        ([[0.5]], TypeError, "group 0"),
-    ],
-)
-def test_a_partition_refuses(groups, error, message):
-    with pytest.raises(error, match=message):
-        kc.Partition.groups(20, groups)
-
-
 # -- numbers that are none ------------------------------------------------------------------------
 
 

@@ -1,7 +1,5 @@
 """`fit(horizon=…)`: endpoints made with the fit are those of fit and predict, bit for bit."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from trajectories import NAMES, smooth
@@ -19,7 +17,7 @@ PARTITIONS = {
 }
 
 
-def partition(sizes: list[int], size: int) -> kc.Partition:
+def partition(sizes, size):
     ends = np.cumsum(sizes)
     return kc.Partition.groups(
         size, [range(end - m, end) for end, m in zip(ends, sizes, strict=True)]

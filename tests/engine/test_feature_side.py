@@ -1,88 +1,10 @@
-"""Groups of fewer parameters than snapshots: moments, reflection, long windows, truncation."""
+"""Fits of groups of fewer parameters than snapshots: long windows, truncation, ridge, float64."""
 
 import numpy as np
 import pytest
-from trajectories import NAMES, WHOLE, by_operator, generic, movement, operator_of, spiral
+from trajectories import WHOLE, by_operator, generic, movement, operator_of, spiral
 
 import koopcore as kc
-from koopcore.backends import backend_for
-from koopcore.backends.protocol import Snapshots
-from koopcore.backends.reflection import reflect, unreflect
-
-U = 2.0**-53
-
-
-def householder(last):
-    """H with H last = -sign(last_1) ‖last‖ e_1, written out."""
-    v = np.array(last, dtype=np.longdouble)
-    v[0] += np.copysign(np.sqrt(v @ v), v[0])
-    return np.eye(len(v)) - 2 * np.outer(v, v) / (v @ v)
-
-
-# -- the reflection -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("m", [1, 2, 11])
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_reflection_is_householders(m, sign):
-    rows = generic(9, m, seed=m)
-    rows[-1, 0] = sign * abs(rows[-1, 0])
-    got = reflect(rows, rows[-1])
-    np.testing.assert_allclose(got, rows @ householder(rows[-1]).astype(float), atol=1e-13)
-    expected = np.zeros(m)
-    expected[0] = -sign * np.linalg.norm(rows[-1])
-    np.testing.assert_allclose(got[-1], expected, atol=1e-15 * abs(expected[0]))
-    np.testing.assert_allclose(unreflect(got, rows[-1]), rows, atol=1e-13)
-
-
-def test_reflection_of_many_groups_and_of_nothing():
-    rows, last = np.ones((3, 4, 2)), np.array([[1.0, 2.0], [0.0, 0.0], [-1.0, 0.0]])
-    together = reflect(rows, last)
-    for group in range(3):
-        np.testing.assert_array_equal(together[group], reflect(rows[group], last[group]))
-    np.testing.assert_array_equal(together[1], rows[1])  # nothing to stand on: as it is
-
-
-def test_reflection_keeps_the_digits_of_the_motion():
-    """Far from the origin, coordinates across the position are small, with small errors."""
-    point = np.array([3e5, -4e5, 1e5])
-    motion = np.random.default_rng(0).normal(size=(6, 3)) * 1e-3
-    got = reflect(point + motion, point + motion[-1])
-    exact = (point + motion).astype(np.longdouble)
-    # Rounding of a motion of 1e-2 at most is seen, not of a position of 5e5.
-    across = ((exact - exact[-1]) @ householder(exact[-1]))[:, 1:].astype(float)
-    np.testing.assert_allclose(got[:, 1:], across, atol=20 * U * 1e-2)
-
-
-# -- moments --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("backend", NAMES)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("m", [1, 2, 3, 11])
-def test_moments_are_sums_over_the_window(backend, dtype, affine, m):
-    n, stops = 40, [40, 31, 3]
-    size = 4 * m + 3
-    part = kc.Partition.groups(size, [range(m), range(m + 1, 3 * m + 1, 2), range(3 * m + 3, size)])
-    x = generic(n, size, seed=m).astype(dtype)
-    order = (np.arange(n) + 7) % n
-    ring = np.empty_like(x)
-    ring[order] = x
-    got = backend_for("cpu", backend).feature_gram(Snapshots(ring, order), part, affine, stops)
-    assert got.shape == (3, 3, 2, m, m)
-    for group in range(3):
-        rows = x[:, part.indices(group)].astype(np.longdouble)
-        rows = np.diff(rows, axis=0) if affine else rows @ householder(rows[-1])
-        for i, stop in enumerate(stops):
-            f, ahead = rows[: stop - 1 - affine], rows[1 : stop - affine]
-            # n products, each of numbers with a few roundings.
-            bound = (n + 8 * m + 16) * U * np.abs(rows).max() ** 2 * len(f)
-            assert np.abs(got[i, group, 0] - f.T @ f).max() <= bound
-            assert np.abs(got[i, group, 1] - ahead.T @ f).max() <= bound
-
-
-# -- fits -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", WHOLE)

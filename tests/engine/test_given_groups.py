@@ -127,6 +127,7 @@ def test_random_overlaps_are_never_missed(data):
         ([np.empty(0, dtype=int)], ValueError, "group 0 is empty"),
         ([slice(3, 3)], ValueError, r"group 0 is slice\(3, 3, None\), which is empty"),
         ([range(0)], ValueError, r"group 0 is range\(0, 0\), which is empty"),
+        ([range(23, 27)], ValueError, "leaves the flat vector of length 25"),
         ([slice(0, 26)], ValueError, "leaves the flat vector of length 25"),
         ([slice(-3, None)], ValueError, r"group 0 is slice\(-3.*negative ones are not accepted"),
         ([slice(9, 2, -1)], ValueError, "its step must be >= 1"),

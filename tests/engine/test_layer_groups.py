@@ -109,10 +109,7 @@ MODULES = {
         gates("_l0", "_l0_reverse", "_l1", "_l1_reverse"),
     ),
     "gru cell": (nn.GRUCell(3, 2), gates("")),
-    "own parameters": (
-        Own(),
-        lambda t: rows("token")(t) + whole("slope")(t) + whole("scalar")(t),
-    ),
+    "own parameters": (Own(), lambda t: rows("token")(t) + whole("slope")(t) + whole("scalar")(t)),
 }
 
 
@@ -229,28 +226,7 @@ def _nodes_of(layout, unit):
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        (
-            1,
-            [
-                [0],
-                [1],
-                [6],
-                [2],
-                [3],
-                [7],
-                [4],
-                [5],
-                [8],
-                [9],
-                [10],
-                [11],
-                [15],
-                [12],
-                [13],
-                [14],
-                [16],
-            ],
-        ),
+        (1, [[i] for i in (0, 1, 6, 2, 3, 7, 4, 5, 8, 9, 10, 11, 15, 12, 13, 14, 16)]),
         (2, [[0, 1], [6], [2, 3], [7], [4, 5], [8], [9, 10], [11, 15], [12, 13], [14, 16]]),
         (3, [[0, 1, 6], [2, 3, 7], [4, 5, 8], [9, 10, 11], [15], [12, 13, 14], [16]]),
         (4, [[0, 1, 6], [2, 3, 7], [4, 5, 8], [9, 10, 11, 15], [12, 13, 14, 16]]),

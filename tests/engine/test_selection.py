@@ -1,11 +1,13 @@
 """``model="auto"``: each kind of motion gets the model that continues it, by hindcast."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 from trajectories import WHOLE, by_operator, generic, movement, spiral
 
 import koopcore as kc
-from koopcore.fitted.selection import Candidate, candidates
+from koopcore.fitted.selection import Candidate, best_of, candidates
 
 N = 17
 
@@ -147,3 +149,26 @@ def test_a_given_rank_or_ridge_stays(options):
     ops = fit_auto(x, "reference", **options)
     same = kc.fit(x, part, str(ops.model[0]), backend="reference", **options)
     np.testing.assert_array_equal(ops.predict(3), same.predict(3))
+
+
+def test_a_mode_that_would_have_been_below_rounding_when_the_window_began_is_chosen_last():
+    class Fit(NamedTuple):
+        groups: np.ndarray
+        hindcast: np.ndarray
+        rates: np.ndarray  # growth a step
+
+        def growth(self, horizons, backend):
+            return self.rates ** np.array(horizons, dtype=float)[:, None]
+
+        def select(self, keep):
+            return Fit(*(field[keep] for field in self))
+
+    groups = np.array([2, 5, 7, 8])
+    plain = Fit(groups, np.array([0.1, 0.1, 0.1, np.nan]), np.ones(4))
+    better = Fit(
+        groups, np.array([0.01, 0.01, np.nan, 0.01]), np.array([1.003, 1.004, 1.0, np.inf])
+    )
+    by_plain, by_better = best_of([[plain], [better]], groups, 10_000, None)
+    assert by_plain.groups.tolist() == [5, 7, 8]
+    assert by_better.groups.tolist() == [2]
+    assert best_of([[plain], [better]], groups, 1000, None)[0].groups.tolist() == [7, 8]

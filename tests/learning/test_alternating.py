@@ -1,9 +1,5 @@
 """Algorithm 1: its order of steps, its search, which iterate it keeps, and where it stops."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 from learning_cases import by_points
@@ -22,7 +18,7 @@ from koopcore.learning.objective import gradient
 from koopcore.learning.trajectories import pairs
 
 
-def test_an_iteration_is_a_k_step_and_then_a_w_step_at_the_new_k() -> None:
+def test_an_iteration_is_a_k_step_and_then_a_w_step_at_the_new_k():
     data = paper_split().train[:80]
     dictionary = OneLayer(2, 3)
     w = dictionary.initial(np.random.default_rng(1)).reshape(3, 2)
@@ -32,7 +28,7 @@ def test_an_iteration_is_a_k_step_and_then_a_w_step_at_the_new_k() -> None:
         w_used, k = w, k_used
         w = w - 0.1 * by_points(w, k, [data])[2]
     learner = AlternatingLearner(dictionary, n_iterations=5, step_k=0.2, step_w=0.1, random_state=1)
-    seen: list[Any] = []
+    seen = []
     learner.fit(data, callback=lambda t, iterate: seen.append(iterate))
     # Five iterations of sums of 80 points in another order.
     np.testing.assert_allclose(seen[-1].operator, k, rtol=0, atol=1e-13)
@@ -41,7 +37,7 @@ def test_an_iteration_is_a_k_step_and_then_a_w_step_at_the_new_k() -> None:
 
 
 @pytest.mark.parametrize("k_step", ["gradient", "exact"])
-def test_backtracking_never_lets_f_rise(k_step: Any) -> None:
+def test_backtracking_never_lets_f_rise(k_step):
     data = paper_split(1.0).train
     dictionary = StateInclusive(OneLayer(2, 4, scale=0.5))
     learner = AlternatingLearner(dictionary, k_step=k_step, n_iterations=80).fit(data)
@@ -51,7 +47,7 @@ def test_backtracking_never_lets_f_rise(k_step: Any) -> None:
     assert objective[-1] < objective[0]
 
 
-def test_the_kept_iterate_is_the_one_of_least_e() -> None:
+def test_the_kept_iterate_is_the_one_of_least_e():
     seen = {}
     learner = AlternatingLearner(OneLayer(2, 3), step_k=0.23, step_w=0.23, n_iterations=60)
     learner.fit(paper_split().train, callback=lambda t, iterate: seen.update({t: iterate}))
@@ -62,13 +58,13 @@ def test_the_kept_iterate_is_the_one_of_least_e() -> None:
     np.testing.assert_array_equal(learner.operator_.parameters, seen[best].parameters)
 
 
-def test_tracking_the_objective_keeps_the_least_f() -> None:
+def test_tracking_the_objective_keeps_the_least_f():
     learner = AlternatingLearner(Layered(2, (4, 3)), track="objective", n_iterations=40)
     learner.fit(paper_split().train)
     assert learner.history_.best == int(np.argmin(learner.history_.objective))
 
 
-def test_learning_stops_early_at_the_tolerance_and_at_a_callbacks_wish() -> None:
+def test_learning_stops_early_at_the_tolerance_and_at_a_callbacks_wish():
     data = paper_split().train
     first = AlternatingLearner(OneLayer(2, 3), tolerance=0.05).fit(data)
     e = first.history_.criterion
@@ -79,9 +75,7 @@ def test_learning_stops_early_at_the_tolerance_and_at_a_callbacks_wish() -> None
 
 
 @pytest.mark.parametrize(("step_k", "step_w"), [(50.0, 0.1), (5.0, "backtracking")])
-def test_steps_that_diverge_keep_the_last_good_iterate_and_say_what_is_safe(
-    step_k: float, step_w: Any
-) -> None:
+def test_steps_that_diverge_keep_the_last_good_iterate_and_say_what_is_safe(step_k, step_w):
     data = paper_split(1.0).train
     learner = AlternatingLearner(StateInclusive(OneLayer(2, 3)), step_k=step_k, step_w=step_w)
     with pytest.warns(DivergenceWarning, match=r"was kept. step_k = step_w = .* would be safe"):
@@ -98,7 +92,7 @@ def test_steps_that_diverge_keep_the_last_good_iterate_and_say_what_is_safe(
     assert (np.diff(again.history_.objective) <= 0.0).all()  # a safe step descends
 
 
-def test_any_module_learns_as_its_hand_written_equal_does() -> None:
+def test_any_module_learns_as_its_hand_written_equal_does():
     import torch
 
     layered = Layered(2, (4, 3))

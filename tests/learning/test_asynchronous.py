@@ -1,10 +1,5 @@
 """Algorithm 3 with real processes: late, lost and stalled messages, and workers that die."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 from network_faults import Closes, Dies, Late, Lossy, Stalled
@@ -29,7 +24,7 @@ DICTIONARY = Blocks((Layered(1, (3, 2)),) * 7)
 STEP = 0.05
 
 
-def synchronous(iterations: int, step: float = STEP) -> tuple[np.ndarray, np.ndarray]:
+def synchronous(iterations, step=STEP):
     data = pairs(SCALED)
     theta, k = DICTIONARY.initial(np.random.default_rng(0)), np.eye(DICTIONARY.n_features)
     for _ in range(iterations):
@@ -37,13 +32,13 @@ def synchronous(iterations: int, step: float = STEP) -> tuple[np.ndarray, np.nda
     return theta, k
 
 
-def learner(**settings: Any) -> AsynchronousLearner:
+def learner(**settings):
     given = {"step_k": STEP, "step_w": STEP, "workers": 3, "timeout": 20.0, **settings}
     return AsynchronousLearner(DICTIONARY, **given)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
-def test_without_delay_it_is_the_synchronous_algorithm(workers: int) -> None:
+def test_without_delay_it_is_the_synchronous_algorithm(workers):
     theta, k = synchronous(12)
     found = learner(workers=workers, delay=0, n_iterations=12).fit(SCALED)
     # The same sums over workers in another order, 12 times.
@@ -57,7 +52,7 @@ def test_without_delay_it_is_the_synchronous_algorithm(workers: int) -> None:
     [(None, 3), (Late(0.004), 5), (Lossy(0.2), 4), (Stalled(1, 40, 0.5), 3)],
     ids=["fast", "late", "lossy", "stalled for a while"],
 )
-def test_it_converges_to_the_synchronous_point_within_the_bound(network: Any, delay: int) -> None:
+def test_it_converges_to_the_synchronous_point_within_the_bound(network, delay):
     n = 400
     theta, k = synchronous(n)
     found = learner(network=network, delay=delay, n_iterations=n).fit(SCALED)
@@ -85,9 +80,7 @@ def test_it_converges_to_the_synchronous_point_within_the_bound(network: Any, de
     ],
     ids=["dies", "stalls for good", "connections close"],
 )
-def test_a_lost_worker_is_named_and_the_last_good_state_saved(
-    network: Any, message: str, tmp_path: Path
-) -> None:
+def test_a_lost_worker_is_named_and_the_last_good_state_saved(network, message, tmp_path):
     asking = learner(
         network=network,
         n_iterations=5000,
@@ -109,7 +102,7 @@ def test_a_lost_worker_is_named_and_the_last_good_state_saved(
     assert gradient(DICTIONARY, kept.parameters, kept.operator, data).value < start.value
 
 
-def test_diverging_steps_keep_the_last_report() -> None:
+def test_diverging_steps_keep_the_last_report():
     with pytest.warns(DivergenceWarning, match=r"step_w = .* would be safe .*over 1 \+ delay = 3"):
         found = learner(step_k=500.0, n_iterations=3000, report_every=5).fit(SCALED)
     assert found.history_.stopped == "diverged"
@@ -131,8 +124,6 @@ def test_diverging_steps_keep_the_last_report() -> None:
         ({"n_iterations": 0}, ValueError, "n_iterations is 0"),
     ],
 )
-def test_settings_that_cannot_work_say_why(
-    settings: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_settings_that_cannot_work_say_why(settings, error, message):
     with pytest.raises(error, match=message):
         AsynchronousLearner(**{"dictionary": DICTIONARY, **settings}).fit(SCALED)

@@ -1,10 +1,5 @@
 """What learning takes in: numbers that name themselves, arrays of every library as they are."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -31,7 +26,7 @@ from koopcore.learning.checks import (
 X = rotation()
 
 
-def negated(values: Any) -> torch.Tensor:
+def negated(values):
     """A tensor of these values that is a view with a pending negation of others."""
     tensor = torch.complex(
         torch.zeros(np.shape(values), dtype=torch.float64), -torch.tensor(values)
@@ -41,7 +36,7 @@ def negated(values: Any) -> torch.Tensor:
     return view
 
 
-KINDS: dict[str, Callable[[np.ndarray], Any]] = {
+KINDS = {
     "pending negation": negated,
     "gradient": lambda x: torch.tensor(x, requires_grad=True),
     "strided": lambda x: torch.tensor(np.repeat(x, 2, axis=-1))[..., ::2],
@@ -52,7 +47,7 @@ KINDS: dict[str, Callable[[np.ndarray], Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_that_learning_takes_in_may_come_from_any_library(kind: str) -> None:
+def test_all_that_learning_takes_in_may_come_from_any_library(kind):
     make = KINDS[kind]
     dictionary = OneLayer(2, 3)
     theta, k = dictionary.initial(np.random.default_rng(1)), 0.9 * np.eye(3)
@@ -76,7 +71,7 @@ def test_all_that_learning_takes_in_may_come_from_any_library(kind: str) -> None
     assert RadialBasis(make(X[:4])) == RadialBasis(X[:4])
 
 
-def test_a_tensor_of_three_axes_is_several_trajectories_as_an_array_is() -> None:
+def test_a_tensor_of_three_axes_is_several_trajectories_as_an_array_is():
     stacked = np.stack([X[:20], X[20:40]])
     learners = [
         AlternatingLearner(Monomials(2, 1), k_step="exact", n_iterations=1).fit(data)
@@ -87,7 +82,7 @@ def test_a_tensor_of_three_axes_is_several_trajectories_as_an_array_is() -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int64])
-def test_tensors_of_every_real_dtype_are_their_values(dtype: torch.dtype) -> None:
+def test_tensors_of_every_real_dtype_are_their_values(dtype):
     tensor = torch.tensor([[1.5, -2.25], [3.0, 0.5]]).to(dtype)
     np.testing.assert_array_equal(finite_array("x", tensor), tensor.double().numpy())
 
@@ -108,7 +103,7 @@ def test_tensors_of_every_real_dtype_are_their_values(dtype: torch.dtype) -> Non
     ],
     ids=str,
 )
-def test_what_is_no_real_number_is_named(value: Any, error: type[Exception], message: str) -> None:
+def test_what_is_no_real_number_is_named(value, error, message):
     learner = AlternatingLearner(OneLayer(2, 3), n_iterations=2)
     theta, k = np.full(6, 0.3), np.eye(3)
     with pytest.raises(error, match=message):
@@ -145,14 +140,12 @@ def test_what_is_no_real_number_is_named(value: Any, error: type[Exception], mes
         (truth, 1, TypeError, "n is 1; True or False"),
     ],
 )
-def test_numbers_that_cannot_be_say_why(
-    check: Any, value: Any, error: type[Exception], message: str
-) -> None:
+def test_numbers_that_cannot_be_say_why(check, value, error, message):
     with pytest.raises(error, match=message):
         check("n", value)
 
 
-def test_numbers_of_numpy_become_pythons() -> None:
+def test_numbers_of_numpy_become_pythons():
     for value, kind in (
         (whole("n", np.int16(3)), int),
         (positive("n", np.float32(0.5)), float),
@@ -163,12 +156,12 @@ def test_numbers_of_numpy_become_pythons() -> None:
         assert type(value) is kind
 
 
-def test_an_array_is_not_copied_where_it_need_not_be() -> None:
+def test_an_array_is_not_copied_where_it_need_not_be():
     assert real_array("x", X) is X
     assert np.shares_memory(finite_array("x", X), X) is False
 
 
 @pytest.mark.parametrize("kind", [AlternatingLearner, DistributedLearner])
-def test_what_is_no_dictionary_is_named(kind: Any) -> None:
+def test_what_is_no_dictionary_is_named(kind):
     with pytest.raises(TypeError, match="dictionary is a"):
         kind(torch.nn.Linear(2, 3)).fit(X)

@@ -1,9 +1,5 @@
 """Dictionaries: their gradients against finite differences, their layouts, and what they refuse."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -20,12 +16,12 @@ from koopcore.learning import (
 from koopcore.learning.dictionaries.activations import ACTIVATIONS
 
 
-def two_layers() -> torch.nn.Module:
+def two_layers():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 5))
 
 
-DICTIONARIES: dict[str, Any] = {
+DICTIONARIES = {
     "tanh": OneLayer(3, 4),
     "logistic": OneLayer(3, 4, "logistic"),
     "arctan": OneLayer(3, 4, "arctan"),
@@ -43,7 +39,7 @@ DICTIONARIES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", DICTIONARIES)
-def test_gradients_are_those_of_central_differences(name: str) -> None:
+def test_gradients_are_those_of_central_differences(name):
     dictionary = DICTIONARIES[name]
     rng = np.random.default_rng(1)
     states = rng.standard_normal((7, 3))
@@ -68,7 +64,7 @@ def test_gradients_are_those_of_central_differences(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DICTIONARIES)
-def test_a_pullback_may_be_called_again(name: str) -> None:
+def test_a_pullback_may_be_called_again(name):
     # Backtracking keeps a linearization while it tries steps.
     dictionary = DICTIONARIES[name]
     rng = np.random.default_rng(2)
@@ -78,7 +74,7 @@ def test_a_pullback_may_be_called_again(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activations_obey_their_bounds_and_attain_them(name: str) -> None:
+def test_activations_obey_their_bounds_and_attain_them(name):
     one = ACTIVATIONS[name]
     z = np.linspace(-6.0, 6.0, 24001)
     y = one.value(z)
@@ -95,13 +91,13 @@ def test_activations_obey_their_bounds_and_attain_them(name: str) -> None:
     np.testing.assert_allclose(np.diff(y) / h, (slope[1:] + slope[:-1]) / 2, rtol=0, atol=1e-7)
 
 
-def test_the_logistic_function_does_not_overflow() -> None:
+def test_the_logistic_function_does_not_overflow():
     with np.errstate(all="raise"):
         y = ACTIVATIONS["logistic"].value(np.array([-1e4, 0.0, 1e4]))
     np.testing.assert_array_equal(y, [0.0, 0.5, 1.0])
 
 
-def test_one_layer_is_sigma_of_w_x() -> None:
+def test_one_layer_is_sigma_of_w_x():
     w = np.array([[1.0, 2.0], [0.5, -1.0], [0.0, 3.0]])
     x = np.array([[0.1, 0.2], [0.3, -0.4]])
     expected = np.array([[np.tanh(row @ point) for row in w] for point in x])
@@ -110,9 +106,7 @@ def test_one_layer_is_sigma_of_w_x() -> None:
 
 
 @pytest.mark.parametrize(("n", "degree", "constant"), [(1, 4, True), (2, 3, False), (3, 2, True)])
-def test_monomials_are_all_products_and_the_states_come_first(
-    n: int, degree: int, constant: bool
-) -> None:
+def test_monomials_are_all_products_and_the_states_come_first(n, degree, constant):
     from math import comb
 
     dictionary = Monomials(n, degree, constant)
@@ -125,7 +119,7 @@ def test_monomials_are_all_products_and_the_states_come_first(
         np.testing.assert_allclose(column, np.prod(x[:, list(factors)], axis=1), rtol=1e-14)
 
 
-def test_radial_functions_are_one_at_their_centres() -> None:
+def test_radial_functions_are_one_at_their_centres():
     centres = np.array([[0.0, 1.0], [2.0, -1.0]])
     features = RadialBasis(centres, 0.5).features(np.zeros(0), centres)
     off = np.exp(-8.0 / 0.5)
@@ -133,7 +127,7 @@ def test_radial_functions_are_one_at_their_centres() -> None:
 
 
 @pytest.mark.parametrize("exponent", [-700, -300, 300, 700])
-def test_radial_functions_do_not_depend_on_the_unit(exponent: int) -> None:
+def test_radial_functions_do_not_depend_on_the_unit(exponent):
     centres, x = np.array([[0.0, 1.0], [2.0, -1.0]]), np.array([[0.5, 0.25], [9.0, -3.0]])
     features = RadialBasis(centres, 0.7).features(np.zeros(0), x)
     size = np.ldexp(1.0, exponent)
@@ -144,7 +138,7 @@ def test_radial_functions_do_not_depend_on_the_unit(exponent: int) -> None:
     np.testing.assert_array_equal(far, np.zeros((2, 2)))
 
 
-def test_equal_blocks_in_a_batch_are_the_blocks_one_by_one() -> None:
+def test_equal_blocks_in_a_batch_are_the_blocks_one_by_one():
     one = Layered(1, (5, 3))
     batch = Blocks((one,) * 4, ((3,), (1,), (0,), (2,)))
     rng = np.random.default_rng(3)
@@ -157,7 +151,7 @@ def test_equal_blocks_in_a_batch_are_the_blocks_one_by_one() -> None:
     np.testing.assert_allclose(batch.features(theta, x), np.hstack(parts), rtol=0, atol=1e-15)
 
 
-def test_a_torch_dictionary_starts_from_its_module_and_leaves_it_alone() -> None:
+def test_a_torch_dictionary_starts_from_its_module_and_leaves_it_alone():
     module = two_layers()
     before = [p.clone() for p in module.parameters()]
     dictionary = TorchDictionary(module, 3)
@@ -193,13 +187,13 @@ def test_a_torch_dictionary_starts_from_its_module_and_leaves_it_alone() -> None
         (lambda: Monomials(10**9, 10**9), "make more than 1000000 monomials"),
     ],
 )
-def test_a_dictionary_that_cannot_be_says_why(make: Any, message: str) -> None:
+def test_a_dictionary_that_cannot_be_says_why(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 class Complex(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return torch.complex(x, x)
 
 
@@ -221,7 +215,7 @@ class Complex(torch.nn.Module):
         ),
     ],
 )
-def test_settings_of_another_type_are_named(make: Any, message: str) -> None:
+def test_settings_of_another_type_are_named(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
 
@@ -229,16 +223,16 @@ def test_settings_of_another_type_are_named(make: Any, message: str) -> None:
 class Negating(torch.nn.Module):
     """Its outputs, and the gradients of its weight, come with a pending negation."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor([[1.0, -2.0, 0.5], [0.25, 1.0, 3.0]]))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         inner = x @ self.weight.T
         return torch.complex(torch.zeros_like(inner), -inner).conj().imag
 
 
-def test_modules_with_a_pending_negation_are_the_modules_they_stand_for() -> None:
+def test_modules_with_a_pending_negation_are_the_modules_they_stand_for():
     plain = torch.nn.Linear(3, 2, bias=False)
     plain.weight.data = Negating().weight.data
     negating, linear = TorchDictionary(Negating(), 3), TorchDictionary(plain, 3)
@@ -252,7 +246,7 @@ def test_modules_with_a_pending_negation_are_the_modules_they_stand_for() -> Non
     np.testing.assert_allclose(pullback(features), expected_pullback(features), rtol=1e-14)
 
 
-def test_a_module_without_parameters_is_a_fixed_dictionary() -> None:
+def test_a_module_without_parameters_is_a_fixed_dictionary():
     dictionary = TorchDictionary(torch.nn.Tanh(), 2)
     states = np.random.default_rng(0).standard_normal((5, 2))
     theta = dictionary.initial(np.random.default_rng())

@@ -1,13 +1,8 @@
 """Algorithm 2 on gloo ranks: equal to one machine, counted in bytes, and loud when a rank dies."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -43,9 +38,7 @@ UNEQUAL = Blocks(
 )
 
 
-def centralized(
-    dictionary: Blocks, data: Any, iterations: int, step: float
-) -> tuple[np.ndarray, np.ndarray, list[float]]:
+def centralized(dictionary, data, iterations, step):
     points = pairs(data)
     theta = dictionary.initial(np.random.default_rng(0))
     k = np.eye(dictionary.n_features)
@@ -59,7 +52,7 @@ def centralized(
 @pytest.mark.parametrize(
     ("workers", "dictionary"), [(1, EQUAL), (2, UNEQUAL), (4, EQUAL), (7, EQUAL)]
 )
-def test_ranks_take_the_centralized_gradient_step(workers: int, dictionary: Blocks) -> None:
+def test_ranks_take_the_centralized_gradient_step(workers, dictionary):
     data = [SCALED[:70], SCALED[75:]]  # two trajectories
     theta, k, values = centralized(dictionary, data, 14, 0.05)
     learner = DistributedLearner(
@@ -80,9 +73,9 @@ def test_ranks_take_the_centralized_gradient_step(workers: int, dictionary: Bloc
 
 
 @pytest.mark.parametrize("k_step", ["gradient", "exact"])
-def test_backtracking_ranks_descend_like_one_machine(k_step: Any) -> None:
+def test_backtracking_ranks_descend_like_one_machine(k_step):
     dictionary = Blocks((StateInclusive(Layered(1, (4, 3))),) * 7)
-    settings: dict[str, Any] = {"n_iterations": 40, "standardize": True, "track": "objective"}
+    settings = {"n_iterations": 40, "standardize": True, "track": "objective"}
     many = DistributedLearner(dictionary, workers=3, k_step=k_step, ridge=1e-8, **settings)
     many.fit(STATES)
     found = np.array(many.history_.objective)
@@ -95,7 +88,7 @@ def test_backtracking_ranks_descend_like_one_machine(k_step: Any) -> None:
         np.testing.assert_allclose(found, one.history_.objective[: len(found)], rtol=1e-9)
 
 
-def test_a_rank_holds_its_own_states_only() -> None:
+def test_a_rank_holds_its_own_states_only():
     data = pairs(SCALED)
     division = divide(UNEQUAL, 3)
     assert division.runs == ((0, 1), (2,), (3,))
@@ -106,7 +99,7 @@ def test_a_rank_holds_its_own_states_only() -> None:
     np.testing.assert_array_equal(mine.parameters, theta[division.parameter_slices()[1]])
 
 
-def test_diverging_steps_keep_the_last_good_iterate() -> None:
+def test_diverging_steps_keep_the_last_good_iterate():
     learner = DistributedLearner(EQUAL, workers=2, step_k=50.0, step_w=0.1, n_iterations=200)
     with pytest.warns(DivergenceWarning, match=r"was kept. step_k = step_w = .* would be safe"):
         learner.fit(SCALED)
@@ -126,9 +119,7 @@ def test_diverging_steps_keep_the_last_good_iterate() -> None:
         ("closes", "worker [01], iteration .*: lost the other ranks"),
     ],
 )
-def test_a_rank_that_fails_is_named_and_the_last_good_state_saved(
-    end: str, message: str, tmp_path: Path
-) -> None:
+def test_a_rank_that_fails_is_named_and_the_last_good_state_saved(end, message, tmp_path):
     dictionary = Blocks((OneLayer(3, 2), BreaksLate(4, 2, end=end)))
     learner = DistributedLearner(
         dictionary,
@@ -153,22 +144,20 @@ def test_a_rank_that_fails_is_named_and_the_last_good_state_saved(
 
 
 @pytest.fixture
-def group_of_one(tmp_path: Path) -> Iterator[None]:
+def group_of_one(tmp_path):
     dist.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("group_of_one")
-def test_a_rank_that_loses_the_others_keeps_its_own_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings: dict[str, Any] = {"n_iterations": 40, "step_k": 0.05, "step_w": 0.05}
+def test_a_rank_that_loses_the_others_keeps_its_own_part(tmp_path, monkeypatch):
+    settings = {"n_iterations": 40, "step_k": 0.05, "step_w": 0.05}
     learner = DistributedLearner(EQUAL, checkpoint=tmp_path, track="objective", **settings)
     calls = 0
     exchange = dist.all_to_all_single
 
-    def breaks(*given: Any) -> Any:
+    def breaks(*given):
         nonlocal calls
         calls += 1
         if calls > 25:
@@ -192,8 +181,8 @@ def test_a_rank_that_loses_the_others_keeps_its_own_part(
 
 
 @pytest.mark.usefixtures("group_of_one")
-def test_a_rank_that_diverges_warns_and_keeps_its_best_iterate() -> None:
-    settings: dict[str, Any] = {"step_k": 50.0, "step_w": 0.1, "n_iterations": 200}
+def test_a_rank_that_diverges_warns_and_keeps_its_best_iterate():
+    settings = {"step_k": 50.0, "step_w": 0.1, "n_iterations": 200}
     learner = DistributedLearner(EQUAL, **settings)
     with pytest.warns(DivergenceWarning, match=r"with step_k=50.0, .* kept; take shorter steps"):
         learner.fit_rank(SCALED)
@@ -202,7 +191,7 @@ def test_a_rank_that_diverges_warns_and_keeps_its_best_iterate() -> None:
 
 
 @pytest.mark.usefixtures("group_of_one")
-def test_a_rank_raises_on_numbers_that_are_not_finite() -> None:
+def test_a_rank_raises_on_numbers_that_are_not_finite():
     learner = DistributedLearner(EQUAL, n_iterations=5, step_k=0.05, step_w=0.05)
     start = EQUAL.initial(np.random.default_rng(0)), np.full((21, 21), 1e200)
     with warnings.catch_warnings():
@@ -217,9 +206,7 @@ def test_a_rank_raises_on_numbers_that_are_not_finite() -> None:
 
 
 @pytest.mark.parametrize("name", ["reference", "no_such_backend"])
-def test_ranks_use_the_backend_that_the_environment_forces(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranks_use_the_backend_that_the_environment_forces(name, monkeypatch):
     learner = DistributedLearner(EQUAL, k_step="exact", n_iterations=2)
     learner.fit(SCALED)  # the fork server runs from here on, with the environment of now
     monkeypatch.setenv("KOOPCORE_BACKEND", name)
@@ -231,11 +218,11 @@ def test_ranks_use_the_backend_that_the_environment_forces(
             learner.fit(SCALED)
 
 
-def learner_value(dictionary: Blocks) -> float:
+def learner_value(dictionary):
     return centralized(dictionary, SCALED, 1, 0.05)[2][0]
 
 
-def test_ranks_need_a_group_that_fits_the_blocks() -> None:
+def test_ranks_need_a_group_that_fits_the_blocks():
     learner = DistributedLearner(EQUAL)
     with pytest.raises(RuntimeError, match="there is no process group: call"):
         learner.own_states()
@@ -267,9 +254,7 @@ def test_ranks_need_a_group_that_fits_the_blocks() -> None:
         ({"backend": "mpi"}, ValueError, "backend is 'mpi'; 'gloo' or 'nccl'"),
     ],
 )
-def test_settings_that_cannot_work_say_why(
-    settings: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_settings_that_cannot_work_say_why(settings, error, message):
     with pytest.raises(error, match=message):
         DistributedLearner(**{"dictionary": EQUAL, **settings}).fit(SCALED)
 
@@ -295,7 +280,7 @@ dist.destroy_process_group()
 """
 
 
-def test_ranks_started_by_torchrun_bring_their_own_part_of_the_data(tmp_path: Path) -> None:
+def test_ranks_started_by_torchrun_bring_their_own_part_of_the_data(tmp_path):
     script, result = tmp_path / "rank.py", tmp_path / "result.npz"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -1,9 +1,6 @@
 """Results that are not finite are errors, and data at every scale is learned or refused."""
 
-from __future__ import annotations
-
 import warnings
-from typing import Any
 
 import numpy as np
 import pytest
@@ -31,11 +28,11 @@ X = rotation()
 TWO = Blocks((StateInclusive(OneLayer(1, 2)),) * 2)
 
 
-def on_two_workers(kind: type[Any], dictionary: Blocks = TWO, **settings: Any) -> Any:
+def on_two_workers(kind, dictionary=TWO, **settings):
     return kind(dictionary, n_iterations=10, step_k=0.1, step_w=0.1, **settings)
 
 
-LEARNERS: dict[str, Any] = {
+LEARNERS = {
     "alternating": AlternatingLearner(TWO, n_iterations=10),
     "exact": AlternatingLearner(TWO, n_iterations=3, k_step="exact"),
     "fixed": AlternatingLearner(Monomials(2, 2), n_iterations=1, k_step="exact"),
@@ -46,7 +43,7 @@ LEARNERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("scale", [1e200, 1e100, 1e-100, 1e-200])
 @pytest.mark.parametrize("name", LEARNERS)
-def test_data_whose_squares_float64_cannot_hold_are_refused(name: str, scale: float) -> None:
+def test_data_whose_squares_float64_cannot_hold_are_refused(name, scale):
     if name == "fixed" and scale == 1e-100:
         scale = 1e-160  # without gradient steps nothing is squared twice
     if name == "asynchronous" and scale == 1e100:
@@ -59,7 +56,7 @@ def test_data_whose_squares_float64_cannot_hold_are_refused(name: str, scale: fl
 
 @pytest.mark.parametrize("exponent", [-1000, -600, -3, 5, 600, 1000])
 @pytest.mark.parametrize("name", ["alternating", "fixed"])
-def test_standardized_learning_does_not_depend_on_the_unit(name: str, exponent: int) -> None:
+def test_standardized_learning_does_not_depend_on_the_unit(name, exponent):
     parameters = LEARNERS[name].get_params()
     kind = type(LEARNERS[name])
     one = kind(**{**parameters, "standardize": True}).fit(X)
@@ -70,7 +67,7 @@ def test_standardized_learning_does_not_depend_on_the_unit(name: str, exponent: 
     np.testing.assert_array_equal(ahead, np.ldexp(one.predict(X[5], 4), exponent))
 
 
-def test_states_that_span_more_than_float64_are_refused() -> None:
+def test_states_that_span_more_than_float64_are_refused():
     with pytest.raises(ValueError, match="span more than float64 holds"):
         AlternatingLearner(TWO, standardize=True).fit([[1e308, -1e308]] * 9 + [[-1e308, 1e308]])
 
@@ -83,13 +80,13 @@ def test_states_that_span_more_than_float64_are_refused() -> None:
         (OneLayer(2, 3, scale=0.0), "all features of the data are 0"),
     ],
 )
-def test_features_that_say_nothing_of_the_data_are_refused(dictionary: Any, message: str) -> None:
+def test_features_that_say_nothing_of_the_data_are_refused(dictionary, message):
     with pytest.raises(ValueError, match=message):
         AlternatingLearner(dictionary, k_step="exact", n_iterations=2).fit(X)
 
 
 @pytest.mark.parametrize("name", ["alternating", "distributed", "asynchronous"])
-def test_a_start_without_a_finite_objective_is_an_error(name: str) -> None:
+def test_a_start_without_a_finite_objective_is_an_error(name):
     theta = TWO.initial(np.random.default_rng(0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -97,7 +94,7 @@ def test_a_start_without_a_finite_objective_is_an_error(name: str) -> None:
             LEARNERS[name].fit(X, initial=(theta, np.full((6, 6), 1e200)))
 
 
-def test_asynchronous_workers_that_run_away_within_the_numbers_are_noticed() -> None:
+def test_asynchronous_workers_that_run_away_within_the_numbers_are_noticed():
     learner = on_two_workers(AsynchronousLearner, delay=0).set_params(step_k=20.0, n_iterations=8)
     with pytest.warns(DivergenceWarning, match="the start was kept"):
         learner.fit(X)
@@ -105,7 +102,7 @@ def test_asynchronous_workers_that_run_away_within_the_numbers_are_noticed() -> 
     np.testing.assert_array_equal(learner.operator_.operator, np.eye(6))
 
 
-def test_a_result_is_finite_where_its_objective_is() -> None:
+def test_a_result_is_finite_where_its_objective_is():
     data = pairs(X)
     assert check_finite(X, data, np.eye(2)) > 0.0
     for features, operator in (
@@ -119,7 +116,7 @@ def test_a_result_is_finite_where_its_objective_is() -> None:
                 check_finite(features, data, operator)
 
 
-def test_an_objective_that_overflows_at_once_is_divergence() -> None:
+def test_an_objective_that_overflows_at_once_is_divergence():
     history = History()
     assert diverges(np.inf, history)
     assert diverges(np.nan, history)
@@ -129,7 +126,7 @@ def test_an_objective_that_overflows_at_once_is_divergence() -> None:
     assert diverges(1.1e6, history)
 
 
-def test_steps_that_diverge_leak_no_warning_of_numpy() -> None:
+def test_steps_that_diverge_leak_no_warning_of_numpy():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.warns(DivergenceWarning):

@@ -1,9 +1,6 @@
 """What every learner promises: scikit-learn's conventions, early errors, data left alone."""
 
-from __future__ import annotations
-
 import pickle
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,18 +8,12 @@ from learning_cases import rotation
 from sklearn.base import clone
 
 from koopcore.lab.problems.van_der_pol import paper_split
-from koopcore.learning import (
-    AlternatingLearner,
-    Layered,
-    Monomials,
-    OneLayer,
-    StateInclusive,
-)
+from koopcore.learning import AlternatingLearner, Layered, Monomials, OneLayer, StateInclusive
 from koopcore.learning.objective import gradient
 from koopcore.learning.trajectories import pairs
 
 
-def test_scores_are_r_squared_of_one_step() -> None:
+def test_scores_are_r_squared_of_one_step():
     x = paper_split().train
     learner = AlternatingLearner(StateInclusive(OneLayer(2, 4, scale=0.5)), k_step="exact").fit(x)
     ahead = np.vstack([learner.predict(row, 1) for row in x[:-1]])
@@ -37,7 +28,7 @@ def test_scores_are_r_squared_of_one_step() -> None:
     [OneLayer(2, 3), StateInclusive(Layered(2, (3, 3))), Monomials(2, 3)],
     ids=lambda d: type(d).__name__,
 )
-def test_learners_clone_pickle_and_repeat(dictionary: Any) -> None:
+def test_learners_clone_pickle_and_repeat(dictionary):
     x = paper_split().train[:100]
     learner = AlternatingLearner(dictionary, n_iterations=10, random_state=5).fit(x)
     twin = clone(learner)
@@ -50,7 +41,7 @@ def test_learners_clone_pickle_and_repeat(dictionary: Any) -> None:
     assert learner.get_params()["random_state"] == 5
 
 
-def test_polishing_solves_for_k_at_the_kept_dictionary() -> None:
+def test_polishing_solves_for_k_at_the_kept_dictionary():
     data = paper_split().train
     rough = AlternatingLearner(Layered(2, (6, 6)), n_iterations=20).fit(data)
     fine = clone(rough).set_params(polish=True).fit(data)
@@ -63,9 +54,7 @@ def test_polishing_solves_for_k_at_the_kept_dictionary() -> None:
     assert values[1] < values[0]
 
 
-def test_progress_goes_to_standard_error(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_goes_to_standard_error(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     AlternatingLearner(OneLayer(2, 3), n_iterations=3, progress=True).fit(rotation())
     shown = capsys.readouterr()
@@ -78,12 +67,12 @@ def test_progress_goes_to_standard_error(
 @pytest.mark.parametrize(
     ("theta", "k"), [(np.zeros(5), np.eye(3)), (np.zeros(6), np.eye(2)), (np.zeros((3, 2)), 1.0)]
 )
-def test_a_start_of_another_size_says_what_is_needed(theta: Any, k: Any) -> None:
+def test_a_start_of_another_size_says_what_is_needed(theta, k):
     with pytest.raises(ValueError, match=r"initial has shapes .* needs θ \(6,\) and K \(3, 3\)"):
         AlternatingLearner(OneLayer(2, 3)).fit(rotation(), initial=(theta, k))
 
 
-def test_fit_leaves_the_start_and_the_data_alone() -> None:
+def test_fit_leaves_the_start_and_the_data_alone():
     x, theta, k = rotation(), np.full(6, 0.3), np.eye(3)
     before = x.copy(), theta.copy(), k.copy()
     AlternatingLearner(OneLayer(2, 3), n_iterations=5, standardize=True).fit(x, initial=(theta, k))
@@ -106,7 +95,7 @@ def test_fit_leaves_the_start_and_the_data_alone() -> None:
         ({"dictionary": Layered(2, (3,)), "step_w": "lemma"}, "OneLayer alone"),
     ],
 )
-def test_settings_that_cannot_work_say_why(settings: dict[str, Any], message: str) -> None:
+def test_settings_that_cannot_work_say_why(settings, message):
     learner = AlternatingLearner(**{"dictionary": OneLayer(2, 3), **settings})
     with pytest.raises(ValueError, match=message):
         learner.fit(rotation())

@@ -1,9 +1,6 @@
 """What a learned operator predicts, its spectrum, and what it refuses."""
 
-from __future__ import annotations
-
 import warnings
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +18,7 @@ from koopcore.learning import (
 
 
 @pytest.mark.parametrize("standardize", [False, True])
-def test_predictions_iterate_the_operator_from_the_first_state_alone(standardize: bool) -> None:
+def test_predictions_iterate_the_operator_from_the_first_state_alone(standardize):
     x = rotation(80) + np.array([5.0 * standardize, 0.0])
     learner = AlternatingLearner(
         StateInclusive(OneLayer(2, 2)), k_step="exact", n_iterations=3, standardize=standardize
@@ -35,7 +32,7 @@ def test_predictions_iterate_the_operator_from_the_first_state_alone(standardize
     np.testing.assert_allclose(learner.predict(x[0], 1), learner.predict(x[0], 4)[:1], rtol=1e-12)
 
 
-def test_the_spectrum_is_that_of_k_and_modes_rebuild_the_state() -> None:
+def test_the_spectrum_is_that_of_k_and_modes_rebuild_the_state():
     x = rotation()
     learned = AlternatingLearner(Monomials(2, 2), k_step="exact", n_iterations=1).fit(x).operator_
     turn = 0.98 * np.exp(0.3j)
@@ -52,14 +49,14 @@ def test_the_spectrum_is_that_of_k_and_modes_rebuild_the_state() -> None:
     np.testing.assert_allclose(rebuilt, x[0], rtol=0, atol=1e-12)
 
 
-def test_errors_of_a_diverged_prediction_are_infinite_not_nan() -> None:
+def test_errors_of_a_diverged_prediction_are_infinite_not_nan():
     x = trajectory(n_points=300)
     learner = AlternatingLearner(OneLayer(2, 3), n_iterations=2).fit(x)
     wild = learner.operator_.__class__(**{**vars(learner.operator_), "operator": 1e9 * np.eye(3)})
     assert prediction_errors(wild, x).multi_step_features == np.inf
 
 
-def test_predictions_refuse_what_they_cannot_start_from() -> None:
+def test_predictions_refuse_what_they_cannot_start_from():
     learner = AlternatingLearner(OneLayer(2, 3), n_iterations=2)
     with pytest.raises(AttributeError, match=r"call fit\(X\)"):
         learner.predict([1.0, 0.0])
@@ -86,15 +83,13 @@ def test_predictions_refuse_what_they_cannot_start_from() -> None:
         ({"scale": np.array([1.0, 0.0])}, ValueError, "scale has numbers that are not > 0"),
     ],
 )
-def test_an_operator_of_parts_that_do_not_fit_cannot_be_made(
-    change: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_an_operator_of_parts_that_do_not_fit_cannot_be_made(change, error, message):
     learned = AlternatingLearner(OneLayer(2, 3), n_iterations=2).fit(rotation()).operator_
     with pytest.raises(error, match=message):
         LearnedOperator(**{**vars(learned), **change})
 
 
-def test_a_start_whose_features_are_not_finite_is_refused() -> None:
+def test_a_start_whose_features_are_not_finite_is_refused():
     learner = AlternatingLearner(Monomials(2, 2), k_step="exact", n_iterations=1).fit(rotation())
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,18 +1,16 @@
 """Mailboxes of asynchronous workers: the latest message wins, and none is too old."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
 from koopcore.learning.workers.messages import FINAL, Mailbox, PeerLost
 
 
-def never() -> None:
+def never():
     raise AssertionError("nothing to wait for, so nothing to repeat")
 
 
-def test_a_mailbox_gives_the_latest_and_ignores_what_comes_late() -> None:
+def test_a_mailbox_gives_the_latest_and_ignores_what_comes_late():
     box = Mailbox([4, 7])
     for stamp in (0, 2, 1):
         box.put("features", 4, stamp, np.full((1, 1), stamp))
@@ -22,11 +20,11 @@ def test_a_mailbox_gives_the_latest_and_ignores_what_comes_late() -> None:
     assert box.delays == {1: 1, 0: 1}  # from the future counts as no delay
 
 
-def test_a_mailbox_waits_no_longer_than_its_timeout_and_repeats_meanwhile() -> None:
+def test_a_mailbox_waits_no_longer_than_its_timeout_and_repeats_meanwhile():
     box = Mailbox([1, 2])
     box.put("errors", 1, FINAL, np.zeros((1, 1)))
     box.put("errors", 2, 3, np.zeros((1, 1)))
-    repeats: list[int] = []
+    repeats = []
     with pytest.raises(PeerLost, match=r"iteration 8 or later from worker 2 .*of iteration 3\)"):
         box.wait("errors", 10, 2, 0.2, lambda: repeats.append(1))
     assert repeats
@@ -38,7 +36,7 @@ def test_a_mailbox_waits_no_longer_than_its_timeout_and_repeats_meanwhile() -> N
     assert caught.value.peer == 1
 
 
-def test_of_closed_peers_a_mailbox_names_the_one_that_went_first() -> None:
+def test_of_closed_peers_a_mailbox_names_the_one_that_went_first():
     box = Mailbox([0, 2])
     box.put("features", 0, 7, np.zeros((1, 1)))
     box.put("features", 2, 9, np.zeros((1, 1)))  # new enough, but its end is why worker 0 ended
@@ -49,7 +47,7 @@ def test_of_closed_peers_a_mailbox_names_the_one_that_went_first() -> None:
     assert (caught.value.peer, caught.value.stamp) == (2, 9)
 
 
-def test_a_peer_that_went_before_its_end_is_named_although_another_is_late() -> None:
+def test_a_peer_that_went_before_its_end_is_named_although_another_is_late():
     box = Mailbox([0, 2])
     box.put("features", 0, 7, np.zeros((1, 1)))  # too old, but only because worker 2 went
     box.put("features", 2, 9, np.zeros((1, 1)))

@@ -1,21 +1,19 @@
-"""F and its gradients against the paper's sums point by point; its exact minimum over K."""
-
-from __future__ import annotations
-
-from typing import Any
+"""F and its gradients against the paper's sums, its curvature, its exact minimum over K."""
 
 import numpy as np
 import pytest
 from learning_cases import by_points, rotation
 
 from koopcore.backends import backend_for
-from koopcore.learning import OneLayer, simultaneous_step
+from koopcore.lab.problems.van_der_pol import paper_split
+from koopcore.learning import OneLayer, StateInclusive, simultaneous_step
 from koopcore.learning.objective import exact_operator, gradient
+from koopcore.learning.step_sizes import joint_lipschitz
 from koopcore.learning.trajectories import pairs
 
 
 @pytest.mark.parametrize("lengths", [(30,), (2,), (12, 2, 7)])
-def test_the_gradient_is_the_papers_sum_over_points(lengths: tuple[int, ...]) -> None:
+def test_the_gradient_is_the_papers_sum_over_points(lengths):
     rng = np.random.default_rng(0)
     data = [rng.standard_normal((n, 2)) for n in lengths]
     w, k = rng.standard_normal((3, 2)), rng.standard_normal((3, 3))
@@ -27,7 +25,7 @@ def test_the_gradient_is_the_papers_sum_over_points(lengths: tuple[int, ...]) ->
     np.testing.assert_allclose(actual.parameters.reshape(3, 2), slope_w, rtol=0, atol=1e-13)
 
 
-def test_a_simultaneous_step_moves_both_from_the_old_point() -> None:
+def test_a_simultaneous_step_moves_both_from_the_old_point():
     data = pairs(rotation())
     dictionary = OneLayer(2, 3)
     theta = dictionary.initial(np.random.default_rng(0))
@@ -39,7 +37,7 @@ def test_a_simultaneous_step_moves_both_from_the_old_point() -> None:
 
 
 @pytest.mark.parametrize("h", [3, 8])
-def test_the_exact_step_is_least_squares(h: int) -> None:
+def test_the_exact_step_is_least_squares(h):
     rng = np.random.default_rng(h)
     data = pairs(rng.standard_normal((50, 2)))
     features = np.tanh(data.states @ rng.standard_normal((2, h)) + rng.standard_normal(h))
@@ -51,7 +49,7 @@ def test_the_exact_step_is_least_squares(h: int) -> None:
     np.testing.assert_allclose(rows, k[1:3], rtol=0, atol=1e-12)
 
 
-def test_dependent_features_do_not_blow_the_exact_step_up() -> None:
+def test_dependent_features_do_not_blow_the_exact_step_up():
     data = pairs(rotation())
     x = data.states
     features = np.hstack([x, x @ [[1.0], [1.0]], x])  # rank 2 of 5
@@ -62,7 +60,7 @@ def test_dependent_features_do_not_blow_the_exact_step_up() -> None:
 
 
 @pytest.mark.parametrize("exponents", [(400, -400, 0), (-300, -310, -320), (9, 510, 500)])
-def test_the_exact_step_does_not_depend_on_the_units_of_features(exponents: Any) -> None:
+def test_the_exact_step_does_not_depend_on_the_units_of_features(exponents):
     data = pairs(rotation())
     features = np.hstack([data.states, data.states[:, :1] ** 2])
     k = exact_operator(features, data)
@@ -74,7 +72,7 @@ def test_the_exact_step_does_not_depend_on_the_units_of_features(exponents: Any)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_the_exact_step_of_features_that_are_not_finite_is_nan(value: float) -> None:
+def test_the_exact_step_of_features_that_are_not_finite_is_nan(value):
     data = pairs(rotation())
     features = data.states.copy()
     features[3, 0] = value
@@ -83,11 +81,11 @@ def test_the_exact_step_of_features_that_are_not_finite_is_nan(value: float) -> 
 
 
 @pytest.mark.parametrize("force", ["option", "environment"])
-def test_the_exact_step_is_the_forced_backends(force: str, monkeypatch: Any) -> None:
+def test_the_exact_step_is_the_forced_backends(force, monkeypatch):
     backend = backend_for("cpu", "reference")
     calls = []
 
-    def project(*arguments: Any) -> Any:
+    def project(*arguments):
         calls.append(arguments)
         return type(backend).project(backend, *arguments)
 
@@ -97,3 +95,23 @@ def test_the_exact_step_is_the_forced_backends(force: str, monkeypatch: Any) -> 
     data = pairs(rotation())
     exact_operator(data.states, data, backend="reference" if force == "option" else None)
     assert len(calls) == 1
+
+
+def test_the_joint_lipschitz_constant_is_the_largest_curvature():
+    data = pairs(paper_split(1.0).train[:60])
+    dictionary = StateInclusive(OneLayer(2, 2))
+    rng = np.random.default_rng(3)
+    theta, k = dictionary.initial(rng), rng.standard_normal((4, 4))
+    point, step = np.concatenate([theta, k.reshape(-1)]), 1e-5
+
+    def slope(z):
+        found = gradient(dictionary, z[:4], z[4:].reshape(4, 4), data)
+        return np.concatenate([found.parameters, found.operator.reshape(-1)])
+
+    columns = [
+        (slope(point + step * unit) - slope(point - step * unit)) / (2.0 * step)
+        for unit in np.eye(len(point))
+    ]
+    largest = np.abs(np.linalg.eigvalsh(np.array(columns))).max()
+    # Thirty powers from a random start find a separated eigenvalue to a percent or better.
+    assert joint_lipschitz(dictionary, theta, k, data) == pytest.approx(largest, rel=0.01)

@@ -1,12 +1,8 @@
 """Who is to blame when workers complain of each other, and what is kept of their reports."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,15 +12,15 @@ from koopcore.learning import WorkerError
 from koopcore.learning.workers.supervisor import Complaint, Report, Supervisor
 
 
-def state(t: int, value: int) -> tuple[float, Report]:
+def state(t, value):
     return 0.0, Report("state", t, value)
 
 
-def failed(message: str, blamed: int | None, stamp: int = -1, after: float = 0.0) -> Any:
+def failed(message, blamed, stamp=-1, after=0.0):
     return after, Report("failed", 9, Complaint(message, blamed, stamp))
 
 
-def gathered(*workers: Any) -> Supervisor:
+def gathered(*workers):
     """A supervisor that waits for all of these workers to be done."""
     arguments = [w if isinstance(w, tuple) else (w,) for w in workers]
     with Supervisor(tells, arguments) as supervisor:
@@ -55,19 +51,19 @@ def gathered(*workers: Any) -> Supervisor:
         (([failed("lost 2", 2)], [failed("lost 0", 0)], ([], 5)), "2 died with exit code 5", 2),
     ],
 )
-def test_the_guilty_worker_is_named(workers: Any, message: str, guilty: int) -> None:
+def test_the_guilty_worker_is_named(workers, message, guilty):
     with pytest.raises(WorkerError, match=message) as caught:
         gathered(*workers)
     assert caught.value.worker == guilty
 
 
-def test_a_divergence_explains_the_complaints_of_others() -> None:
+def test_a_divergence_explains_the_complaints_of_others():
     told = [(0.4, Report("diverged", 17))]
     with pytest.raises(FloatingPointError, match="worker 1, iteration 17"):
         gathered([failed("lost 1", 1)], told, [failed("lost 1", 1)])
 
 
-def test_states_of_one_iteration_are_kept_together() -> None:
+def test_states_of_one_iteration_are_kept_together():
     done = (0.3, Report("done", 30))
     found = gathered(
         [state(10, 1), state(20, 2), state(30, 3), done],
@@ -77,12 +73,12 @@ def test_states_of_one_iteration_are_kept_together() -> None:
     assert [(report.iteration, report.content) for report in found] == [(20, 2), (20, 5), (20, 8)]
 
 
-def test_without_a_report_of_every_worker_there_is_no_state() -> None:
+def test_without_a_report_of_every_worker_there_is_no_state():
     done = (0.0, Report("done", 30))
     assert gathered([state(10, 1), done], [done]).last_states() == []
 
 
-def test_workers_that_say_nothing_are_given_up_after_the_timeout() -> None:
+def test_workers_that_say_nothing_are_given_up_after_the_timeout():
     with Supervisor(tells, [([],), ([],)]) as supervisor:
         with pytest.raises(WorkerError, match=r"0\.6 s; waiting for worker 0"):
             supervisor.gather("done", 0.6)
@@ -121,7 +117,7 @@ WANTED = {
 
 
 @pytest.mark.parametrize("hidden", ["koopcore._native._cpu", "torch", "nothing"])
-def test_what_one_installation_lacks_hinders_no_other_preload(hidden: str, tmp_path: Path) -> None:
+def test_what_one_installation_lacks_hinders_no_other_preload(hidden, tmp_path):
     pytest.importorskip("koopcore._native._cpu")
     (tmp_path / "sitecustomize.py").write_text(BORN_WITH.format(hidden=hidden))
     (tmp_path / "script.py").write_text(STARTS_A_WORKER)

@@ -1,21 +1,13 @@
 """Data that learners take: pairs of several trajectories, units, and what is refused."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 from learning_cases import rotation
 
-from koopcore.learning import (
-    AlternatingLearner,
-    Monomials,
-    OneLayer,
-)
+from koopcore.learning import AlternatingLearner, Monomials, OneLayer
 
 
-def test_several_trajectories_are_never_paired_across_their_ends() -> None:
+def test_several_trajectories_are_never_paired_across_their_ends():
     x = rotation()
     jump = [x[:20], x[40:], x[10:12]]
     learner = AlternatingLearner(Monomials(2, 1), k_step="exact", n_iterations=1).fit(jump)
@@ -41,12 +33,12 @@ def test_several_trajectories_are_never_paired_across_their_ends() -> None:
         (np.ones((2, 2, 2, 2)), "shape"),
     ],
 )
-def test_data_that_cannot_be_learned_from_say_why(data: Any, message: str) -> None:
+def test_data_that_cannot_be_learned_from_say_why(data, message):
     with pytest.raises(ValueError, match=message):
         AlternatingLearner(OneLayer(2, 3)).fit(data)
 
 
-def test_states_without_a_scale_cannot_be_standardized() -> None:
+def test_states_without_a_scale_cannot_be_standardized():
     data = np.hstack([rotation(), np.full((len(rotation()), 1), 3.0)])
     with pytest.raises(ValueError, match=r"states \[2\] never change"):
         AlternatingLearner(OneLayer(3, 3), standardize=True).fit(data)

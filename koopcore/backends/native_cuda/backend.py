@@ -74,7 +74,7 @@ class NativeCuda(Composed):
         batches = -(-len(gram) // self._cuda.batch)
         side_by_side = np.zeros((batches * self._cuda.batch, gram.shape[1]))
         side_by_side[: len(gram)] = gram
-        turned = side_by_side.reshape(batches, self._cuda.batch, -1).transpose(0, 2, 1)
+        turned = side_by_side.reshape(batches, self._cuda.batch, gram.shape[1]).transpose(0, 2, 1)
         device = on.upload(np.ascontiguousarray(turned))
         fields = queue_solve(on, device, len(gram), n, affine, holdout, 1.0)
         return Companion(*(on.memory.download(field) for field in fields))

@@ -8,13 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.numba.features import (
-    accumulate,
-    begin,
-    moments,
-    take_snapshot,
-    unreflect,
-)
+from koopcore.backends.numba.features import accumulate, begin, moments, take_snapshot, unreflect
 from koopcore.backends.numba.lanes import apply, copy, lane_array, power_of_two_scale
 from koopcore.backends.numba.natural import (
     condition_of,

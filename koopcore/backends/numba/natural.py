@@ -10,15 +10,7 @@ from __future__ import annotations
 
 from koopcore.backends.numba.lanes import add_tile
 from koopcore.backends.numba.runtime import inner
-from koopcore.backends.numba.simd import (
-    WIDTH,
-    constant,
-    fma,
-    load,
-    sqrt,
-    store,
-    where_less,
-)
+from koopcore.backends.numba.simd import WIDTH, constant, fma, load, sqrt, store, where_less
 
 
 @inner
@@ -65,13 +57,17 @@ def factor(a, n, wide, tolerance, reciprocal, work):
             for r in range(c + 1, 4):
                 place = ((k + r) * wide + k + c) * WIDTH
                 store(a, place, -load(a, place) * root)
-        substitute_rows(a, wide, k, k + 4, a, reciprocal, True)
+        low = k + 4  # the rows below, times L_kk⁻ᵀ
+        substitute(a, wide, k, reciprocal, a, low * wide + k, 1, wide, wide - low, True)
     return alive
 
 
 @inner
-def substitute_rows(n, wide, k, low, b, reciprocal, negate):
-    """Rows ``low`` and below of B, columns k .. k + 3, times L_kk⁻ᵀ of the diagonal block."""
+def substitute(n, wide, k, reciprocal, b, at, hop, step, count, negate):
+    """L_kk⁻¹ of the diagonal block times ``count`` vectors of four numbers of B.
+
+    Entry c of vector i stands at ``at + c hop + i step``.
+    """
     n10 = load(n, ((k + 1) * wide + k) * WIDTH)
     n20 = load(n, ((k + 2) * wide + k) * WIDTH)
     n21 = load(n, ((k + 2) * wide + k + 1) * WIDTH)
@@ -81,17 +77,18 @@ def substitute_rows(n, wide, k, low, b, reciprocal, negate):
     r0, r1 = load(reciprocal, k * WIDTH), load(reciprocal, (k + 1) * WIDTH)
     r2, r3 = load(reciprocal, (k + 2) * WIDTH), load(reciprocal, (k + 3) * WIDTH)
     sign = constant(-1.0 if negate else 1.0)
-    for i in range(low, wide):
-        place = (i * wide + k) * WIDTH
+    hop *= WIDTH
+    for i in range(count):
+        place = (at + i * step) * WIDTH
         x0 = load(b, place) * r0
-        x1 = fma(n10, x0, load(b, place + WIDTH)) * r1
-        x2 = fma(n21, x1, fma(n20, x0, load(b, place + 2 * WIDTH))) * r2
-        x3 = fma(n30, x0, load(b, place + 3 * WIDTH))
+        x1 = fma(n10, x0, load(b, place + hop)) * r1
+        x2 = fma(n21, x1, fma(n20, x0, load(b, place + 2 * hop))) * r2
+        x3 = fma(n30, x0, load(b, place + 3 * hop))
         x3 = fma(n32, x2, fma(n31, x1, x3)) * r3
         store(b, place, x0 * sign)
-        store(b, place + WIDTH, x1 * sign)
-        store(b, place + 2 * WIDTH, x2 * sign)
-        store(b, place + 3 * WIDTH, x3 * sign)
+        store(b, place + hop, x1 * sign)
+        store(b, place + 2 * hop, x2 * sign)
+        store(b, place + 3 * hop, x3 * sign)
 
 
 @inner
@@ -100,7 +97,7 @@ def solve_right(n, wide, reciprocal, b):
     for k in range(0, wide, 4):
         for i in range(0, wide, 4):
             add_tile(b, i * wide, wide, 1, n, k * wide, wide, 1, k, b, i * wide + k, wide)
-        substitute_rows(n, wide, k, 0, b, reciprocal, False)
+        substitute(n, wide, k, reciprocal, b, k, 1, wide, wide, False)
 
 
 @inner
@@ -110,26 +107,7 @@ def solve_left(n, wide, reciprocal, b, at):
         for j in range(0, wide, 4):
             place = at + k * wide + j
             add_tile(n, k * wide, wide, 1, b, at + j, 1, wide, k, b, place, wide)
-        n10 = load(n, ((k + 1) * wide + k) * WIDTH)
-        n20 = load(n, ((k + 2) * wide + k) * WIDTH)
-        n21 = load(n, ((k + 2) * wide + k + 1) * WIDTH)
-        n30 = load(n, ((k + 3) * wide + k) * WIDTH)
-        n31 = load(n, ((k + 3) * wide + k + 1) * WIDTH)
-        n32 = load(n, ((k + 3) * wide + k + 2) * WIDTH)
-        r0, r1 = load(reciprocal, k * WIDTH), load(reciprocal, (k + 1) * WIDTH)
-        r2, r3 = load(reciprocal, (k + 2) * WIDTH), load(reciprocal, (k + 3) * WIDTH)
-        hop = wide * WIDTH
-        for j in range(wide):
-            place = (at + k * wide + j) * WIDTH
-            x0 = load(b, place) * r0
-            x1 = fma(n10, x0, load(b, place + hop)) * r1
-            x2 = fma(n21, x1, fma(n20, x0, load(b, place + 2 * hop))) * r2
-            x3 = fma(n30, x0, load(b, place + 3 * hop))
-            x3 = fma(n32, x2, fma(n31, x1, x3)) * r3
-            store(b, place, x0)
-            store(b, place + hop, x1)
-            store(b, place + 2 * hop, x2)
-            store(b, place + 3 * hop, x3)
+        substitute(n, wide, k, reciprocal, b, at + k * wide, wide, 1, wide, False)
 
 
 @inner

@@ -20,11 +20,11 @@ def legend(axes: Axes) -> None:
         axes.legend(fontsize=8)
 
 
-def power_law(axes: Axes, rows: Sequence[Row], *races: str, fixed: bool = True) -> None:
+def power_law(axes: Axes, rows: Sequence[Row], fixed: bool = True) -> None:
     """Seconds against x on logarithmic axes, each race with its fitted curve."""
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for race in races or races_of(rows):
+    for race in races_of(rows):
         x, seconds = series(rows, race)
         if not x:
             continue
@@ -43,7 +43,7 @@ def power_law(axes: Axes, rows: Sequence[Row], *races: str, fixed: bool = True) 
     legend(axes)
 
 
-def connected(axes: Axes, rows: Sequence[Row], *races: str) -> None:
+def connected(axes: Axes, rows: Sequence[Row], races: Sequence[str] = ()) -> None:
     """Seconds against x, joined by lines, where no power law is expected."""
     axes.set_xscale("log")
     axes.set_yscale("log")

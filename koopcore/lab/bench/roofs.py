@@ -58,9 +58,7 @@ def multiply_add_job(turns: int = TURNS, threads: int | None = None) -> Job:
 
 
 def read_job(
-    array: npt.NDArray[Any],
-    shape: tuple[int, int, int],
-    before: Callable[[], object] | None = None,
+    array: npt.NDArray[Any], shape: tuple[int, int, int], before: Callable[[], object] | None = None
 ) -> Job:
     """One read of ``array``; right if it is the exclusive or of all the words it says."""
 

@@ -61,11 +61,7 @@ def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, list[str], str]]:
         ("T^eq/T, median", lambda o: f"{np.median(o.relative):.3f}", "-"),
         ("T^eq/T, least", lambda o: f"{o.relative.min():.3f}", "-"),
         ("success", lambda o: f"{100 * o.success:.0f} %", "-"),
-        (
-            "error ratio",
-            lambda o: f"{np.median(o.error_ratio):.4f}",
-            f"{PAPER['error_ratio']}",
-        ),
+        ("error ratio", lambda o: f"{np.median(o.error_ratio):.4f}", f"{PAPER['error_ratio']}"),
         ("one training step", lambda o: _time(o.step_seconds), "-"),
         (
             "T^eq training steps",

@@ -18,14 +18,7 @@ import torch
 from rich.console import RenderableType
 from torch import Tensor, nn
 
-from koopcore.lab.experiments.experiment import (
-    Cell,
-    Context,
-    Results,
-    annotated,
-    sheet,
-    spread,
-)
+from koopcore.lab.experiments.experiment import Cell, Context, Results, annotated, sheet, spread
 from koopcore.lab.problems.descent import OPTIMIZERS, Descent, one_thread
 from koopcore.lab.problems.oscillator import OscillatorBatch
 from koopcore.lab.problems.scores import Floats
@@ -149,11 +142,7 @@ def plain(settings: dict[str, Any], optimizer: str, context: Context) -> dict[st
 
 
 def _averaged(
-    problem: OscillatorBatch,
-    optimizer: str,
-    pace: Pace,
-    settings: dict[str, Any],
-    context: Context,
+    problem: OscillatorBatch, optimizer: str, pace: Pace, settings: dict[str, Any], context: Context
 ) -> tuple[Floats, dict[str, Floats]]:
     """Loss of every network at each step, and of its averages every ``average_every`` steps."""
     every = settings["average_every"]
@@ -221,7 +210,7 @@ def jumping(
         for network, target in enumerate(reference["target"]["networks"]):
             case = (problem, network, optimizer, best[0], target, settings["steps"], options)
             run = race(*case, decay=best[1])
-            runs.append(run.as_dict())
+            runs.append(asdict(run))
             context.tick()
     steps = np.asarray(reference["steps"], float)
     factors = [
@@ -349,10 +338,6 @@ class Finish:
     jumps: int
     accepted: int
     seconds_jumping: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers for ``json``."""
-        return asdict(self)
 
 
 def race(

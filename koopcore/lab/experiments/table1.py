@@ -16,12 +16,7 @@ import koopcore as kc
 from koopcore.lab.experiments.experiment import Cell, Context, Results, annotated, sheet
 from koopcore.lab.experiments.stopwatch import in_turns
 from koopcore.lab.problems.descent import Descent, one_thread
-from koopcore.lab.problems.oscillator import (
-    PAPER,
-    PARAMETERS,
-    OscillatorBatch,
-    batched_partition,
-)
+from koopcore.lab.problems.oscillator import PAPER, PARAMETERS, OscillatorBatch, batched_partition
 from koopcore.lab.problems.scores import Floats, equivalent_steps, error_ratio
 
 ROWS = ("koopcore", "koopcore, float32", "paper, stride", "paper, each step")

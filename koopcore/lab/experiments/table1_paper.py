@@ -22,14 +22,7 @@ from rich.text import Text
 
 import koopcore as kc
 from koopcore.files import write_whole
-from koopcore.lab.experiments.experiment import (
-    Cell,
-    Context,
-    Results,
-    packed,
-    sheet,
-    unpacked,
-)
+from koopcore.lab.experiments.experiment import Cell, Context, Results, packed, sheet, unpacked
 from koopcore.lab.experiments.stopwatch import in_turns
 from koopcore.lab.experiments.table1 import pinv_nodes
 from koopcore.lab.problems.descent import Descent, one_thread

@@ -32,13 +32,7 @@ from koopcore.lab.experiments.learning import (
 )
 from koopcore.lab.problems.linear_bound import linear_bound
 from koopcore.lab.problems.van_der_pol import PAPER, PERIODS, paper_split
-from koopcore.learning import (
-    AlternatingLearner,
-    Dictionary,
-    Diminishing,
-    OneLayer,
-    StateInclusive,
-)
+from koopcore.learning import AlternatingLearner, Dictionary, Diminishing, OneLayer, StateInclusive
 
 PAPER_STEP = 0.23
 
@@ -53,9 +47,7 @@ class Variant(NamedTuple):
 
 BARE = (
     Variant(
-        "3 tanh, gradient, step 0.23",
-        OneLayer(2, 3),
-        {"step_k": PAPER_STEP, "step_w": PAPER_STEP},
+        "3 tanh, gradient, step 0.23", OneLayer(2, 3), {"step_k": PAPER_STEP, "step_w": PAPER_STEP}
     ),
     Variant("3 tanh, gradient, 1/L_K", OneLayer(2, 3), {}),
     Variant("3 arctan, gradient, 1/L_K", OneLayer(2, 3, "arctan"), {}),

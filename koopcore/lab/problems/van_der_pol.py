@@ -24,10 +24,7 @@ class Split(NamedTuple):
 
 
 def trajectory(
-    mu: float = 0.2,
-    dt: float = 0.1,
-    n_points: int = 600,
-    x0: tuple[float, float] = (2.0, 0.0),
+    mu: float = 0.2, dt: float = 0.1, n_points: int = 600, x0: tuple[float, float] = (2.0, 0.0)
 ) -> FloatArray:
     """States at 0, dt, …, (n_points - 1) dt from x0: (n_points, 2), float64.
 

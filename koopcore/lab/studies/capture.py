@@ -11,9 +11,10 @@ batch): what recording, fits, candidates and evaluations took, as a share of the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -34,9 +35,6 @@ from koopcore.lab.bench.study import (
     shared,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 WIDTHS = {
     Size.full: [64, 128, 256, 512, 1024, 1800],
     Size.quick: [64, 128, 256, 512, 1024],
@@ -47,11 +45,7 @@ TRAINING, STRIDE, TRAINING_SLOTS = "beside a training step", 10, 9
 HIDDEN = {Size.full: 2048, Size.quick: 256, Size.once: 32}  # width of three layers
 RINGS = {"capture": "SnapshotRing", "capture of differences": "DifferenceRing"}
 NOTHING = "a run that gains nothing"
-RUNS = {
-    Size.full: [(20, 6000), (512, 2000)],
-    Size.quick: [(20, 600)],
-    Size.once: [(20, 60)],
-}
+RUNS = {Size.full: [(20, 6000), (512, 2000)], Size.quick: [(20, 600)], Size.once: [(20, 60)]}
 """(width, steps)"""
 
 
@@ -221,8 +215,5 @@ def summary(rows: Sequence[Row]) -> Summary:
     return Summary(claims=claims, notes=notes)
 
 
-def draw(axes: Axes, rows: Sequence[Row]) -> None:
-    plots.connected(axes, rows, "capture", "copy")
-
-
+draw = partial(plots.connected, races=("capture", "copy"))
 STUDY = Study("capture", __doc__.splitlines()[0], "parameters", cases, build, summary, draw)

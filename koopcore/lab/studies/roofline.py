@@ -44,13 +44,7 @@ from koopcore.lab.bench.study import (
     seconds_of,
     shared,
 )
-from koopcore.lab.studies.workloads import (
-    HORIZON,
-    Workload,
-    decays,
-    endpoint_job,
-    workload,
-)
+from koopcore.lab.studies.workloads import HORIZON, Workload, decays, endpoint_job, workload
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,22 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import koopcore as kc
 from koopcore.lab.bench import machine, plots
 from koopcore.lab.bench.powers import powers_of
-from koopcore.lab.bench.study import (
-    Case,
-    Claim,
-    Job,
-    Row,
-    Size,
-    Study,
-    Summary,
-    series,
-    spread,
-)
+from koopcore.lab.bench.study import Case, Claim, Job, Row, Size, Study, Summary, series, spread
 from koopcore.lab.studies.workloads import (
     FAST_RATES,
     HORIZON,
@@ -32,9 +21,6 @@ from koopcore.lab.studies.workloads import (
     equal_groups,
     groups_of,
 )
-
-if TYPE_CHECKING:
-    pass
 
 N = 16
 LINEAR = 0.05  # an exponent may be so far from one

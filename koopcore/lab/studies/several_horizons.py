@@ -20,17 +20,7 @@ from koopcore.backends import backend_for
 from koopcore.backends.protocol import Snapshots
 from koopcore.lab.bench import plots, probes
 from koopcore.lab.bench.roofs import MULTIPLY_ADDS, multiply_add_job, roofs_of, share_of
-from koopcore.lab.bench.study import (
-    Case,
-    Job,
-    Row,
-    Share,
-    Size,
-    Study,
-    Summary,
-    seconds_of,
-    shared,
-)
+from koopcore.lab.bench.study import Case, Job, Row, Share, Size, Study, Summary, seconds_of, shared
 from koopcore.lab.studies import workloads
 from koopcore.lab.studies.workloads import Decays, groups_of
 

@@ -9,16 +9,12 @@ on all of torch's threads right before every call: its threads then still wait f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from koopcore.backends.threads import thread_count
 from koopcore.lab.bench import plots
 from koopcore.lab.bench.roofs import MULTIPLY_ADDS, multiply_add_job
 from koopcore.lab.bench.study import Case, Claim, Job, Row, Size, Study, Summary, seconds_of
 from koopcore.lab.studies.workloads import decays, endpoint_job, equal_groups
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 TURNS = 400_000
 LOADS = {"n = 32, m = 256": (32, 256), "n = 16, m = 65": (16, 65)}
@@ -79,8 +75,4 @@ def summary(rows: Sequence[Row]) -> Summary:
     return Summary(claims=claims, notes=notes)
 
 
-def draw(axes: Axes, rows: Sequence[Row]) -> None:
-    plots.time_bars(axes, rows)
-
-
-STUDY = Study("threads", __doc__.splitlines()[0], "threads", cases, build, summary, draw)
+STUDY = Study("threads", __doc__.splitlines()[0], "threads", cases, build, summary, plots.time_bars)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 import koopcore as kc
 from koopcore.lab.bench.study import Job, Size, Unavailable, shared
+from koopcore.lab.studies.peers.powers import summed
 from koopcore.types import FloatArray, IntArray
 
 HORIZON = 100  # snapshots ahead, unless a study asks for another
@@ -232,18 +233,8 @@ def least_squares(snapshots: npt.NDArray[Any], horizon: int) -> FloatArray:
         a = np.linalg.lstsq(f, d[-1], rcond=None)[0]
         step = np.eye(len(a), k=-1)
         step[:, -1] = a
-        total: FloatArray = x[-1] + ahead @ _summed_powers(step, a, horizon)
+        total: FloatArray = x[-1] + ahead @ summed(step, a[:, None], horizon)[:, 0]
         return total
     operator = np.linalg.lstsq(f.T, ahead.T, rcond=None)[0].T
-    end: FloatArray = x[-1] + _summed_powers(operator, operator @ d[-1], horizon)
-    return end
-
-
-def _summed_powers(step: FloatArray, start: FloatArray, horizon: int) -> FloatArray:
-    """Σ_{j<T} Sʲ z, as a power of [[S, 0], [S, 1]]."""
-    size = len(start)
-    both = np.zeros((2 * size, 2 * size))
-    both[:size, :size] = both[size:, :size] = step
-    both[size:, size:] = np.eye(size)
-    end: FloatArray = (np.linalg.matrix_power(both, horizon - 1) @ np.append(start, start))[size:]
+    end: FloatArray = x[-1] + summed(operator, (operator @ d[-1])[:, None], horizon)[:, 0]
     return end

@@ -24,11 +24,7 @@ def _logistic(z: FloatArray) -> FloatArray:
 
 ACTIVATIONS = {
     "tanh": Activation(np.tanh, lambda y: 1.0 - y * y, (1.0, 1.0, 4.0 / 27.0**0.5)),
-    "logistic": Activation(
-        _logistic,
-        lambda y: y * (1.0 - y),
-        (1.0, 0.25, 1.0 / 108.0**0.5),
-    ),
+    "logistic": Activation(_logistic, lambda y: y * (1.0 - y), (1.0, 0.25, 1.0 / 108.0**0.5)),
     "arctan": Activation(np.arctan, lambda y: np.cos(y) ** 2, (np.pi / 2.0, 1.0, 27.0**0.5 / 8.0)),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -29,15 +30,15 @@ class StateInclusive:
         """Whether leading axes of θ and states are a batch."""
         return batched(self.inner)
 
-    @property
+    @cached_property  # or sizes of nested ones would be counted at every level
     def n_states(self) -> int:
         return self.inner.n_states
 
-    @property
+    @cached_property
     def n_features(self) -> int:
         return self.inner.n_states + self.inner.n_features
 
-    @property
+    @cached_property
     def n_parameters(self) -> int:
         return self.inner.n_parameters
 

@@ -109,10 +109,7 @@ class DistributedLearner(ParallelLearner, SynchronousLearner):
         return self._division_here().states(dist.get_rank())
 
     def fit_rank(
-        self,
-        part: Trajectories,
-        *,
-        initial: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+        self, part: Trajectories, *, initial: tuple[npt.ArrayLike, npt.ArrayLike] | None = None
     ) -> DistributedLearner:
         """Learn as one rank of the process group that ``torchrun`` or the caller has made.
 

@@ -58,12 +58,7 @@ class Mailbox:
             self._arrived.notify_all()
 
     def wait(
-        self,
-        kind: str,
-        now: int,
-        bound: int,
-        timeout: float,
-        repeat: Callable[[], object],
+        self, kind: str, now: int, bound: int, timeout: float, repeat: Callable[[], object]
     ) -> dict[int, FloatArray]:
         """Every peer's latest message of a kind, none older than ``bound`` iterations.
 

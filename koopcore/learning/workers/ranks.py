@@ -17,13 +17,7 @@ import torch.distributed as dist
 from koopcore.learning.divergence import diverges
 from koopcore.learning.history import Criterion, History, Tracker
 from koopcore.learning.objective import exact_operator
-from koopcore.learning.step_sizes import (
-    Backtracking,
-    StepK,
-    StepW,
-    lipschitz_k,
-    scheduled,
-)
+from koopcore.learning.step_sizes import Backtracking, StepK, StepW, lipschitz_k, scheduled
 from koopcore.learning.workers.collectives import Collectives, RanksLost, ranks_together
 from koopcore.learning.workers.share import Part, Share
 from koopcore.learning.workers.supervisor import Complaint, Report, tell

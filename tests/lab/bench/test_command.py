@@ -1,15 +1,10 @@
 """``koopcore bench``: writes its files, flags regressions by its exit code, refuses misuse."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
 
 import pytest
-
-pytest.importorskip("typer")
-pytest.importorskip("matplotlib")
 
 from koopcore import cli
 from koopcore.lab.bench import report, run

@@ -1,7 +1,5 @@
 """The GPU report where there is no GPU: what it says, what it would run, how it reckons."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

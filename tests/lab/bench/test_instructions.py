@@ -1,7 +1,5 @@
 """The instruction count: read from callgrind's report, of one job, and never of a wrong one."""
 
-from __future__ import annotations
-
 import sys
 
 import instructions
@@ -27,8 +25,8 @@ def test_a_report_without_a_total_is_an_error():
 
 def test_one_job_is_the_difference_and_not_what_starting_costs(monkeypatch):
     starting, each = 10**9, 10**6
-    monkeypatch.setattr(instructions, "counted", lambda groups, runs: starting + runs * each)
-    count = instructions.result(100)
+    monkeypatch.setattr(instructions, "counted", lambda name, groups, runs: starting + runs * each)
+    count = instructions.result("W1", 100)
     assert count["instructions"] == each
     assert count["instructions_per_element"] == each / (100 * 65 * 16)
 
@@ -36,17 +34,17 @@ def test_one_job_is_the_difference_and_not_what_starting_costs(monkeypatch):
 def test_a_wrong_result_is_not_counted(monkeypatch):
     monkeypatch.setattr(instructions, "bound", lambda *arguments: 0.0)
     with pytest.raises(SystemExit, match="no count"):
-        instructions.job(10, 1)
+        instructions.job("W1", 10, 1)
 
 
 def test_a_right_result_is_accepted():
-    instructions.job(20, 2)
+    instructions.job("W1", 20, 2)
 
 
 def test_without_valgrind_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(instructions.shutil, "which", lambda name: None)
     with pytest.raises(SystemExit, match="apt install valgrind"):
-        instructions.counted(10, 1)
+        instructions.counted("W1", 10, 1)
 
 
 def test_too_few_groups_are_refused(monkeypatch, capsys):

@@ -1,7 +1,5 @@
 """Races: turns, checks before and after, no time for a wrong result or for what cannot run."""
 
-from __future__ import annotations
-
 import gc
 import math
 from itertools import pairwise

@@ -1,16 +1,10 @@
 """docs/performance.md says what the committed results say, and refers to files that exist."""
 
-from __future__ import annotations
-
 import copy
 import json
 
-import pytest
-
-pytest.importorskip("rich")
-pytest.importorskip("matplotlib")
-
 import performance_page
+import pytest
 
 from koopcore.lab.bench.results import Results, load
 from koopcore.lab.bench.study import Row, Size

@@ -1,13 +1,9 @@
 """Exponents: recovered from exact and noisy costs, with intervals that cover the truth."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
 import pytest
-
-pytest.importorskip("scipy")
 
 from koopcore.lab.bench.powers import fit_power
 

@@ -1,7 +1,5 @@
 """Probes: every byte is read or written, every multiply-add done, on any number of threads."""
 
-from __future__ import annotations
-
 import threading
 
 import numpy as np

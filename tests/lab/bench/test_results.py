@@ -1,13 +1,9 @@
 """Result files and comparison: what is written is read back, regressions are found, no others."""
 
-from __future__ import annotations
-
 import json
 import math
 
 import pytest
-
-pytest.importorskip("rich")
 
 from koopcore.lab.bench.powers import Power
 from koopcore.lab.bench.report import duration, figure, troubles

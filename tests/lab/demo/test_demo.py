@@ -1,36 +1,20 @@
 """The demonstration: sound settings, true scores, one partition per kind, a table, a picture."""
 
-from __future__ import annotations
-
 from io import StringIO
 from typing import get_args
 
 import numpy as np
 import pytest
+import torch
+from rich.console import Console
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("matplotlib")
-pytest.importorskip("rich")
-
-from rich.console import Console  # noqa: E402
-
-import koopcore as kc  # noqa: E402
-from koopcore.lab.demo.demo import (  # noqa: E402
-    HORIZONS,
-    DemoSettings,
-    predict,
-    run_demo,
-    train,
-)
-from koopcore.lab.demo.figure import demo_figure  # noqa: E402
-from koopcore.lab.demo.table import demo_table  # noqa: E402
-from koopcore.lab.options import ModelName, OptimizerName, PartitionName  # noqa: E402
-from koopcore.lab.problems.descent import RATES, Descent  # noqa: E402
-from koopcore.lab.problems.oscillator import (  # noqa: E402
-    PARAMETERS,
-    OscillatorBatch,
-    batched_partition,
-)
+import koopcore as kc
+from koopcore.lab.demo.demo import HORIZONS, DemoSettings, predict, run_demo, train
+from koopcore.lab.demo.figure import demo_figure
+from koopcore.lab.demo.table import demo_table
+from koopcore.lab.options import ModelName, OptimizerName, PartitionName
+from koopcore.lab.problems.descent import RATES, Descent
+from koopcore.lab.problems.oscillator import PARAMETERS, OscillatorBatch, batched_partition
 
 PARTITIONS = get_args(PartitionName)
 

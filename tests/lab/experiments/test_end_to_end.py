@@ -1,21 +1,15 @@
 """End to end on the oscillator: a race counts what it took, methods are compared at their best."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
 import pytest
+import torch
+from experiment_cells import computed
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("matplotlib")
-pytest.importorskip("rich")
-
-from experiment_cells import computed  # noqa: E402
-
-from koopcore.lab.experiments import end_to_end  # noqa: E402
-from koopcore.lab.problems.descent import Descent  # noqa: E402
-from koopcore.lab.problems.oscillator import OscillatorBatch  # noqa: E402
+from koopcore.lab.experiments import end_to_end
+from koopcore.lab.problems.descent import Descent
+from koopcore.lab.problems.oscillator import OscillatorBatch
 
 
 def test_a_race_stops_at_its_target_and_counts_what_it_took():

@@ -1,20 +1,15 @@
 """MNIST end to end: the runs are the same but for the jumps, and are scored by what they reach."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("matplotlib")
-pytest.importorskip("rich")
-
-from koopcore.lab.experiments import end_to_end_mnist as experiment  # noqa: E402
-from koopcore.lab.experiments.experiment import Context  # noqa: E402
-from koopcore.lab.problems import mnist  # noqa: E402
+from koopcore.lab.experiments import end_to_end_mnist as experiment
+from koopcore.lab.experiments.experiment import Context
+from koopcore.lab.problems import mnist
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,16 @@
 """The framework of the experiments: cells kept and resumed, settings checked, the commands."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("matplotlib")
-pytest.importorskip("rich")
-pytest.importorskip("typer")
-
-from matplotlib.figure import Figure  # noqa: E402
-
-from koopcore import cli  # noqa: E402
-from koopcore.lab.experiments import experiment, glycolysis  # noqa: E402
-from koopcore.lab.experiments.experiment import Cell, packed, unpacked  # noqa: E402
+from koopcore import cli
+from koopcore.lab.experiments import experiment, glycolysis
+from koopcore.lab.experiments.experiment import Cell, packed, unpacked
 
 MNIST = ("table2", "figure3", "end-to-end-mnist")
 COMMANDS = (*MNIST, "table1", "figure2", "end-to-end", "van-der-pol", "glycolysis")
@@ -183,7 +175,7 @@ def test_data_is_an_option_of_the_experiments_on_digits(name, reproduce, tmp_pat
     [
         (["table1"], "table1", {}),
         (["table1", "--schedule", "paper"], "table1-paper", {}),
-        (["table2"], "table2", {"data": None}),
+        (["table2"], "table2", {}),
         (["van-der-pol", "--seeds", "3"], "van-der-pol", {"seeds": 3, "n_iterations": None}),
         (
             ["glycolysis", "--workers", "7", "--seed", "4", "--seeds", "2"],

@@ -1,7 +1,5 @@
 """The paper's rates on the Van der Pol oscillator, and the bounds of Lemma 1 in random checks."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -23,14 +21,14 @@ STEP = 0.23  # the paper's
 ACTIVATION = ("tanh", "logistic", "arctan")
 
 
-def learned(mu: float, seed: int, step: float | Diminishing, n: int = 1000) -> AlternatingLearner:
+def learned(mu, seed, step, n=1000):
     return AlternatingLearner(
         OneLayer(2, 3), step_k=step, step_w=step, n_iterations=n, random_state=seed
     ).fit(paper_split(mu).train)
 
 
 @pytest.mark.parametrize("mu", [0.2, 1.0])
-def test_constant_steps_reach_a_slope_of_minus_one(mu: float) -> None:
+def test_constant_steps_reach_a_slope_of_minus_one(mu):
     runs = [learned(mu, seed, STEP).history_ for seed in range(10)]
     slopes = [fitted_slope(least_criterion(run)) for run in runs]
     # O(1/T) is an upper bound for every run, met below; the slope of a run may be flatter while
@@ -45,7 +43,7 @@ def test_constant_steps_reach_a_slope_of_minus_one(mu: float) -> None:
 
 
 @pytest.mark.parametrize("mu", [0.2, 1.0])
-def test_diminishing_steps_stay_below_c_over_log_t(mu: float) -> None:
+def test_diminishing_steps_stay_below_c_over_log_t(mu):
     for seed in range(5):
         run = learned(mu, seed, Diminishing(STEP)).history_
         harmonic = np.cumsum(1.0 / np.arange(1, len(run) + 1))
@@ -55,14 +53,14 @@ def test_diminishing_steps_stay_below_c_over_log_t(mu: float) -> None:
         np.testing.assert_allclose(run.step_k, STEP / np.arange(1, len(run) + 1), rtol=1e-15)
 
 
-def test_a_fitted_slope_is_the_power_of_t() -> None:
+def test_a_fitted_slope_is_the_power_of_t():
     t = np.arange(1, 2001.0)
     # 1e-9: least squares on sixty points of an exact power law.
     assert fitted_slope(7.0 * t**-1.5) == pytest.approx(-1.5, abs=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(40, 3), (9, 7), (5, 12)])
-def test_power_iteration_finds_l_k(shape: tuple[int, int]) -> None:
+def test_power_iteration_finds_l_k(shape):
     rng = np.random.default_rng(sum(shape))
     for _ in range(10):
         psi = rng.standard_normal(shape) * 10.0 ** rng.uniform(-3, 3)
@@ -75,14 +73,14 @@ def test_power_iteration_finds_l_k(shape: tuple[int, int]) -> None:
         assert lipschitz_k(psi, vector)[0] == pytest.approx(exact, rel=1e-6)
 
 
-def test_power_iteration_survives_zero_and_orthogonal_starts() -> None:
+def test_power_iteration_survives_zero_and_orthogonal_starts():
     assert lipschitz_k(np.zeros((4, 3)))[0] == 0.0
     psi = np.array([[1.0, -1.0], [2.0, -2.0]])  # orthogonal to the uniform start
     assert lipschitz_k(psi)[0] == pytest.approx(10.0, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ACTIVATION)
-def test_lemma_bounds_hold_for_random_dictionaries_and_data(name: str) -> None:
+def test_lemma_bounds_hold_for_random_dictionaries_and_data(name):
     rng = np.random.default_rng(0)
     for trial in range(150):
         n, h = rng.integers(1, 4), rng.integers(1, 6)
@@ -104,7 +102,7 @@ def test_lemma_bounds_hold_for_random_dictionaries_and_data(name: str) -> None:
         assert lipschitz_k(features[data.current])[0] <= lemma_k(dictionary) * (1.0 + 1e-12)
 
 
-def test_steps_of_lemma_1_never_let_f_rise() -> None:
+def test_steps_of_lemma_1_never_let_f_rise():
     for seed in range(5):
         learner = AlternatingLearner(
             OneLayer(2, 3), step_w="lemma", n_iterations=300, random_state=seed
@@ -113,7 +111,7 @@ def test_steps_of_lemma_1_never_let_f_rise() -> None:
         assert learner.history_.stopped == "iterations"
 
 
-def test_schedules() -> None:
+def test_schedules():
     assert [scheduled(Diminishing(0.6), t) for t in range(3)] == pytest.approx([0.6, 0.3, 0.2])
     assert scheduled(0.1, 7) == 0.1
     check_step("step", np.float32(0.5), ())

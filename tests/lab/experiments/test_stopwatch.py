@@ -1,10 +1,6 @@
 """Calls are timed in turns, the first round left out."""
 
-from __future__ import annotations
-
 import pytest
-
-pytest.importorskip("torch")  # the package of problems belongs to the extra with torch
 
 from koopcore.lab.experiments import stopwatch
 

@@ -1,28 +1,17 @@
 """Tables and figures of Dogra & Redman 2020 in small versions: true scores, horizons, cut-offs."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
 import pytest
+import torch
+from experiment_cells import computed
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("matplotlib")
-pytest.importorskip("rich")
-
-from experiment_cells import computed  # noqa: E402
-
-import koopcore as kc  # noqa: E402
-from koopcore.lab.experiments import (  # noqa: E402
-    figure2,
-    table1,
-    table1_paper,
-    table2,
-)
-from koopcore.lab.experiments.experiment import Context  # noqa: E402
-from koopcore.lab.problems.descent import Descent  # noqa: E402
-from koopcore.lab.problems.oscillator import OscillatorBatch, batched_partition  # noqa: E402
+import koopcore as kc
+from koopcore.lab.experiments import figure2, table1, table1_paper, table2
+from koopcore.lab.experiments.experiment import Context
+from koopcore.lab.problems.descent import Descent
+from koopcore.lab.problems.oscillator import OscillatorBatch, batched_partition
 
 
 def test_pinv_nodes_recovers_linear_trajectories():

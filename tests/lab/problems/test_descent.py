@@ -1,13 +1,10 @@
 """Batched training equals single training; traces hold the right losses and snapshots."""
 
-from __future__ import annotations
-
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from koopcore.lab.problems.descent import OPTIMIZERS, RATES, Descent  # noqa: E402
-from koopcore.lab.problems.oscillator import OscillatorBatch  # noqa: E402
+from koopcore.lab.problems.descent import OPTIMIZERS, RATES, Descent
+from koopcore.lab.problems.oscillator import OscillatorBatch
 
 STEPS = 40
 GENTLE = 1e-4  # for an optimizer that has no usual rate here

@@ -1,7 +1,5 @@
 """Glycolysis: the reference state, the rates term by term, and what a worker's share can learn."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
@@ -17,19 +15,19 @@ from koopcore.lab.problems.glycolysis import (
 )
 
 
-def test_the_reference_state_at_ten_minutes_is_met() -> None:
+def test_the_reference_state_at_ten_minutes_is_met():
     states = trajectory(2.0, 6)
     # The reference was integrated at rtol 1e-10; its own error over 8.6 periods is of order 1e-7.
     np.testing.assert_allclose(states[-1], REFERENCE, rtol=1e-6)
     np.testing.assert_allclose(states[0], X0, rtol=1e-15)  # the solver interpolates there too
 
 
-def test_another_stiff_solver_agrees() -> None:
+def test_another_stiff_solver_agrees():
     solved = solve_ivp(lambda _, x: rates(x), (0.0, 1.0), X0, "Radau", rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose(trajectory(0.5, 3)[-1], solved.y[:, -1], rtol=1e-6)
 
 
-def test_rates_are_those_of_the_reactions() -> None:
+def test_rates_are_those_of_the_reactions():
     rng = np.random.default_rng(0)
     for _ in range(20):
         x = dict(zip(NAMES, rng.uniform(0.05, 3.0, 7), strict=True))
@@ -50,14 +48,14 @@ def test_rates_are_those_of_the_reactions() -> None:
         np.testing.assert_allclose(actual, [expected[name] for name in NAMES], rtol=1e-12)
 
 
-def test_the_limit_cycle_has_the_known_period() -> None:
+def test_the_limit_cycle_has_the_known_period():
     late = trajectory(0.001, 6000, start=6.0)[:, 0]
     mean = late.mean()
     up = np.flatnonzero((late[:-1] < mean) & (late[1:] >= mean))
     assert np.diff(up).mean() * 0.001 == pytest.approx(PERIOD, abs=2e-3)  # published to 3 decimals
 
 
-def test_the_paper_split_is_600_and_400() -> None:
+def test_the_paper_split_is_600_and_400():
     parts = paper_split()
     assert parts.train.shape == (600, 7)
     assert parts.test.shape == (401, 7)
@@ -74,6 +72,6 @@ def test_the_paper_split_is_600_and_400() -> None:
         ({"x0": (1.0, 2.0)}, "x0 has 2 numbers; 7 are needed: S1, S2"),
     ],
 )
-def test_arguments_out_of_range_say_what_is_accepted(settings: dict, message: str) -> None:
+def test_arguments_out_of_range_say_what_is_accepted(settings, message):
     with pytest.raises(ValueError, match=message):
         trajectory(**settings)

@@ -1,17 +1,14 @@
 """MNIST: the embedded digits, IDX folders, repeatable minibatches, the network, its example."""
 
-from __future__ import annotations
-
 import gzip
 import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from koopcore.lab.problems import mnist  # noqa: E402
+from koopcore.lab.problems import mnist
 
 FILES = (
     "train-images-idx3-ubyte",

@@ -1,16 +1,13 @@
 """The oscillator's loss and gradient against automatic differentiation, and its initial states."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-import koopcore as kc  # noqa: E402
-from koopcore.lab.problems.oscillator import PARAMETERS, SHAPES, OscillatorBatch  # noqa: E402
+import koopcore as kc
+from koopcore.lab.problems.oscillator import PARAMETERS, SHAPES, OscillatorBatch
 
 PROBLEMS = {
     "as in the paper": {},

@@ -1,11 +1,7 @@
 """Equivalent steps and error ratio on curves whose answer is known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")  # the package of problems belongs to the extra with torch
 
 from koopcore.lab.problems.scores import equivalent_steps, error_ratio
 

@@ -1,7 +1,5 @@
 """The Van der Pol oscillator: its trajectory, the paper's split, and the errors reached."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
@@ -14,7 +12,7 @@ from koopcore.learning import AlternatingLearner, OneLayer, StateInclusive, pred
 
 
 @pytest.mark.parametrize("mu", PERIODS)
-def test_trajectories_agree_with_another_solver(mu: float) -> None:
+def test_trajectories_agree_with_another_solver(mu):
     states = trajectory(mu, 0.1, 200)
     solved = solve_ivp(
         lambda _, x: [x[1], mu * (1.0 - x[0] ** 2) * x[1] - x[0]],
@@ -30,7 +28,7 @@ def test_trajectories_agree_with_another_solver(mu: float) -> None:
 
 
 @pytest.mark.parametrize(("mu", "period"), PERIODS.items())
-def test_the_limit_cycle_has_the_known_period(mu: float, period: float) -> None:
+def test_the_limit_cycle_has_the_known_period(mu, period):
     states = trajectory(mu, 0.001, 130001)
     late = states[60000:, 0]
     up = np.flatnonzero((late[:-1] < 0.0) & (late[1:] >= 0.0))
@@ -38,7 +36,7 @@ def test_the_limit_cycle_has_the_known_period(mu: float, period: float) -> None:
     assert np.diff(up).mean() * 0.001 == pytest.approx(period, abs=1e-3)
 
 
-def test_the_paper_split_starts_predicting_from_the_last_training_state() -> None:
+def test_the_paper_split_starts_predicting_from_the_last_training_state():
     parts = paper_split(1.0)
     assert parts.train.shape == (400, 2)
     assert parts.test.shape == (201, 2)
@@ -52,7 +50,7 @@ def test_the_paper_split_starts_predicting_from_the_last_training_state() -> Non
     # larger dictionary, which takes a quarter of a second each, show the same.
     [(0.2, 4, 10), (1.0, 24, 3)],
 )
-def test_the_papers_errors_are_reached_in_the_state(mu: float, features: int, seeds: int) -> None:
+def test_the_papers_errors_are_reached_in_the_state(mu, features, seeds):
     parts = paper_split(mu)
     name, scale = BEST[mu][features]
     dictionary = StateInclusive(OneLayer(2, features, name, scale))
@@ -74,14 +72,12 @@ def test_the_papers_errors_are_reached_in_the_state(mu: float, features: int, se
     # the third is 5.6 % of the state at μ = 0.2, 26 % at μ = 1.
     [(0.2, 3, False), (0.2, 4, True), (1.0, 3, False), (1.0, 4, False)],
 )
-def test_what_a_linear_read_out_can_reach_at_all(
-    mu: float, n_features: int, reachable: bool
-) -> None:
+def test_what_a_linear_read_out_can_reach_at_all(mu, n_features, reachable):
     bound = linear_bound(paper_split(mu).test[1:], n_features, 0.1 * 2.0 * np.pi / PERIODS[mu])
     assert (bound < PAPER["multi_step"]) == reachable
 
 
-def test_the_bound_is_zero_for_what_is_linear_and_below_what_is_learned() -> None:
+def test_the_bound_is_zero_for_what_is_linear_and_below_what_is_learned():
     n = np.arange(1, 121)
     wave = 0.99 ** n[:, None] * np.stack([np.cos(0.3 * n), np.sin(0.3 * n + 0.4)], axis=1)
     # 1e-6: Nelder-Mead stops at changes of 1e-8 of the error.
@@ -102,6 +98,6 @@ def test_the_bound_is_zero_for_what_is_linear_and_below_what_is_learned() -> Non
         (lambda: split(trajectory(n_points=9), 9), "n_train is 9; 2..8"),
     ],
 )
-def test_arguments_out_of_range_say_what_is_accepted(call: object, message: str) -> None:
+def test_arguments_out_of_range_say_what_is_accepted(call, message):
     with pytest.raises(ValueError, match=message):
-        call()  # type: ignore[operator]
+        call()

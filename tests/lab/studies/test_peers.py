@@ -1,12 +1,7 @@
 """Peers: they predict what they should, in blocks and on threads as in one piece."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-
 import torch
 
 from koopcore.lab.bench.study import Case, Row, Size, Unavailable, forget

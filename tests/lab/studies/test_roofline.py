@@ -1,7 +1,5 @@
 """Rooflines: the work of stages and jobs, checks that notice what is wrong, shares of the roof."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

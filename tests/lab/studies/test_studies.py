@@ -1,15 +1,10 @@
 """Studies: what they ask, whether they stand missing times, and what some of them measure."""
 
-from __future__ import annotations
-
 import math
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("matplotlib")
 
 from koopcore.lab.bench.report import picture
 from koopcore.lab.bench.study import Row, Size, forget, races_of

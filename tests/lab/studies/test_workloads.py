@@ -1,7 +1,5 @@
 """Workloads: their future is known, a wrong prediction is noticed, thread limits are undone."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

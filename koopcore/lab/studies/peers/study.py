@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,9 +51,6 @@ from koopcore.lab.studies.workloads import (
     relative_error,
     workload,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 LOADS = ("W1", "W2", "W3", "network", "small")
 FEWEST = 10  # groups that a peer does
@@ -246,10 +243,6 @@ def summary(rows: Sequence[Row]) -> Summary:
     return Summary(claims=claims, notes=notes)
 
 
-def draw(axes: Axes, rows: Sequence[Row]) -> None:
-    plots.time_bars(axes, rows)
-
-
 STUDY = Study(
     "peers",
     "How does koopcore compare with what one would use instead, in time and in prediction error?",
@@ -257,5 +250,5 @@ STUDY = Study(
     cases,
     build,
     summary,
-    draw,
+    plots.time_bars,
 )
