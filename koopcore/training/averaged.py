@@ -20,6 +20,8 @@ from koopcore.training.recording.recording import Recording
 
 #: Share of the run's time that asking the guard loss which average is best may take.
 BUDGET = 0.01
+#: Weights that were best do not count as such any more when the run is so many times as long.
+STALE = 2
 #: Without a loss the longest average is taken whose memory is this share of the steps at most.
 MEMORY = 0.1
 
@@ -31,9 +33,9 @@ class AveragedWeights:
 
     Candidates are the weights themselves, the averages and lines of :class:`AverageFamily`, and of
     the recorded snapshots their mean ("lawa") and the end of the least-squares line through them
-    ("regression"). The loss is asked for all of them the first time, and again when that has cost
-    less than 1 % of the run so far; for the best one and its neighbours in length if no more can be
-    afforded, and otherwise the last answer stands.
+    ("regression"). The loss is asked for the best one so far and its neighbours in length, and for
+    the others too, as far as all that costs less than 1 % of the run; otherwise the last answer
+    stands.
 
     family: None where no averages are kept. guarded: None where there is no loss.
     """
@@ -46,6 +48,7 @@ class AveragedWeights:
         self.seconds = 0.0
         self.evaluations = 0
         self._cost = 0.0  # seconds of one candidate
+        self._asked_at = 0  # steps of the averages when the loss was asked last
         self._begun = perf_counter()
 
     def candidates(self, recording: Recording) -> dict[str, Callable[[], list[Tensor]]]:
@@ -85,28 +88,36 @@ class AveragedWeights:
         """Return the name of the best candidate, by the loss as far as the budget goes."""
         if self.guarded is None:
             return self._by_length(candidates)
-        asked = list(candidates)
-        if self.best in candidates:
-            left = BUDGET * (perf_counter() - self._begun) - self.seconds
-            if left < self._cost * len(asked):
-                asked = self._neighbours(asked)
-            if left < self._cost * len(asked):
-                return self.best
-        begun = perf_counter()
+        if self.best in candidates and not self._affordable(3):
+            return self._as_known(candidates)
+        asked = self._neighbours(list(candidates))
         losses = self._evaluate(recording, {name: candidates[name] for name in asked})
+        others = {name: values for name, values in candidates.items() if name not in losses}
+        if self._affordable(len(others)):
+            losses |= self._evaluate(recording, others)
         self.losses = {n: x for n, x in self.losses.items() if n in candidates} | losses
         self.best = min(losses, key=losses.__getitem__)
-        seconds = perf_counter() - begun
-        self.seconds += seconds
-        self._cost = seconds / len(asked)
-        self.evaluations += len(asked)
+        self._asked_at = 0 if self.family is None else self.family.taken
         return self.best
+
+    def _affordable(self, evaluations: int) -> bool:
+        left = BUDGET * (perf_counter() - self._begun) - self.seconds
+        return self._cost * evaluations <= left
+
+    def _as_known(self, candidates: dict[str, Callable[[], list[Tensor]]]) -> str:
+        """The last answer; but weights that were best early in a run do not stay so."""
+        family = self.family
+        if self.best == "weights" and family is not None and family.members:
+            if family.taken > STALE * self._asked_at:
+                return f"{family.members[0].decay:g}"
+        return self.best or "weights"
 
     def _evaluate(
         self, recording: Recording, candidates: dict[str, Callable[[], list[Tensor]]]
     ) -> dict[str, float]:
         guarded, parameters = self.guarded, recording.parameters
         assert guarded is not None
+        begun = perf_counter()
         copies = parameters.copy()
         losses = {}
         try:
@@ -119,11 +130,16 @@ class AveragedWeights:
                     losses[name] = loss if math.isfinite(loss) else math.inf
         finally:
             parameters.restore(copies)
+        if losses:
+            seconds = perf_counter() - begun
+            self.seconds += seconds
+            self._cost = seconds / len(losses)
+            self.evaluations += len(losses)
         return losses
 
     def _neighbours(self, names: list[str]) -> list[str]:
         """The best one, and those before and after it in the order of the candidates."""
-        at = names.index(self.best or names[0])
+        at = names.index(self.best) if self.best in names else 1
         return names[max(0, at - 1) : at + 2]
 
     def _by_length(self, candidates: dict[str, Callable[[], list[Tensor]]]) -> str:

@@ -1,6 +1,6 @@
 """End to end: steps and seconds to a loss, everything included, against tuned plain training.
 
-On the oscillator: plain training, averages of its weights, straight lines and koopcore.
+On the oscillator: plain training, averages of its weights, L-BFGS, straight lines and koopcore.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -23,8 +24,12 @@ from koopcore.lab.problems.oscillator import OscillatorBatch
 from koopcore.lab.problems.scores import Floats
 from koopcore.training import ExponentialAverage, WindowAverage, attach
 
-METHODS: dict[str, dict[str, Any]] = {"koopcore": {}, "line": {"candidates": ("line",)}}
-"""Options of `attach` of each method that jumps: none, and straight lines instead of operators."""
+METHODS: dict[str, dict[str, Any]] = {
+    "koopcore": {},
+    "residuals": {},
+    "line": {"candidates": ("line",)},
+}
+"""Options of `attach` of each method that jumps: none, none beside residuals, straight lines."""
 
 
 def settings(quick: bool) -> dict[str, Any]:
@@ -49,6 +54,7 @@ def settings(quick: bool) -> dict[str, Any]:
         "ema": [0.9, 0.99],
         "lawa": [10, 25],
         "average_every": 10,
+        "lbfgs": ["float32", "float64"],
     }
     if quick:
         regime |= {
@@ -77,6 +83,10 @@ def cells(settings: dict[str, Any]) -> Sequence[Cell]:
         for method in METHODS:
             work = partial(jumping, settings, optimizer, method)
             runs.append(Cell(f"{optimizer}/{method}", ticks, work, needs=(reference,)))
+        for precision in settings["lbfgs"]:
+            name = f"{optimizer}/L-BFGS {precision}"
+            work = partial(quasi_newton, settings, optimizer, precision)
+            runs.append(Cell(name, settings["networks"], work, needs=(reference,)))
     return runs
 
 
@@ -181,7 +191,7 @@ def jumping(
 ) -> dict[str, Any]:
     """Tune the rate on networks of another seed, then run every network at the best one."""
     reference = context.results[f"{optimizer}/plain"]
-    options = METHODS[method]
+    options = {**METHODS[method], "residuals": method == "residuals"}
     tuning_steps = {}
     with one_thread(torch.device("cpu")):
         tuning = make_problem(settings, tuning=True)
@@ -219,11 +229,64 @@ def jumping(
     }
 
 
-def make_problem(settings: dict[str, Any], tuning: bool = False) -> OscillatorBatch:
+def quasi_newton(
+    settings: dict[str, Any], optimizer: str, precision: str, context: Context
+) -> dict[str, Any]:
+    """L-BFGS with a strong Wolfe line search to the targets of ``optimizer``'s plain training.
+
+    What counts are evaluations of loss and gradient, each as dear as one plain step.
+    """
+    reference = context.results[f"{optimizer}/plain"]
+    problem = make_problem(settings, dtype=getattr(torch, precision))
+    factors, clock, evaluations = [], [], []
+    with one_thread(torch.device("cpu")):
+        targets = zip(reference["steps"], reference["target"]["networks"], strict=True)
+        for network, (steps, target) in enumerate(targets):
+            step = plain_seconds(make_problem(settings), network, optimizer, 1e-3, 200)
+            count, seconds = minimized(problem, network, target, settings["steps"])
+            evaluations.append(count)
+            factors.append(steps / count if math.isfinite(count) else 0.0)
+            clock.append(steps * step / seconds if math.isfinite(count) else 0.0)
+            context.tick()
+    return {"factors": factors, "seconds_factors": clock, "evaluations": evaluations}
+
+
+def minimized(
+    problem: OscillatorBatch, network: int, target: float, limit: int
+) -> tuple[float, float]:
+    """Evaluations and processor seconds that L-BFGS needs to the target; infinite if it stalls."""
+    model = OscillatorNetwork(problem, network)
+    stepper = torch.optim.LBFGS(
+        model.parameters(), max_iter=20, history_size=20, line_search_fn="strong_wolfe"
+    )
+    seen: list[float] = []
+
+    def closure() -> Tensor:
+        stepper.zero_grad()
+        value = model()
+        value.backward()
+        seen.append(float(value.detach()))
+        if seen[-1] <= target or len(seen) == limit:
+            raise StopIteration
+        return value
+
+    begun = time.process_time()
+    with suppress(StopIteration):
+        before = -2
+        while len(seen) - before > 1:  # else no step is found any more
+            before = len(seen)
+            stepper.step(closure)
+    seconds = time.process_time() - begun
+    return (len(seen) if seen[-1] <= target else math.inf), seconds
+
+
+def make_problem(
+    settings: dict[str, Any], tuning: bool = False, dtype: torch.dtype = torch.float32
+) -> OscillatorBatch:
     """The measured networks, or those of another seed on which rates are tuned."""
     seed = settings["seed"] + (1 if tuning else 0)
     networks = settings["tuning"] if tuning else settings["networks"]
-    return OscillatorBatch(networks, seed, duration=settings["duration"])
+    return OscillatorBatch(networks, seed, duration=settings["duration"], dtype=dtype)
 
 
 def lowest(curve: Floats) -> Floats:
@@ -290,9 +353,10 @@ def race(
 ) -> Finish:
     """Train one network with koopcore attached until its loss is at most ``target``.
 
-    options : of `koopcore.attach`. limit: steps after which it is given up. probe: ordinary steps
-    timed before, and again after, so that a slow spell of the machine meets both sides. decay: the
-    rate at step ``s`` is ``rate / (1 + decay s)``, as in `Descent`.
+    options : of `koopcore.attach`; ``residuals`` True gives it the problem's. limit: steps after
+    which it is given up. probe: ordinary steps timed before, and again after, so that a slow spell
+    of the machine meets both sides. decay: the rate at step ``s`` is ``rate / (1 + decay s)``, as
+    in `Descent`.
 
     Seconds are processor time of this process, which no other process on the machine adds to; it
     must run with one thread. Recording, fits, loss checks and rejected jumps are in it.
@@ -301,7 +365,10 @@ def race(
     model = OscillatorNetwork(problem, network)
     stepper = OPTIMIZERS[optimizer](model.parameters(), lr=rate)  # type: ignore[call-arg]
     begun = time.process_time()
-    koop = attach(stepper, model, loss=model, **options)
+    options = dict(options)
+    squared = options.pop("residuals", False)
+    residuals = (lambda: problem.residuals(model.weights)) if squared else None
+    koop = attach(stepper, model, loss=model, residuals=residuals, **options)
     reached, steps, loss = descend(model, stepper, target, limit, decay)
     seconds = time.process_time() - begun
     koop.detach()
@@ -392,8 +459,13 @@ def table(results: Results, settings: dict[str, Any]) -> RenderableType:
                 spread(jumps["seconds_factors"]),
                 f"{checks / max(steps, 1):.2f}",
                 style="bold" if method == "koopcore" else None,
-                end_section=method == "koopcore",
             )
+        for precision in settings["lbfgs"]:
+            rival = results.get(f"{optimizer}/L-BFGS {precision}")
+            if rival is not None:
+                spreads = spread(rival["factors"]), spread(rival["seconds_factors"])
+                shown.add_row(f"  L-BFGS {precision}", "-", *spreads, "")
+        shown.add_section()
     regime = (
         f"t in [0, {settings['duration'] / math.pi:g} pi], {settings['precision']}, "
         f"{settings['steps']:,} steps, rate / (1 + decay s) at step s, constant where no decay is "

@@ -38,6 +38,12 @@ def test_end_to_end_compares_every_method_of_one_optimizer():
     assert min(own["factors"]) > 1
     for factor, steps, run in zip(own["factors"], plain["steps"], own["runs"], strict=True):
         assert factor == pytest.approx(steps / run["steps"])
+    squares = results["adagrad/residuals"]
+    assert min(squares["factors"]) > 1
+    for precision in ("float32", "float64"):
+        rival = results[f"adagrad/L-BFGS {precision}"]
+        assert min(rival["factors"]) > 1
+        assert rival["factors"][0] == pytest.approx(plain["steps"][0] / rival["evaluations"][0])
     assert end_to_end.table(results, settings) is not None
 
 
