@@ -134,4 +134,6 @@ def assert_predicts_as(got, expected, ring, part):
         # The columns are known to u of the snapshots, 1e-6 of the motion at an offset of 1e10, and
         # the farthest prediction is of 40 steps.
         allowed = 1e-3 * np.maximum(movement, np.abs(x[1] - x[0]).max())
+        # Where nothing moves, rounding of 40 products is left: measured 2e-14 in the reference.
+        allowed = allowed + 1e-12 * np.abs(x[1]).max()
         assert (np.abs(got[:, at] / 2 - due) <= allowed).all(), list(PROJECTED)[group // 2]

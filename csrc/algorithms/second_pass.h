@@ -95,11 +95,11 @@ KOOPCORE_HD typename L::Real refit_any(const BasisSums<L> &sums, int m, int most
   return rank;
 }
 
-// The fit of a window from C, `sums` and V (m × m) of `first_basis`. to.a, h and probe are not
-// used; to.v is needed. Keeps at most `most` singular values (0: all), and none within
+// The fit of a window from the trace of C, `sums` and V (m × m) of `first_basis`. to.a, h and probe
+// are not used; to.v is needed. Keeps at most `most` singular values (0: all), and none within
 // `rank_tolerance` of the largest. Returns the rank. work: second_pass_work(m).
 template <class L>
-KOOPCORE_HD typename L::Real refit(const typename L::Real *c, const BasisSums<L> &sums, int m,
+KOOPCORE_HD typename L::Real refit(const typename L::Real &trace, const BasisSums<L> &sums, int m,
                                    int most, const typename L::Real *v,
                                    const ProjectionArrays<L> &to, typename L::Real *work) {
   using Real = typename L::Real;
@@ -109,12 +109,9 @@ KOOPCORE_HD typename L::Real refit(const typename L::Real *c, const BasisSums<L>
   Real rank = inverse_root<L>(sums.inner, m, root, rest);
   // Where no direction of V is left out: V T, and σ_1/σ_m is at most the product of the norms.
   multiply<L, Left::plain>(v, root, m, m, m, to.v);
-  Real trace = zero, inverse_square = zero;
-  for (int i = 0; i < m; ++i) {
-    trace += c[i * m + i];
-    for (int k = 0; k < m; ++k)
-      inverse_square += to.v[i * m + k] * to.v[i * m + k];
-  }
+  Real inverse_square = zero;
+  for (int i = 0; i < matrix; ++i)
+    inverse_square += to.v[i] * to.v[i];
   const double cut_off = rank_tolerance(m) * rank_tolerance(m);
   Real apart =
       L::select(L::both(rank > m - 0.5, trace * inverse_square * cut_off < 1.0), zero, one);

@@ -237,27 +237,31 @@ inline std::size_t basis_scratch(int m) {
   return std::size_t(6 * m * m + m + (3 * kBlockRows + 1) * m) * kLanes;
 }
 
-// The sums of a second pass over the rows before `stop`, in the basis V (m, m); `of` are the same
-// groups' moments. sums: 3 m² in the order of `BasisSums`; scratch: basis_scratch(m).
-template <class T>
-Vec *accumulate_in_basis(const Window &window, bool affine, int m, std::int64_t stop,
-                         const Moments &of, const Vec *basis, double *scratch) {
+// The sums of a second pass over the rows before stops[0], stops[1] … in turn, in the basis V (m,
+// m), with at(stop index, sums) after each; `of` are the same groups' moments. sums: 3 m² in the
+// order of `BasisSums`; scratch: basis_scratch(m).
+template <class T, class At>
+void accumulate_in_basis(const Window &window, bool affine, int m, const std::int64_t *stops,
+                         int n_stops, const Moments &of, const Vec *basis, double *scratch,
+                         At &&at) {
   const int matrix = m * m;
   Vec *total = reinterpret_cast<Vec *>(scratch), *memory = total + 3 * matrix;
   Vec *raw = memory + 3 * matrix, *z = raw + m, *y = z + kBlockRows * m;
   const GroupRows<T> of_groups(of.offset, m);
   LongSums sums(window, total, 3 * matrix, memory);
   RowBlocks<T> blocks({window, affine, of_groups, m, of.reflection, of.last, raw}, m, y);
-  blocks.until(
-      int(stop) - 1 - int(affine),
-      [&](const Vec *rows, const Vec *change, int count) {
-        multiply<SimdLanes, Left::plain>(rows, basis, count, m, m, z);
-        add_outer<SimdLanes>(z, z, count, m, true, sums.latest());
-        add_outer<SimdLanes>(rows, z, count, m, false, sums.latest() + matrix);
-        add_outer<SimdLanes>(change, z, count, m, false, sums.latest() + 2 * matrix);
-      },
-      [&] { sums.put_aside(); });
-  return total;
+  for (int stop = 0; stop < n_stops; ++stop) {
+    blocks.until(
+        int(stops[stop]) - 1 - int(affine),
+        [&](const Vec *rows, const Vec *change, int count) {
+          multiply<SimdLanes, Left::plain>(rows, basis, count, m, m, z);
+          add_outer<SimdLanes>(z, z, count, m, true, sums.latest());
+          add_outer<SimdLanes>(rows, z, count, m, false, sums.latest() + matrix);
+          add_outer<SimdLanes>(change, z, count, m, false, sums.latest() + 2 * matrix);
+        },
+        [&] { sums.put_aside(); });
+    at(stop, total);
+  }
 }
 
 } // namespace

@@ -76,19 +76,23 @@ struct FitWork {
 
 constexpr int kMostHoldoutLevels = 8;
 
-// Of a second pass: V of the first one, what the fit needs, and the sums.
+// Of a second pass: V of the first one, a vector, what the fit needs, and the sums.
 std::size_t refit_work(int m) {
-  return std::size_t(m * m + second_pass_work(m)) + basis_scratch(m) / kLanes;
+  return std::size_t(m * m + m + second_pass_work(m)) + basis_scratch(m) / kLanes;
 }
 
-std::size_t fit_work(int m, bool again, const Horizons &horizons) {
+// What the rollouts and the first pass need.
+std::size_t stage_work(int m, const Horizons &horizons) {
   const std::size_t parts[] = {std::size_t(dense_rollout_work(m, kMostHoldoutLevels)),
-                               std::size_t(projection_work(m)), endpoint_work(m, m, horizons),
-                               again ? refit_work(m) : 0};
+                               std::size_t(projection_work(m)), endpoint_work(m, m, horizons)};
   std::size_t most = 0;
   for (std::size_t part : parts)
     most = part > most ? part : most;
-  return std::size_t(4 * m * m + 6 * m) + most;
+  return most;
+}
+
+std::size_t fit_work(int m, bool again, const Horizons &horizons) {
+  return std::size_t(4 * m * m + 6 * m) + stage_work(m, horizons) + (again ? refit_work(m) : 0);
 }
 
 FitWork share_out(Vec *at, int m) {
@@ -157,23 +161,6 @@ template <class T> Vec hindcast_of(const FeatureFitJob &job, const Moments &sums
   return movement > 0.0 ? missed / SimdLanes::sqrt(movement) : Vec{};
 }
 
-// Fits the window before `stop` by a second pass in the basis that its moments find. Returns the
-// rank.
-template <class T>
-Vec refit_of(const FeatureFitJob &job, const Moments &sums, std::int64_t stop, int most,
-             Vec &condition, FitWork &work) {
-  const int m = job.m, matrix = m * m;
-  Vec *v = work.rest, *rest = v + matrix;
-  auto *scratch = reinterpret_cast<double *>(rest + second_pass_work(m));
-  const bool natural = job.window.is_double; // of float32 only few directions would stand it
-  first_basis<SimdLanes>(sums.c, m, natural, v, condition, rest);
-  Vec *in_basis = accumulate_in_basis<T>(job.window, job.affine, m, stop, sums, v, scratch);
-  const BasisSums<SimdLanes> of{in_basis, in_basis + matrix, in_basis + 2 * matrix};
-  const ProjectionArrays<SimdLanes> arrays{nullptr, nullptr,      work.g, work.k,
-                                           work.z,  work.readout, work.v, nullptr};
-  return refit<SimdLanes>(sums.c, of, m, most, v, arrays, rest);
-}
-
 // The fit of a window of `columns` by its moments alone; work.probe <- Vᵀ of itself where `last`.
 // Returns the rank. With columns to spare few groups are deficient: natural order leaves the
 // others, of rank 0, to a second pass.
@@ -204,59 +191,116 @@ void put_operators(const FeatureFitJob &job, const FitWork &work, std::int64_t f
   from_lanes(work.z, m, count, m, job.start + first * m);
 }
 
+// What a fit of the whole window says of its groups, and what was asked of it. work.probe: Vᵀf, f
+// the newest column of F.
+void put_fit(const FeatureFitJob &job, const Moments &sums, std::int64_t first, int count,
+             const Vec &rank, const Vec &condition, const Vec &hindcast, FitWork &work) {
+  const int m = job.m;
+  apply<SimdLanes>(work.readout, m, m, work.probe, work.predicted);
+  Vec residual = norm_of_difference(work.predicted, sums.newest, m);
+  if (job.window.is_double) // float32 does not leave the range
+    residual = in_range(sums.c, m) ? residual : Vec{} + __builtin_nan("");
+  for (int lane = 0; lane < count; ++lane) {
+    job.ranks[first + lane] = std::int64_t(rank[lane]);
+    job.condition[first + lane] = condition[lane];
+    job.residual[first + lane] = residual[lane];
+    job.hindcast[first + lane] = hindcast[lane];
+  }
+  if (job.operators != nullptr)
+    put_operators(job, work, first, count);
+  if (job.horizons.count > 0)
+    write_endpoints({m, m, job.affine, work.k, work.z, work.readout, sums.last, sums.reflection},
+                    job.groups, first, count, job.horizons, job.out, work.rest);
+}
+
+// The windows of a fit: the one that the hindcast sees, if there is one, and the whole.
+struct Stops {
+  explicit Stops(const FeatureFitJob &job)
+      : shorter(job.window.n - job.holdout), affine(job.affine),
+        count(shorter - 1 - int(job.affine) >= 1 ? 2 : 1) {
+    at[0] = count == 2 ? shorter : job.window.n;
+    at[1] = job.window.n;
+  }
+  bool is_whole(int stop) const { return stop == count - 1; }
+  int columns(int stop) const { return int(at[stop]) - 1 - int(affine); }
+
+  std::int64_t shorter;
+  bool affine;
+  int count;
+  std::int64_t at[2];
+};
+
 template <class T>
 void fit_of(const FeatureFitJob &job, std::int64_t first, int count, double *scratch) {
   const int m = job.m;
-  const std::int64_t shorter = job.window.n - job.holdout;
-  const bool hindcast = shorter - 1 - int(job.affine) >= 1, wanted = job.operators != nullptr;
-  const std::int64_t stops[2] = {shorter, job.window.n};
+  const Stops stops(job);
   FitWork work = share_out(reinterpret_cast<Vec *>(scratch + accumulation_scratch(m)), m);
   Vec error = Vec{} + __builtin_nan(""), sure = Vec{} + 1.0; // 0: the shorter window was not fitted
   const auto after = [&](int stop, const Moments &sums) {
-    const bool last = !hindcast || stop == 1;
     for (int i = 0; i < m; ++i) {
       work.g[i] = sums.newest[i];
       work.probe[i] = sums.newest[i] - sums.change[i]; // the newest column of F
     }
-    Vec condition, rank;
-    // With fewer columns than parameters the rank is theirs, whatever rounding adds.
-    const std::int64_t end = stops[stop + !hindcast];
-    const int columns = int(end) - 1 - int(job.affine);
-    if (job.again) {
-      const int most = job.rank > 0 && job.rank < columns ? job.rank : columns;
-      rank = refit_of<T>(job, sums, end, most < m ? most : 0, condition, work);
-      if (last) {
-        multiply<SimdLanes, Left::transposed>(work.v, work.probe, m, m, 1, work.state);
-        for (int i = 0; i < m; ++i)
-          work.probe[i] = work.state[i];
-      }
-    } else {
-      rank = fit_by_moments(job, sums, columns, last, condition, work);
-    }
-    if (!last) {
+    Vec condition;
+    const int columns = stops.columns(stop);
+    const bool whole = stops.is_whole(stop);
+    const Vec rank = fit_by_moments(job, sums, columns, whole, condition, work);
+    if (!whole) {
       error = hindcast_of<T>(job, sums, work);
       if (columns > m)
         sure = rank;
       return;
     }
-    apply<SimdLanes>(work.readout, m, m, work.probe, work.predicted);
-    Vec residual = norm_of_difference(work.predicted, sums.newest, m);
-    if (job.window.is_double) // float32 does not leave the range
-      residual = in_range(sums.c, m) ? residual : Vec{} + __builtin_nan("");
-    for (int lane = 0; lane < count; ++lane) {
-      job.ranks[first + lane] = sure[lane] > 0.0 ? std::int64_t(rank[lane]) : 0;
-      job.condition[first + lane] = condition[lane];
-      job.residual[first + lane] = residual[lane];
-      job.hindcast[first + lane] = error[lane];
-    }
-    if (wanted)
-      put_operators(job, work, first, count);
-    if (job.horizons.count > 0)
-      write_endpoints({m, m, job.affine, work.k, work.z, work.readout, sums.last, sums.reflection},
-                      job.groups, first, count, job.horizons, job.out, work.rest);
+    put_fit(job, sums, first, count, sure > 0.0 ? rank : Vec{}, condition, error, work);
   };
-  accumulate<T>(job.window, job.groups, job.affine, m, stops + !hindcast, hindcast ? 2 : 1, first,
-                count, scratch, after);
+  accumulate<T>(job.window, job.groups, job.affine, m, stops.at, stops.count, first, count, scratch,
+                after);
+}
+
+// By a second pass in the basis that the moments of the whole window find.
+template <class T>
+void refit_of(const FeatureFitJob &job, std::int64_t first, int count, double *scratch) {
+  const int m = job.m, matrix = m * m;
+  const Stops stops(job);
+  FitWork work = share_out(reinterpret_cast<Vec *>(scratch + accumulation_scratch(m)), m);
+  Vec *v = work.rest + stage_work(m, job.horizons), *held = v + matrix, *rest = held + m;
+  auto *basis = reinterpret_cast<double *>(rest + second_pass_work(m));
+  Vec error = Vec{} + __builtin_nan(""), condition, trace[2] = {};
+  const ProjectionArrays<SimdLanes> to{nullptr, nullptr,      work.g, work.k,
+                                       work.z,  work.readout, work.v, nullptr};
+  const auto after = [&](int stop, const Moments &sums) {
+    for (int i = 0; i < m; ++i)
+      trace[stop] += sums.c[i * m + i];
+    if (!stops.is_whole(stop)) {
+      for (int i = 0; i < m; ++i)
+        held[i] = sums.newest[i];
+      return;
+    }
+    const bool natural = job.window.is_double; // of float32 only few directions would stand it
+    first_basis<SimdLanes>(sums.c, m, natural, v, condition, rest);
+    const auto refitted = [&](int at, Vec *in_basis) {
+      const bool whole = stops.is_whole(at);
+      for (int i = 0; i < m; ++i)
+        work.g[i] = whole ? sums.newest[i] : held[i];
+      // With fewer columns than parameters the rank is theirs, whatever rounding adds.
+      int most = stops.columns(at);
+      most = job.rank > 0 && job.rank < most ? job.rank : most;
+      const BasisSums<SimdLanes> of{in_basis, in_basis + matrix, in_basis + 2 * matrix};
+      const Vec rank = refit<SimdLanes>(trace[at], of, m, most < m ? most : 0, v, to, rest);
+      if (!whole) {
+        error = hindcast_of<T>(job, sums, work);
+        return;
+      }
+      for (int i = 0; i < m; ++i)
+        work.state[i] = sums.newest[i] - sums.change[i]; // the newest column of F
+      multiply<SimdLanes, Left::transposed>(work.v, work.state, m, m, 1, work.probe);
+      put_fit(job, sums, first, count, rank, condition, error, work);
+    };
+    accumulate_in_basis<T>(job.window, job.affine, m, stops.at, stops.count, sums, v, basis,
+                           refitted);
+  };
+  accumulate<T>(job.window, job.groups, job.affine, m, stops.at, stops.count, first, count, scratch,
+                after);
 }
 
 } // namespace
@@ -266,7 +310,10 @@ std::size_t feature_fit_scratch(const FeatureFitJob &job) {
 }
 
 void feature_fit_batch(const FeatureFitJob &job, std::int64_t first, int count, double *scratch) {
-  (job.window.is_double ? fit_of<double> : fit_of<float>)(job, first, count, scratch);
+  if (job.again)
+    (job.window.is_double ? refit_of<double> : refit_of<float>)(job, first, count, scratch);
+  else
+    (job.window.is_double ? fit_of<double> : fit_of<float>)(job, first, count, scratch);
 }
 
 std::size_t feature_endpoint_scratch(const FeatureEndpointJob &job) {

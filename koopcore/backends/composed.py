@@ -112,13 +112,13 @@ class Composed(Backend):
         stops = feature_stops(len(snapshots.order), affine, holdout)
         moments = self.feature_gram(snapshots, part, affine, stops)
         ends = WindowEnds.of(self, snapshots, part, affine, holdout)
-        bases, conditions = zip(*map(second_pass.first_basis, moments[:, :, 0]), strict=True)
+        basis, condition = second_pass.first_basis(moments[0, :, 0])
         limits = feature_ranks(len(snapshots.order), affine, holdout, rank)
         starts = ends.start, ends.held_start
         fits = second_pass.feature_projection(
-            self, snapshots, part, affine, stops, starts, bases, limits
+            self, snapshots, part, affine, stops, starts, basis, limits
         )
-        solved = self._feature_solved(ends, fits, conditions[0], holdout)
+        solved = self._feature_solved(ends, fits, condition, holdout)
         if ahead is not None and solved.projection is not None and solved.readout is not None:
             fitted = solved.projection, solved.readout
             self.feature_endpoint(snapshots, part, *fitted, affine, *ahead)

@@ -191,12 +191,12 @@ def feature_projection(
     affine: bool,
     stops: Sequence[int],
     starts: Sequence[FloatArray],
-    bases: Sequence[FloatArray],
+    basis: FloatArray,
     ranks: Sequence[int | None],
 ) -> list[tuple[Projection, FloatArray]]:
     """For each stop, `project` again and the read-out E V, of groups of equal m.
 
-    bases: of each stop, `first_basis`. The conditions are left to the caller.
+    basis: `first_basis` of the whole window. The conditions are left to the caller.
     """
     m = int(part.sizes[0])
     n = len(snapshots.order)
@@ -209,7 +209,7 @@ def feature_projection(
         for i, stop in enumerate(stops):
             f = rows[:, : stop - 1 - affine]
             steps = rows[:, 1 : stop - affine] - f
-            parts[i].append(_feature_block(f, steps, bases[i][some], starts[i][some], ranks[i]))
+            parts[i].append(_feature_block(f, steps, basis[some], starts[i][some], ranks[i]))
     return [_joined(blocks) for blocks in parts]
 
 

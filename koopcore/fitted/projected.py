@@ -72,7 +72,7 @@ class ProjectedFit(GroupFit):
         unsure = np.union1d(unsure, np.flatnonzero(vanishing & (projection.rank > 0)))
         if unsure.size and (ridge == 0.0 or not affine):
             whitener = projection.whitener[unsure]
-            if rank is not None:  # which directions lead is to be seen, too
+            if rank is not None and ridge == 0.0:  # which directions lead is to be seen, too
                 whitener = project_window(full[unsure], affine, None, ridge, backend).whitener
             v = np.zeros((len(unsure), n, whitener.shape[2]))
             v[:, int(affine) : n - 1] = whitener

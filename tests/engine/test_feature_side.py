@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from trajectories import WHOLE, by_operator, generic, movement, operator_of, spiral
+from trajectories import WHOLE, by_operator, generic, movement, operator_of, smooth, spiral
 
 import koopcore as kc
 
@@ -47,6 +47,20 @@ def test_a_rank_is_that_of_dynamic_mode_decomposition(rank, model, side, backend
     step = x[-1] - x[-2]
     expected = x[-1] + u @ step if model == "affine" else u @ x[-1]
     np.testing.assert_allclose(ops.predict(1), expected, atol=1e-8 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("backend", WHOLE)
+@pytest.mark.parametrize("model", ["linear", "affine"])
+@pytest.mark.parametrize("rank", [1, 2, 3, 5])
+@pytest.mark.parametrize("n", [8, 90], ids=["snapshot side", "feature side"])
+def test_a_rank_under_a_ridge_predicts_by_its_operator(n, rank, model, backend):
+    """Deficient windows, which are looked at again: U of predict(1) is that of operator()."""
+    x = smooth(n, 70, rates=(0.5, 0.9))
+    part = kc.Partition.groups(70, [range(70)])
+    ops = kc.fit(x, part, model, rank=rank, ridge=1e-6, backend=backend)
+    u, step = ops.operator(0), x[-1] - x[-2]
+    expected = x[-1] + u @ step if model == "affine" else u @ x[-1]
+    np.testing.assert_allclose(ops.predict(1), expected, atol=1e-6)  # cond(F) of 1e3, squared
 
 
 @pytest.mark.parametrize("backend", WHOLE)

@@ -3,8 +3,8 @@
 Three questions. The parameters of a network in float32, 10^4 to 10^7 numbers in layers, into one
 row of a ring, beside `numpy.copyto` of one contiguous array of the same size, one thread. The same
 for 10 million parameters beside a training step (784-2048-2048-2048-10, batches of 256, Adam): at
-a stride of 10, 1 % of the ten steps. And whole runs in which every jump is rejected (noisy
-minibatches, a margin that nothing meets; the loss is evaluated on a batch as large as the training
+a stride of 10, 1 % of the ten steps. And whole runs in which every jump is rejected (noise, taken
+for smooth; a margin that nothing meets; the loss is evaluated on a batch as large as the training
 batch): what recording, fits, candidates and evaluations took, as a share of the rest of the run.
 """
 
@@ -180,7 +180,7 @@ def _run_that_gains_nothing(width: int, steps: int) -> Job:
         def loss() -> Any:
             return cross_entropy(model(x[:64]), y[:64])
 
-        koop = kc.attach(optimizer, model, loss=loss, margin=0.999)
+        koop = kc.attach(optimizer, model, loss=loss, margin=0.999, regime="smooth")
         begun = perf_counter()
         for batch in torch.randint(0, 2048, (steps, 64)):
             optimizer.zero_grad()
