@@ -71,7 +71,7 @@ class ExponentialAverage:
 
 
 #: Updates of an average within its memory of ``1 / (1 - decay)`` steps: more cost and do not help.
-UPDATES = 8
+UPDATES = 5
 #: An average whose memory is longer than a third of the run so far averages that third: started
 #: with its full memory it would consist of the first weights.
 THIRD = 3
@@ -82,7 +82,7 @@ APART = 1.2
 class AverageFamily:
     """Exponential averages of several lengths, kept at once, and the lines that they span.
 
-        a_k <- a_k + s_k (x - a_k),   s_k = max(1 - decay_k^e, 3 e / t),   e = 1 / (8 (1 - decay_k))
+        a_k <- a_k + s_k (x - a_k),   s_k = max(1 - decay_k^e, 3 e / t),   e = 1 / (5 (1 - decay_k))
 
     every ``e`` steps, ``t`` steps after the beginning, which is the last jump. The mean age of what
     is in an average, its lag ``l``, is known; two averages span the line ``a_1 + (a_1 - a_2) l_1 /
@@ -93,7 +93,7 @@ class AverageFamily:
         parameters: floating-point tensors; averages are in float32 (float64 if they are).
         decays: per step, ascending, each in [0, 1).
 
-    Cost: a copy of the parameters per decay; per step a third of one read and write of them for
+    Cost: a copy of the parameters per decay; per step a fifth of one read and write of them for
     0.98, 0.99, 0.995 and 0.999 together. Not for normalization statistics: re-estimate those.
     Source: Polyak & Juditsky 1992; several lengths at once as in Karras et al. 2024.
     """

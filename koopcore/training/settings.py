@@ -222,17 +222,19 @@ class Settings:
     def averaged_steps(self, stride: int, usual: Steps | None = None) -> tuple[int, ...]:
         """Steps of each stride that a snapshot averages, counted back from its last.
 
-        ``"mean"`` takes eight or more, evenly spaced, from a stride of 25 on four or more:
-        neighbours are so alike that more would cost and not help. The spacing is odd, since high
-        rates flip the weights from step to step.
+        ``"mean"`` takes eight or more, evenly spaced: neighbours are so alike that more would cost
+        and not help. The spacing is odd, since high rates flip the weights from step to step.
+        Without ``record`` ``usual`` counts, and under noise, at a stride of 25, two have to do.
         """
         record = self.record
         if record is None:
             record = usual
+        if record is None and stride >= NOISE_STRIDE:
+            return tuple(range(0, stride, stride // 2 + 1))
         if record is None:
             record = 2 if stride < LONG else "mean"
         if isinstance(record, str):
-            spacing = max(1, stride // (8 if stride < NOISE_STRIDE else 4))
+            spacing = max(1, stride // 8)
             spacing -= spacing % 2 == 0
             return (0,) if record == "last" else tuple(range(0, stride, spacing))
         return tuple(range(min(record, stride)))

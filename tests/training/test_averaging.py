@@ -147,7 +147,7 @@ def attached(decay=0.9, optimizer="adagrad", **options):
 
 def recursion(decay, values):
     """The average of a family as its docstring writes it, and its lag, in float64."""
-    every = max(1, round(1 / (8 * (1 - decay))))
+    every = max(1, round(1 / (5 * (1 - decay))))
     average, lag = values[0], 0.0
     for t, x in enumerate(values[1:], start=1):
         lag += 1
