@@ -234,12 +234,15 @@ def test_complex_parameters_are_recorded_and_moved(name, observables):
             assert float(loss_of(model)().detach()) == pytest.approx(record.loss_after, rel=1e-5)
             moved.append(record.kind)
     assert moved
-    train(stepper, loss_of(model), 1)  # a jump at the last step has begun the average anew
-    before = model.out.detach().clone()
-    with koop.averaged(0.9):
-        assert not torch.equal(model.out, before)
-        assert model.out.is_complex()
-    assert same_bits(model.out, before)
+    apart = False
+    for _ in range(20):  # a jump at the last step has begun the average anew
+        train(stepper, loss_of(model), 1)
+        before = model.out.detach().clone()
+        with koop.averaged(0.9):
+            apart |= not torch.equal(model.out, before)
+            assert model.out.is_complex()
+        assert same_bits(model.out, before)
+    assert apart
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])

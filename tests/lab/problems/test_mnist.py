@@ -139,12 +139,11 @@ def test_training_learns_to_read(digits):
     assert mnist.validation_loss(model, digits) < 1.2
 
 
-def test_the_example_jumps_and_does_not_lose(capsys):
+def test_the_example_takes_an_average_and_does_not_lose(capsys):
     path = Path(__file__).resolve().parents[3] / "examples" / "mnist.py"
     spec = importlib.util.spec_from_file_location("example_mnist", path)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     losses = example.main(steps=400)
-    # A jump lowers the loss of 1,000 digits; on others it may cost a little, not a tenth.
-    assert losses["koopcore"] < 1.1 * losses["plain"]
-    assert "jumps accepted" in capsys.readouterr().out
+    assert losses["koopcore"] < losses["plain"]
+    assert "at average 0.98" in capsys.readouterr().out
