@@ -56,7 +56,7 @@ KOOPCORE_HD void first_basis(const typename L::Real *c, int m, bool natural, typ
   }
   Real largest, smallest, square = L::broadcast(0.0);
   rank = pivoted_cholesky<L>(a, m, weight, factor, largest, smallest, picks, rest);
-  whitener_of_pivots<L>(factor, m, rest + m, picks, a, rest);
+  whitener_of_pivots<L>(factor, m, picks, a, rest);
   for (int i = 0; i < m; ++i)
     for (int k = 0; k < m; ++k) {
       square += L::select(rank > k + 0.5, a[i * m + k] * a[i * m + k], L::broadcast(0.0));

@@ -33,8 +33,7 @@ KOOPCORE_HD void pick_symmetric(const typename L::Real *a, int size, const typen
 // pivots within kPivotRange of the largest, any of which finds the rank, the one that is largest
 // times its weight, a squared scale, comes first, and a row in which only noise is left takes no
 // part in pivots smaller than its noise. Returns the rank; largest and smallest are the extreme
-// diagonal entries of L; picks (N), or null, the rows of the pivots, -1 past the rank. work: 2 N,
-// of which the second half has what is left of the rows, or -infinity of a pivot.
+// diagonal entries of L; picks (N), or null, the rows of the pivots, -1 past the rank. work: 2 N.
 template <class L>
 KOOPCORE_HD typename L::Real
 pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight,
@@ -159,19 +158,26 @@ KOOPCORE_HD void subtract_from_column(const typename L::Real *a, const typename 
 
 // v (N × N) <- L_11^{-T} in the rows of the pivots of `pivoted_cholesky`, and a column for each
 // other row, less what the pivots have of it: with F S = Q Lᵀ the columns of F S v are orthonormal,
-// and then what is left, as if it were 2^-26. rest: the second half of its work; picks are
-// completed. work: N.
+// and then what is left, as if it were 2^-26. picks are completed. work: 2 N.
 template <class L>
 KOOPCORE_HD void whitener_of_pivots(const typename L::Real *factor, int size,
-                                    typename L::Real *rest, typename L::Real *picks,
-                                    typename L::Real *v, typename L::Real *work) {
+                                    typename L::Real *picks, typename L::Real *v,
+                                    typename L::Real *work) {
   using Real = typename L::Real;
   const Real zero = L::broadcast(0.0), one = L::broadcast(1.0), done = L::broadcast(-HUGE_VAL);
-  Real *row = work;
+  Real *row = work, *rest = row + size; // done: a pivot
+  for (int i = 0; i < size; ++i) {
+    rest[i] = zero;
+    for (int k = 0; k < size; ++k)
+      rest[i] = L::select(L::both(picks[k] > i - 0.5, picks[k] < i + 0.5), done, rest[i]);
+  }
   for (int k = 0; k < size; ++k) {
     Real pick = picks[k];
-    for (int i = size; i-- > 0;) // the first row that is no pivot
-      pick = L::select(L::both(picks[k]<0.0, rest[i]> done), L::broadcast(double(i)), pick);
+    const typename L::Mask none = pick < 0.0;
+    for (int i = size; i-- > 0;) { // the first row that is no pivot
+      const typename L::Mask open = rest[i] > done;
+      pick = L::select(L::both(none, open), L::broadcast(double(i)), pick);
+    }
     picks[k] = pick;
     for (int j = 0; j <= k; ++j)
       row[j] = zero;

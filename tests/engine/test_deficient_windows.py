@@ -127,3 +127,21 @@ def test_parameters_that_do_not_move_change_nothing(backend):
     assert (among.predict(HORIZONS)[:, 3:] == 0.0).all()
     np.testing.assert_allclose(among.operator(0)[:3, :3], alone.operator(0), atol=1e-8)
     np.testing.assert_allclose(among.operator(0)[3:], 0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", WHOLE)
+@pytest.mark.parametrize("model", ["linear", "affine"])
+@pytest.mark.parametrize("m", [2, 3, 5])
+def test_directions_of_a_billionth_are_kept(m, model, backend):
+    """Whichever parameter the moments find to be rounding: the first ones were once lost."""
+    groups, n, rng = 40, 11, np.random.default_rng(m)
+    decay = 0.8 ** np.arange(n)[:, None]
+    x = decay * rng.normal(size=(1, groups * m)) + 1e-9 * rng.normal(size=(n, groups * m))
+    part = kc.Partition.groups(groups * m, [range(g * m, g * m + m) for g in range(groups)])
+    ops = kc.fit(x, part, model, backend=backend)
+    np.testing.assert_array_equal(ops.rank, m)
+    for g in range(groups):
+        own = x[:, part.indices(g)]
+        rows = np.diff(own, axis=0) if model == "affine" else own
+        due = rows[1:].T @ np.linalg.pinv(rows[:-1].T)
+        np.testing.assert_allclose(ops.operator(g), due, atol=1e-5 * np.abs(due).max())
