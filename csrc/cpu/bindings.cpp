@@ -198,47 +198,49 @@ void bind_features(py::module_ &m) {
   // (rank, condition, residual, hindcast, operator, whitener, start, readout), of the full width m;
   // with endpoints ahead the last four are None. again: by a second pass, which keeps at most
   // `rank` singular values (0: all).
-  m.def("feature_fit", [](const py::array &array, const Index &order, const py::tuple &segments,
-                          bool affine, int holdout, const py::object &ahead, bool again, int rank) {
-    const SnapshotArgument snapshots(array, order);
-    const EqualGroupsArgument groups(segments, snapshots.view.size);
-    const std::int64_t m = groups.m, count = groups.view.count;
-    if (holdout < 1 || snapshots.view.n < 2 + int(affine))
-      throw std::invalid_argument("a fit needs a holdout of at least 1 and " +
-                                  std::to_string(2 + int(affine)) + " snapshots");
-    const AheadArgument at(ahead, snapshots.view.size);
-    py::array_t<std::int64_t> ranks(count);
-    py::array_t<double> condition(count), residual(count), hindcast(count);
-    FeatureFitJob job{};
-    job.window = snapshots.view;
-    job.groups = groups.view;
-    job.m = groups.m;
-    job.affine = affine;
-    job.holdout = holdout;
-    job.again = again;
-    job.rank = rank;
-    job.ranks = ranks.mutable_data();
-    job.condition = condition.mutable_data();
-    job.residual = residual.mutable_data();
-    job.hindcast = hindcast.mutable_data();
-    job.horizons = at.horizons;
-    job.out = at.output;
-    py::object operators = py::none(), whitener = py::none(), start = py::none();
-    py::object readout = py::none();
-    if (ahead.is_none()) {
-      const auto made = [&](py::array_t<double> array, py::object &result) {
-        result = array;
-        return array.mutable_data();
-      };
-      job.operators = made(py::array_t<double>({count, m, m}), operators);
-      job.whitener = made(py::array_t<double>({count, m, m}), whitener);
-      job.start = made(py::array_t<double>({count, m}), start);
-      job.readout = made(py::array_t<double>({count, m, m}), readout);
-    }
-    run(&Kernels::feature_fit, job);
-    return py::make_tuple(ranks, condition, residual, hindcast, operators, whitener, start,
-                          readout);
-  });
+  m.def("feature_fit",
+        [](const py::array &array, const Index &order, const py::tuple &segments, bool affine,
+           int holdout, const py::object &ahead, bool again, int rank, bool ranged) {
+          const SnapshotArgument snapshots(array, order);
+          const EqualGroupsArgument groups(segments, snapshots.view.size);
+          const std::int64_t m = groups.m, count = groups.view.count;
+          if (holdout < 1 || snapshots.view.n < 2 + int(affine))
+            throw std::invalid_argument("a fit needs a holdout of at least 1 and " +
+                                        std::to_string(2 + int(affine)) + " snapshots");
+          const AheadArgument at(ahead, snapshots.view.size);
+          py::array_t<std::int64_t> ranks(count);
+          py::array_t<double> condition(count), residual(count), hindcast(count);
+          FeatureFitJob job{};
+          job.window = snapshots.view;
+          job.groups = groups.view;
+          job.m = groups.m;
+          job.affine = affine;
+          job.holdout = holdout;
+          job.again = again;
+          job.rank = rank;
+          job.ranged = ranged;
+          job.ranks = ranks.mutable_data();
+          job.condition = condition.mutable_data();
+          job.residual = residual.mutable_data();
+          job.hindcast = hindcast.mutable_data();
+          job.horizons = at.horizons;
+          job.out = at.output;
+          py::object operators = py::none(), whitener = py::none(), start = py::none();
+          py::object readout = py::none();
+          if (ahead.is_none()) {
+            const auto made = [&](py::array_t<double> array, py::object &result) {
+              result = array;
+              return array.mutable_data();
+            };
+            job.operators = made(py::array_t<double>({count, m, m}), operators);
+            job.whitener = made(py::array_t<double>({count, m, m}), whitener);
+            job.start = made(py::array_t<double>({count, m}), start);
+            job.readout = made(py::array_t<double>({count, m, m}), readout);
+          }
+          run(&Kernels::feature_fit, job);
+          return py::make_tuple(ranks, condition, residual, hindcast, operators, whitener, start,
+                                readout);
+        });
   m.def("feature_endpoint", [](const py::array &array, const Index &order,
                                const py::tuple &segments, const Doubles &operators,
                                const Doubles &start, const Doubles &readout, bool affine,

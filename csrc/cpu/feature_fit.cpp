@@ -198,7 +198,7 @@ void put_fit(const FeatureFitJob &job, const Moments &sums, std::int64_t first, 
   const int m = job.m;
   apply<SimdLanes>(work.readout, m, m, work.probe, work.predicted);
   Vec residual = norm_of_difference(work.predicted, sums.newest, m);
-  if (job.window.is_double) // float32 does not leave the range
+  if (job.ranged)
     residual = in_range(sums.c, m) ? residual : Vec{} + __builtin_nan("");
   for (int lane = 0; lane < count; ++lane) {
     job.ranks[first + lane] = std::int64_t(rank[lane]);

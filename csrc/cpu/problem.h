@@ -168,8 +168,9 @@ struct FeatureFitJob {
   int m;
   bool affine;
   int holdout;
-  bool again;                             // by a second pass in the basis that the moments find
-  int rank;                               // of a second pass: singular values to keep; 0 keeps all
+  bool again;  // by a second pass in the basis that the moments find
+  int rank;    // of a second pass: singular values to keep; 0 keeps all
+  bool ranged; // groups whose squares are out of range have no finite residual
   double *operators, *whitener, *readout; // (groups, m, m), or null: not wanted
   double *start;                          // (groups, m), likewise
   std::int64_t *ranks;                    // (groups,)

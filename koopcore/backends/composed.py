@@ -70,9 +70,7 @@ class Composed(Backend):
         solved = self.feature_solve(snapshots, part, affine, holdout, moments, None, 0.0)
         if arrays.dtype_name(snapshots.array) == "float64":
             solved.residual[out_of_range(squares)] = np.nan
-        if ahead is not None and solved.projection is not None and solved.readout is not None:
-            fitted = solved.projection, solved.readout
-            self.feature_endpoint(snapshots, part, *fitted, affine, *ahead)
+        self._write_ahead(snapshots, part, affine, ahead, solved)
         return solved
 
     def feature_solve(
@@ -90,6 +88,10 @@ class Composed(Backend):
             nothing = np.full(part.n_groups, np.nan)
             rank_0 = np.zeros(part.n_groups, dtype=np.int64)
             return FeatureSolved(rank_0, nothing, nothing, nothing, None, None)
+        if ridge == 0.0 and (rank is not None or arrays.dtype_name(snapshots.array) == "float64"):
+            # Which directions lead, and products of a far position and small steps, are below what
+            # moments resolve, whatever their condition.
+            return self.feature_refit(snapshots, part, affine, holdout, rank)
         if ridge > 0.0 and not affine:
             silence_rounding(moments)
         ends = WindowEnds.of(self, snapshots, part, affine, holdout)
@@ -98,7 +100,7 @@ class Composed(Backend):
         solved = self._feature_solved(ends, fits, fits[0][0].condition, holdout)
         if ridge > 0.0:
             return solved
-        return self._with_second_pass(snapshots, part, affine, holdout, rank, None, solved)
+        return self._with_second_pass(snapshots, part, affine, holdout, None, solved)
 
     def feature_refit(
         self,
@@ -119,10 +121,21 @@ class Composed(Backend):
             self, snapshots, part, affine, stops, starts, basis, limits
         )
         solved = self._feature_solved(ends, fits, condition, holdout)
+        self._write_ahead(snapshots, part, affine, ahead, solved)
+        return solved
+
+    def _write_ahead(
+        self,
+        snapshots: Snapshots,
+        part: Partition,
+        affine: bool,
+        ahead: Ahead | None,
+        solved: FeatureSolved,
+    ) -> None:
+        """The endpoints that were asked for with a fit."""
         if ahead is not None and solved.projection is not None and solved.readout is not None:
             fitted = solved.projection, solved.readout
             self.feature_endpoint(snapshots, part, *fitted, affine, *ahead)
-        return solved
 
     def _with_second_pass(
         self,
@@ -130,20 +143,16 @@ class Composed(Backend):
         part: Partition,
         affine: bool,
         holdout: int,
-        rank: int | None,
         ahead: Ahead | None,
         solved: FeatureSolved,
     ) -> FeatureSolved:
         """The fits that moments gave, with the groups that they resolve too little fitted again."""
         size = int(part.sizes[0])
         unsure = second_pass.unsure(solved.condition, solved.rank, size, snapshots)
-        if rank is not None or arrays.dtype_name(snapshots.array) == "float64":
-            # Which directions lead, and products of a far position and small steps, are below what
-            # moments resolve, whatever their condition.
-            unsure = np.flatnonzero(np.isfinite(solved.residual))
-        if not unsure.size or not np.isfinite(solved.residual[unsure].sum()):
+        unsure = unsure[np.isfinite(solved.residual[unsure])]
+        if not unsure.size:
             return solved
-        again = self.feature_refit(snapshots, part.subset(unsure), affine, holdout, rank, ahead)
+        again = self.feature_refit(snapshots, part.subset(unsure), affine, holdout, None, ahead)
         return second_pass.replaced(solved, unsure, again)
 
     def _moments_fits(

@@ -104,8 +104,10 @@ class NativeCpu(Composed):
         pass at once.
         """
         if snapshots.array.dtype == np.float64:
-            return self.feature_refit(snapshots, part, affine, holdout, None, ahead)
-        solved = self._feature_fit(snapshots, part, affine, holdout, ahead, False, None)
+            return self._feature_fit(
+                snapshots, part, affine, holdout, ahead, again=True, ranged=True
+            )
+        solved = self._feature_fit(snapshots, part, affine, holdout, ahead)
         unsure = second_pass.unsure(solved.condition, solved.rank, int(part.sizes[0]), snapshots)
         unsure = np.union1d(unsure, np.flatnonzero(solved.rank == 0))
         if not unsure.size:
@@ -122,7 +124,9 @@ class NativeCpu(Composed):
         rank: int | None,
         ahead: Ahead | None = None,
     ) -> FeatureSolved:
-        return self._feature_fit(snapshots, part, affine, holdout, ahead, True, rank)
+        return self._feature_fit(
+            snapshots, part, affine, holdout, ahead, again=True, rank=rank or 0
+        )
 
     def _feature_fit(
         self,
@@ -131,16 +135,18 @@ class NativeCpu(Composed):
         affine: bool,
         holdout: int,
         ahead: Ahead | None,
-        again: bool,
-        most: int | None,
+        *,
+        again: bool = False,
+        rank: int = 0,
+        ranged: bool = False,
     ) -> FeatureSolved:
-        rank, condition, residual, hindcast, operator, whitener, start, readout = (
-            self._cpu.feature_fit(
-                *snapshots, part.segments, affine, holdout, ahead, again, most or 0
-            )
+        """By moments or ``again``; ``ranged``: groups `out_of_range` have no finite residual."""
+        given = *snapshots, part.segments, affine, holdout, ahead, again, rank, ranged
+        ranks, condition, residual, hindcast, operator, whitener, start, readout = (
+            self._cpu.feature_fit(*given)
         )
-        projection = None if ahead else Projection(operator, whitener, start, rank, condition)
-        return FeatureSolved(rank, condition, residual, hindcast, projection, readout)
+        projection = None if ahead else Projection(operator, whitener, start, ranks, condition)
+        return FeatureSolved(ranks, condition, residual, hindcast, projection, readout)
 
     def companion_endpoint(
         self,

@@ -32,7 +32,7 @@ from koopcore.training.recording.parameters import (
 from koopcore.training.recording.recording import Recording
 from koopcore.training.regime import RegimeJudge
 from koopcore.training.settings import Settings
-from koopcore.training.state import check_like, check_range
+from koopcore.training.state import check_like, check_range, same
 from koopcore.training.statistics import JumpRecord, Statistics
 
 #: Of the format of saved states.
@@ -489,7 +489,7 @@ class Attached:
             raise ValueError(
                 f"{where} is a {type(state).__name__}; give what state_dict() returned"
             )
-        if state.get("version", VERSION) != VERSION:
+        if not same(state.get("version", VERSION), VERSION):
             raise ValueError(
                 f"{where} has version {state['version']!r}, this koopcore reads {VERSION}; load it "
                 "with the version that saved it"
@@ -501,8 +501,7 @@ class Attached:
             raise ValueError(f"the settings in {where} lack {lacking[0]!r}")
         for name, value in settings.items():
             given = state["settings"][name]
-            given = tuple(given) if isinstance(given, list) else given
-            if given != value:
+            if not same(given, value):
                 raise ValueError(
                     f"{where} was recorded with {name}={given!r}, this run is attached with "
                     f"{name}={value!r}; attach with the options of the saved run"

@@ -11,7 +11,7 @@ import torch
 from koopcore.training.jumping.line_search import geometric
 from koopcore.training.regime import Regime
 from koopcore.training.settings import NOISE_STRIDE, SCHEDULED, Settings, Steps
-from koopcore.training.state import check_like, check_range
+from koopcore.training.state import check_like, check_range, restore
 
 #: Horizons in windows: the first rung (and the share of the last jump below which none is tried),
 #: the rungs up to which the ladder is always tried, and up to which while nothing is accepted.
@@ -217,8 +217,7 @@ class AdaptivePolicy:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        for name in self.state_dict():
-            setattr(self, name, state[name])
+        restore(self, state)
 
 
 class SpanPolicy:
@@ -329,8 +328,7 @@ class SpanPolicy:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        restore(self, state)
 
 
 def _gain(before: float, after: float) -> float:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
-from koopcore.training.state import check_like, check_range
+from koopcore.training.state import check_like, check_range, restore
 
 Regime: TypeAlias = Literal["undecided", "smooth", "between", "noise"]
 
@@ -138,8 +138,7 @@ class RegimeJudge:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, list(value) if isinstance(value, list | tuple) else value)
+        restore(self, state)
 
 
 def median(values: list[float]) -> float:

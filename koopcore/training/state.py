@@ -36,6 +36,22 @@ def check_like(given: Any, expected: Any, where: str) -> None:
             raise ValueError(f"{where} is {_words(given)}; {type(expected).__name__} is needed")
 
 
+def same(given: Any, expected: Any) -> bool:
+    """Return whether a value is as expected; lists and tuples are alike, a tensor never is."""
+    if isinstance(given, list | tuple) and isinstance(expected, list | tuple):
+        return len(given) == len(expected) and all(map(same, given, expected))
+    return not isinstance(given, Tensor) and bool(given == expected)
+
+
+def restore(target: object, state: Mapping[str, Any]) -> None:
+    """Set the attributes that ``state`` names; they stay floats, and lists of their own."""
+    for name, value in state.items():
+        now = getattr(target, name)
+        if isinstance(now, float | list):
+            value = type(now)(value)
+        setattr(target, name, value)
+
+
 def check_range(given: int, least: int, most: int, where: str) -> None:
     """Raise ValueError unless ``least <= given <= most``."""
     if not least <= given <= most:

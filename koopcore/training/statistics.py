@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, field, fields
 from typing import Any
 
 from koopcore.training.regime import median
-from koopcore.training.state import check_like
+from koopcore.training.state import check_like, restore
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,7 @@ class Statistics:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        restore(self, state)
         self.regimes = [(int(step), str(regime)) for step, regime in state["regimes"]]
         self.history = [JumpRecord(*entry) for entry in state["history"]]
 

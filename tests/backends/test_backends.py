@@ -159,7 +159,8 @@ def test_a_forced_fit_calls_no_other_backend(monkeypatch):
     for stage in STAGES:
         run = getattr(reference.Reference, stage)
         monkeypatch.setattr(reference.Reference, stage, watched(stage, run))
-    kc.fit(generic(9, 30), PART, "affine", backend="reference").predict(2)
+    for dtype in (np.float32, np.float64):  # of which the second needs no `project`
+        kc.fit(generic(9, 30).astype(dtype), PART, "affine", backend="reference").predict(2)
     assert {"gram", "solve", "feature_gram", "project"} <= set(called)
     assert {"rollout", "rollout_dense", "combine"} <= set(called)
     assert set(called) <= set(STAGES)

@@ -177,3 +177,16 @@ def test_groups_fitted_together_are_groups_fitted_alone(dtype, model, backend):
             assert getattr(together, name)[g] == getattr(alone, name)[0], (g, name)
     rest = np.setdiff1d(np.arange(120), np.concatenate([list(g) for g in groups]))
     np.testing.assert_array_equal(got[:, rest], [x[-1, rest]] * 2)
+
+
+@every_backend
+@pytest.mark.parametrize("model", ["linear", "affine"])
+@pytest.mark.parametrize("horizon", [None, 4])
+def test_groups_that_stand_still_have_a_residual(horizon, model, backend):
+    still = np.full((12, 4), 2.0)
+    x, part = blocks(generic(12, 4), still, np.zeros((12, 4)), np.ldexp(generic(12, 4), -600))
+    ops = kc.fit(x, part, model, horizon=horizon, backend=backend)
+    assert ops.status.tolist() == [GOOD] * 4
+    assert ops.residual[1] <= 1e-15
+    assert ops.residual[2] == 0.0
+    assert np.isfinite(ops.residual).all()

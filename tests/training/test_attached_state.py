@@ -382,3 +382,32 @@ def test_a_distributed_checkpoint_of_other_options_is_refused(tmp_path):
         with pytest.raises(ValueError, match=r"stride=3.*stride=4"):
             dcp.load({"koop": other}, checkpoint_id=tmp_path)
     assert other.stats.steps == 0
+
+
+def test_whole_numbers_where_floats_belong_do_not_shut_out_floats_later():
+    model, optimizer, koop = started(network, "sgd")
+    train(optimizer, loss_of(model), 50)
+    saved = koop.state_dict()
+    whole = {**saved, "policy": {**saved["policy"], "last": 2, "bar": 1}}
+    whole["statistics"] = {**saved["statistics"], "seconds": 3}
+    koop.load_state_dict(whole)
+    assert type(koop.state_dict()["policy"]["last"]) is float
+    koop.load_state_dict(saved)
+    again = koop.state_dict()
+    assert again["policy"] == saved["policy"]
+    assert again["statistics"] == saved["statistics"]
+
+
+@pytest.mark.parametrize(
+    "path", [("version",), ("settings", "window"), ("recording", "ring", "slots")]
+)
+def test_a_tensor_in_the_place_of_a_number_is_refused(path):
+    model, optimizer, koop = started(network, "sgd")
+    train(optimizer, loss_of(model), 30)
+    state = koop.state_dict()
+    inner = state
+    for name in path[:-1]:
+        inner[name] = inner = dict(inner[name])
+    inner[path[-1]] = torch.zeros(3)
+    with pytest.raises(ValueError, match=r"saved"):
+        koop.load_state_dict(state)

@@ -199,7 +199,7 @@ class NumbaCpu(Composed):
         solved = FeatureSolved(
             rank, condition, residual, hindcast, projection, None if ahead else readout
         )
-        return self._with_second_pass(snapshots, part, affine, holdout, None, ahead, solved)
+        return self._with_second_pass(snapshots, part, affine, holdout, ahead, solved)
 
     def project(
         self, a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool

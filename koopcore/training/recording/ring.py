@@ -13,7 +13,7 @@ from torch import Tensor
 
 from koopcore.backends import backend_for
 from koopcore.backends.native_cuda.tensors import TensorTable
-from koopcore.training.state import check_like, check_range
+from koopcore.training.state import check_like, check_range, same
 
 #: Every tensor starts on a multiple of this many elements, so that kernels read aligned rows.
 ALIGNMENT = 32
@@ -217,7 +217,7 @@ class Recorder(ABC):
         names = ("kind", "slots", "size")
         if isinstance(state, Mapping) and all(n in state for n in names):
             given, here = [state[n] for n in names], [position[n] for n in names]
-            if given != here:
+            if not same(given, here):
                 raise ValueError(
                     f"{where} is {given[0]} of {given[1]} slots x {given[2]} elements, this one "
                     f"{here[0]} of {here[1]} x {here[2]}; attach with the window, storage and "
