@@ -121,7 +121,7 @@ class SpanJump:
     Cost: about 40 evaluations of the residuals without gradients, ``O(30 P)`` writes and
     ``O(30^2 R)`` for ``R`` residuals a piece; memory of the window, the directions, and ``31 R``.
     Where residuals come in more than one piece the corrections are left out.
-    Source: Transtrum & Sethna 2012 (geodesic acceleration); Wang et al. 2012 for the window's span.
+    Source: Transtrum & Sethna 2012 (geodesic acceleration).
     """
 
     def __init__(
