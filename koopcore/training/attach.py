@@ -13,6 +13,7 @@ from koopcore.training.attached import Attached
 from koopcore.training.hooks import attached
 from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.span import Residuals
+from koopcore.training.parallel.processes import ProcessGroup, processes_for
 from koopcore.training.recording.parameters import Masters, unwrapped
 from koopcore.training.settings import Options, Settings
 
@@ -34,6 +35,7 @@ def attach(
     residuals: Callable[[], Any] | None = None,
     masters: Masters | None = None,
     generators: torch.Generator | Iterable[torch.Generator] = (),
+    process_group: ProcessGroup = "auto",
     **options: Unpack[Options],
 ) -> Attached:
     """Let ``optimizer`` jump ahead along the Koopman trajectory of ``model``'s parameters.
@@ -66,6 +68,10 @@ def attach(
         masters: float32 masters of a bfloat16/float16 model (the tensors that ``optimizer``
             steps), by name or in module order; a jump writes both.
         generators: torch generators that ``loss`` draws from, restored for each candidate.
+        process_group: of torch.distributed, whose ranks decide together: their losses are averaged,
+            so each gives its own batch, and a failure on one is a rejection on all. "auto": the
+            default group where there is one. None: this process decides alone. Every rank attaches
+            the same, with the same options. docs/parallel.md says what is sent.
         options: ``window``, ``stride``, ``partition``, ``candidates``, ... with types, defaults
             and meaning in :class:`koopcore.training.Settings`.
 
@@ -91,13 +97,17 @@ def attach(
 
     Source: Dogra & Redman, NeurIPS 2020, Algorithm 1, with a line search in place of its fixed T.
     """
-    stepper = inner_optimizer(optimizer)
-    settings = Settings.of(options)
-    squares = None if residuals is None else Residuals(residuals)
-    loss = squares if loss is None else loss
-    guarded = None if loss is None else GuardedLoss(loss, unwrapped(model), generators)
-    with torch.inference_mode(False):  # whose tensors could not be recorded into later
-        return Attached(stepper, model, settings, guarded, squares, masters)
+    processes = processes_for(process_group)
+    with processes.together(0, "attach"), torch.inference_mode(False):
+        # Outside of inference mode, whose tensors could not be recorded into later.
+        stepper = inner_optimizer(optimizer)
+        settings = Settings.of(options)
+        squares = None if residuals is None else Residuals(residuals)
+        loss = squares if loss is None else loss
+        guarded = None
+        if loss is not None:
+            guarded = GuardedLoss(loss, unwrapped(model), generators, processes)
+        return Attached(stepper, model, settings, guarded, squares, masters, processes)
 
 
 def inner_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from time import perf_counter
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from koopcore.training.hooks import Hooks
 from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.jump import Jump, Outcome
 from koopcore.training.jumping.span import Residuals, SpanJump
+from koopcore.training.parallel.processes import ALONE, PeerError, Processes
 from koopcore.training.policy import INTERVAL, policy_for
 from koopcore.training.recording.live_buffers import LiveBuffers
 from koopcore.training.recording.normalized_update import check_supported
@@ -67,8 +69,10 @@ class Attached:
         guarded: GuardedLoss | None,
         residuals: Residuals | None,
         masters: Masters | None,
+        processes: Processes = ALONE,
     ) -> None:
         self.settings = settings
+        self._processes = processes
         self.optimizer = optimizer
         self.model = unwrapped(model)
         self._stats = Statistics()
@@ -179,7 +183,12 @@ class Attached:
             return
         if recording.probe.ring.full:
             before = self._judge.regime
-            hindcast, cosine = recording.probe.signals()
+            try:
+                with self._processes.together(self._step, "judging the regime"):
+                    hindcast, cosine = recording.probe.signals()
+            except PeerError:
+                recording.probe.ring.clear()
+                return
             recording.probe.ring.keep(self._judge.window(hindcast, cosine, self._step))
             if self._judge.regime != before:
                 self._enter()
@@ -198,7 +207,7 @@ class Attached:
     def _warn(self) -> None:
         """Say once that the run gains nothing, why, and what would."""
         stats = self._stats
-        if self._warned:
+        if self._warned or self._processes.rank:
             return
         if self._judge.regime == "noise":
             if self._seen or self._averages.family is None or self._step < UNSEEN:
@@ -255,7 +264,11 @@ class Attached:
         # An exception in the loss ends the attempt with everything put back: begin a new window.
         self._fresh = True
         family, before = self._averages.family, self._judge.regime
-        outcome = self._jump.attempt(recording, policy, family)
+        try:
+            with self._processes.together(self._step, "a jump"):
+                outcome = self._jump.attempt(recording, policy, family)
+        except PeerError as error:
+            outcome = Outcome(False, reason=str(error))
         losses = outcome.loss_before, outcome.loss_after
         policy.attempted(self._step, outcome.hindcast, *losses, outcome.evaluations)
         self._judge.attempt(outcome.hindcast, self._step)
@@ -332,17 +345,36 @@ class Attached:
                 self._averages.family = AverageFamily(parameters.stepped, settings.decays)
             else:
                 family.follow(parameters.stepped)
-        self._recording = Recording(parameters, self._buffers, settings, self._policy.window)
+        self._recording = Recording(
+            parameters, self._buffers, settings, self._policy.window, self._processes
+        )
 
     def _check(self) -> None:
         """Say now what a fit or the loss would complain of later."""
         assert self._recording is not None
-        self._recording.check(self.settings)
-        if self._guarded is not None:
-            self._guarded.rehearse()
-            if self._residuals is not None:
-                self._residuals.check(self._guarded)
+        with self._processes.together(self._step, "attach"):
+            self._recording.check(self.settings)
+            self._processes.same("what is attached", self._described)
+            if self._guarded is not None:
+                self._guarded.rehearse()
+                if self._residuals is not None:
+                    self._residuals.check(self._guarded)
         self._checked = True
+
+    def _described(self) -> dict[str, str]:
+        """What has to be the same on all ranks."""
+        options = {
+            f"the option {field.name}": getattr(self.settings, field.name)
+            for field in fields(self.settings)
+        }
+        shown = {name: "a function" if callable(v) else repr(v) for name, v in options.items()}
+        guard = "none" if self._guarded is None else "a function"
+        return {
+            **shown,
+            "loss": guard if self._residuals is None else "residuals",
+            "the optimizer": type(self.optimizer).__name__,
+            "the layout of the recorded parameters": self._fingerprint(),
+        }
 
     def _restart(self) -> None:
         self._fresh = True
@@ -389,7 +421,9 @@ class Attached:
                 "averaged() before the first step: averages begin with it; call it after"
             )
         self._seen = True
-        with self._averages.applied(which, self._recording) as name:
+        with ExitStack() as stack:
+            with self._processes.together(self._step, "averaged()"):
+                name = stack.enter_context(self._averages.applied(which, self._recording))
             yield name
 
     def averaged_state_dict(self, which: Which = None) -> dict[str, Any]:
@@ -459,7 +493,11 @@ class Attached:
                 if names != self._buffers.names:
                     self._buffers.adopt(names)
                     recording = Recording(
-                        recording.parameters, self._buffers, self.settings, recording.ring.slots
+                        recording.parameters,
+                        self._buffers,
+                        self.settings,
+                        recording.ring.slots,
+                        self._processes,
                     )
                 recording.check_state(state["recording"])
             except BaseException:

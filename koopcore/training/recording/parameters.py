@@ -158,6 +158,11 @@ class TrainableParameters:
         """Put back what :meth:`copy` returned, bit by bit."""
         torch._foreach_copy_(self.written(), list(copies))
 
+    @torch.no_grad()
+    def checksum(self) -> str:
+        """Return what replicas of the same parameters have in common, and others do not."""
+        return " ".join(str(bits(t).sum(dtype=torch.int64).item()) for t in self.written())
+
     def written(self) -> list[Tensor]:
         """Return all that a jump writes: parameters and masters."""
         extra = [s for p, s in zip(self.parameters, self.sources, strict=True) if p is not s]
@@ -196,10 +201,14 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors are equal bit by bit, NaN and signed zeros included."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    one, other = real(one.detach()), real(other.detach())
+    return torch.equal(bits(one), bits(other))
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """Return the bits of a tensor as whole numbers."""
+    tensor = real(tensor.detach())
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    kind = kinds[one.element_size()]
-    return torch.equal(one.contiguous().view(kind), other.contiguous().view(kind))
+    return tensor.contiguous().view(kinds[tensor.element_size()])
 
 
 def matched(model: nn.Module, masters: Masters | None) -> dict[str, Tensor]:
