@@ -439,13 +439,14 @@ def judge(batch: Batch, backends: Iterable[str]) -> Tally:
         tally.note("silent", silent, quiet * known, text)
         wrong = ((quiet > allowed) & certain).any(axis=0) & ~silent
         tally.note("wrong", wrong, quiet * certain, text)
-        between = share(fit.values - fit.ahead, right, problem.x.dtype) * certain
+        between = share(fit.values - fit.ahead, right, problem.x.dtype, 2) * certain
         tally.note("ahead", (between > allowed).any(axis=0), between, text)
         if fit.operator is not None and certain[0, probe]:
             check_operator(tally, problem, probe, fit, text)
     for one, other in pairs:
         quiet = certain & ~fits[one].told & ~fits[other].told
-        gap = share(fits[one].values - fits[other].values, right, problem.x.dtype) * quiet
+        apart = fits[one].values - fits[other].values
+        gap = share(apart, right, problem.x.dtype, 2) * quiet
         text = f"{batch} # {one} and {other} {problem}"
         tally.note("apart", (gap > allowed).any(axis=0), gap, text)
     return tally
@@ -487,6 +488,7 @@ def check_operator(tally: Tally, problem: Problem, group: int, fit: Predicted, t
     by_matrix = x[-1] + matrix @ (x[-1] - x[-2]) if problem.method.affine else matrix @ x[-1]
     step = max(np.linalg.norm(value - x[-1]), np.linalg.norm(x[-1] - x[-2]))
     room = 64 * len(x[0]) * np.finfo(problem.x.dtype).eps * np.abs(x[-1]).max()
+    room += len(x[0]) * unit * float(np.finfo(problem.x.dtype).smallest_subnormal)
     error = np.linalg.norm(by_matrix - value) - room * np.linalg.norm(matrix, 2)
     if error > 1e-2 * step:
         tally.note(
