@@ -81,11 +81,17 @@ def answer(
 
 
 def spread(
-    x: np.ndarray, method: Method, horizons: Sequence[int], noise: float = 0.0, seed: int = 0
+    x: np.ndarray,
+    method: Method,
+    horizons: Sequence[int],
+    noise: float = 0.0,
+    rounding: float = 0.0,
+    seed: int = 0,
 ) -> np.ndarray:
     """How far an answer moves (n_horizons, n_groups), as a share of the movement; see above.
 
     noise: what snapshots themselves may be off by, as a share of the longest of a group.
+    rounding: what their numbers may be off by, as a share of each.
     """
     rows, unit = rows_of(x, method.affine, np.float64)
     change = EPSILON * np.sqrt(max(x.shape[1:])) * np.linalg.norm(rows, axis=2, keepdims=True)
@@ -100,6 +106,10 @@ def spread(
     with np.errstate(over="ignore", invalid="ignore"):
         for _ in range(DRAWS):
             nearby = rows + change * rng.normal(size=rows.shape)
+            if rounding > 0.0:
+                off = np.ldexp(x.astype(np.float64), -unit[:, None, None])
+                off *= rounding * rng.normal(size=x.shape)
+                nearby += np.diff(off, axis=1) if method.affine else off
             other = predictions(nearby, inverses(nearby, n, method)[0], method.affine, horizons)
             far = np.maximum(far, np.linalg.norm(other - base, axis=2))
         for at, part in other_ranks(rows, n, method, rank) if method.ridge == 0.0 else ():

@@ -183,6 +183,21 @@ Vec fit_by_moments(const FeatureFitJob &job, const Moments &sums, int columns, b
   return project<SimdLanes>(model, arrays, condition, work.rest);
 }
 
+// Whether moments of a float32 window resolve too little beside the newest step (`reach` and UNSURE
+// in backends/second_pass.py).
+template <class T>
+IntVec loses_step(const FeatureFitJob &job, const Moments &sums, const Vec &condition) {
+  Vec movement{}, step{};
+  for (int i = 0; i < job.m; ++i) {
+    const Vec moved = sums.last[i] - gather_at<T>(job.window.rows[0], sums.offset + i * kLanes);
+    const Vec newest = job.affine ? sums.newest[i] : sums.change[i];
+    movement += moved * moved;
+    step += newest * newest;
+  }
+  const double steps = 2.0 * double(job.window.n - 1);
+  return condition * condition * movement * 0x1p-53 > step * (steps * steps * 0x1p-6);
+}
+
 void put_operators(const FeatureFitJob &job, const FitWork &work, std::int64_t first, int count) {
   const int m = job.m, matrix = m * m;
   from_lanes(work.k, matrix, count, matrix, job.operators + first * matrix);
@@ -251,7 +266,8 @@ void fit_of(const FeatureFitJob &job, std::int64_t first, int count, double *scr
         sure = rank;
       return;
     }
-    put_fit(job, sums, first, count, sure > 0.0 ? rank : Vec{}, condition, error, work);
+    const IntVec known = SimdLanes::both(sure > 0.0, ~loses_step<T>(job, sums, condition));
+    put_fit(job, sums, first, count, known ? rank : Vec{}, condition, error, work);
   };
   accumulate<T>(job.window, job.groups, job.affine, m, stops.at, stops.count, first, count, scratch,
                 after);

@@ -42,6 +42,19 @@ VANISHING = 2.0**-30
 """A newest column below this share of the largest, squared, is lost in sums of the others."""
 
 
+def reach(backend: Backend, snapshots: Snapshots, part: Partition) -> FloatArray:
+    """Half the window's movement a step over the newest step (n_groups,), of groups of equal m.
+
+    Not less than 1, which it is of an even motion: what sums lose of the largest steps shows as so
+    much more of the newest.
+    """
+    first, before, last = backend.gather(snapshots, part, [0, -2, -1])
+    moved = np.linalg.norm(last - first, axis=1) / (2.0 * (len(snapshots.order) - 1))
+    step = np.linalg.norm(last - before, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(moved > step, np.minimum(moved / step, 2.0**53), 1.0)
+
+
 def unsure(condition: FloatArray, rank: IntArray, size: int, snapshots: Snapshots) -> IntArray:
     """The groups whose Gram matrices, of ``size``, were not accurate enough for `project`."""
     limit = UNSURE[arrays.dtype_name(snapshots.array)]
