@@ -108,8 +108,9 @@ class NativeCpu(Composed):
                 snapshots, part, affine, holdout, ahead, again=True, ranged=True
             )
         solved = self._feature_fit(snapshots, part, affine, holdout, ahead)
-        unsure = second_pass.unsure(solved.condition, solved.rank, int(part.sizes[0]), snapshots)
-        unsure = np.union1d(unsure, np.flatnonzero(solved.rank == 0))
+        size = int(part.sizes[0])
+        unsure = second_pass.unsure(solved.condition, solved.rank, size, snapshots)
+        unsure = np.union1d(unsure, np.flatnonzero(solved.rank < size))
         if not unsure.size:
             return solved
         again = self.feature_refit(snapshots, part.subset(unsure), affine, holdout, None, ahead)
