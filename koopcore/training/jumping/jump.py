@@ -17,7 +17,6 @@ from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.line_search import Ladder, SearchResult, line_search
 from koopcore.training.jumping.moments import carry_over
 from koopcore.training.policy import Policy
-from koopcore.training.recording.parameters import real
 from koopcore.training.recording.recording import Recording
 from koopcore.training.settings import Settings
 
@@ -153,7 +152,7 @@ class Jump:
             move(vector)
             return guarded()
 
-        barred = averages is not None and bool(averages.members) and "mean" in self.kinds
+        barred = averages is not None and "mean" in self.kinds
         copies = parameters.copy()
         result: SearchResult | None = None
         moved: list[tuple[Tensor, Tensor]] = []
@@ -166,7 +165,7 @@ class Jump:
                 bar = base
                 if barred:
                     assert averages is not None
-                    with parameters.exchanged([real(a) for a in averages.members[0].average]):
+                    with parameters.exchanged(averages.values(averages.names[0])):
                         bar = min(base, finite(guarded()))
                 slack, margin = self.settings.slack, self.settings.margin
                 result = line_search(bar, ladders, evaluate, slack, margin)
