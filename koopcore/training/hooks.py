@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from koopcore.training.recording.parameters import same_bits
+from koopcore.training.recording.parameters import same_bits, stopped
 
 _MARK = "_koopcore_attached"
 
@@ -22,9 +22,9 @@ class Hooks:
 
     Calls of ``optimizer.step`` that are no steps of training do not count:
 
-    * no parameter has a gradient, so that none moves;
-    * torch's checkpoint functions make the optimizer's state by a step on gradients of zero, and
-      with a rate of zero where there is one: looked for in the first step and at a rate of zero;
+    * no parameter has a gradient, or every rate is zero, so that none moves: weights that the user
+      has stopped stay, and torch's checkpoint functions make the optimizer's state that way;
+    * where there is no rate they do it by gradients of zero: looked for in the first step;
     * a fused optimizer has left the step out because GradScaler found infinities (others are not
       called at all then); reading that flag waits for the device, and only GradScaler sets it;
     * the call of ``super().step()`` inside a subclass's ``step``, for which torch runs the hooks
@@ -95,10 +95,12 @@ class Hooks:
         if not self._pending:
             return
         self._pending = False
-        present = has_gradient(optimizer)  # or cleared already by another hook
-        if not (self._gradients or present) or overflowed(optimizer):
+        if not (self._gradients or has_gradient(optimizer)) or overflowed(optimizer):
             return
-        if present and (self._first or resting(optimizer)) and not moves(optimizer):
+        if resting(optimizer):
+            return
+        # The gradients are perhaps cleared already, by another hook.
+        if self._first and has_gradient(optimizer) and not moves(optimizer):
             return
         self._first = False
         self._stepped()
@@ -134,7 +136,11 @@ def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def has_gradient(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether any parameter has a gradient; nearly always the first one has."""
-    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                return True
+    return False
 
 
 def moves(optimizer: torch.optim.Optimizer) -> bool:
@@ -148,11 +154,7 @@ def moves(optimizer: torch.optim.Optimizer) -> bool:
 
 def resting(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether every group's rate is zero; a rate on a device is not waited for."""
-    for group in optimizer.param_groups:
-        rate = group.get("lr")
-        if (isinstance(rate, Tensor) and rate.device.type != "cpu") or rate != 0:
-            return False
-    return True
+    return all(stopped(group) for group in optimizer.param_groups)
 
 
 def overflowed(optimizer: torch.optim.Optimizer) -> bool:

@@ -162,6 +162,8 @@ class Recording:
         check_like(flat, like, "the recording in the saved state")
         self.probe.check_state(state["probe"])
         self.ring.check_state(_joined(state), "the ring in the saved state")
+        if not 0 < state["scale"] < math.inf:
+            raise ValueError(f"the scale in the saved state is {state['scale']}; give a number > 0")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
