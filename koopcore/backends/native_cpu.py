@@ -1,7 +1,8 @@
 """The engine's stages in C++: SIMD and threads over groups; the arithmetic is in csrc/cpu.
 
 Mirrors backends/reference.py stage by stage. The instruction set is chosen when the first stage
-runs (KOOPCORE_ISA forces one), the number of threads is that of backends/threads.py. Results do not depend on the number of threads.
+runs (KOOPCORE_ISA forces one), the number of threads is that of backends/threads.py. Results do not
+depend on it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class NativeCpu(Composed):
     @property
     def _cpu(self) -> Any:
         """The module, with as many threads as `thread_count` says now."""
-        self._module.set_thread_count(min(thread_count(), MOST_THREADS))
+        self._module.set_num_threads(min(thread_count(), MOST_THREADS))
         return self._module
 
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
