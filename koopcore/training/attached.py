@@ -94,6 +94,8 @@ class Attached:
         self._pace = 0  # the stride that the steps below belong to
         self._blended: frozenset[int] = frozenset()  # steps of a stride, counted back from its last
         self._step = 0
+        self._next = 0  # step after which there is something to do again
+        self._counted = 0  # steps that the averages know of
         self._checked = False  # whether settings and loss were tried on the model
         self._fresh = True  # whether the next snapshot begins a window
         self._resumed = False  # whether a state was loaded that goes with those of model, optimizer
@@ -142,24 +144,57 @@ class Attached:
         """Run after every step of the optimizer; nearly always returns at once."""
         if self._hooks is not None and self._hooks.loaded and not self._resumed:
             self.reset()
-        self._resumed = False
         self._step += 1
+        if self._step >= self._next:
+            self._wake()
+            self._next = self._plan()
+
+    def _plan(self) -> int:
+        """Return the next step after which there is something to do."""
+        step, policy, family = self._step, self._policy, self._averages.family
+        due = []
+        if family is not None:
+            due.append(step + family.to_come)
+        if self._judge.auto:
+            due.append(max(step, self._judge.next) + 1)
+        if not policy.over:
+            ahead = max(step + 1 - policy.start, 1)
+            soonest = min((-ahead - k) % policy.stride for k in self._blended_steps())
+            due.append(policy.start + ahead + soonest)
+        return min(due, default=1 << 62)
+
+    def _blended_steps(self) -> frozenset[int]:
+        """Which steps of a stride are recorded, counted back from its last."""
+        policy = self._policy
+        if policy.stride != self._pace:
+            self._pace = policy.stride
+            self._blended = frozenset(self.settings.averaged_steps(policy.stride, policy.record))
+        return self._blended
+
+    def _count(self) -> AverageFamily | None:
+        """Tell the averages how many steps there were since the last time; return them."""
         family = self._averages.family
         if family is not None:
+            family.taken += self._step - self._counted
+        self._counted = self._step
+        return family
+
+    def _wake(self) -> None:
+        """Do what is due after this step."""
+        self._resumed = False
+        family = self._count()
+        if family is not None and family.due:
             begun = perf_counter()
-            self._took(family.update)
+            self._took(family.blend)
             self._stats.add_recording(perf_counter() - begun)
-        judge, policy = self._judge, self._policy
-        if judge.due(self._step):
+        policy = self._policy
+        if self._judge.due(self._step):
             self._probe()
         ahead = self._step - policy.start
         if ahead < 0 or policy.over:
             return
-        if policy.stride != self._pace:
-            self._pace = policy.stride
-            self._blended = frozenset(self.settings.averaged_steps(policy.stride, policy.record))
         to_come = -ahead % policy.stride  # steps until the next snapshot is due
-        if to_come not in self._blended or ahead == 0:
+        if to_come not in self._blended_steps() or ahead == 0:
             return
         begun = perf_counter()
         recording = self._begin() if self._fresh else self._recording
@@ -172,7 +207,7 @@ class Attached:
             self._stats.snapshots += 1
         self._stats.add_recording(perf_counter() - begun)
         ready = to_come == 0 and policy.due(recording.ring.count, self._step)
-        if ready and judge.may_jump:
+        if ready and self._judge.may_jump:
             self._attempt(recording)
 
     def _probe(self) -> None:
@@ -378,6 +413,7 @@ class Attached:
 
     def _restart(self) -> None:
         self._fresh = True
+        self._next = 0
         self._judge.restart(self._step)
         self._policy.restart(self._step)
 
@@ -388,8 +424,9 @@ class Attached:
         ``load_state_dict`` of the model, its modules and the optimizer is noticed without it.
         """
         self._restart()
-        if self._averages.family is not None:
-            self._averages.family.restart()
+        family = self._count()
+        if family is not None:
+            family.restart()
 
     @contextmanager
     def averaged(self, which: Which = None) -> Iterator[str]:
@@ -408,7 +445,7 @@ class Attached:
 
         Yields the name. Batch-norm statistics are re-estimated at the average by one run of
         ``loss``. Asking ``loss`` for all candidates costs one evaluation each; when that would take
-        more than 1 % of the run, the last answer stands, so name one where each call must give the
+        more than 0.5 % of the run, the last answer stands, so name one where each call must give the
         same. RuntimeError before the first step, after :meth:`detach`, and where nothing trains;
         ValueError for what there is not.
         """
@@ -421,6 +458,7 @@ class Attached:
                 "averaged() before the first step: averages begin with it; call it after"
             )
         self._seen = True
+        self._count()
         with ExitStack() as stack:
             with self._processes.together(self._step, "averaged()"):
                 name = stack.enter_context(self._averages.applied(which, self._recording))
@@ -462,6 +500,7 @@ class Attached:
         """
         self._stay_attached("state_dict()")
         self._look()
+        self._count()
         recording = self._recording
         return {
             "version": VERSION,
@@ -508,7 +547,8 @@ class Attached:
         family = self._averages.family
         if state["layout"] and family is not None and self._recording is not None:
             family.load_state_dict(state["averages"], self._recording.parameters.names)
-        self._step = state["step"]
+        self._step = self._counted = state["step"]
+        self._next = 0
         self._fresh = state["fresh"]
         if state["jumps"] and isinstance(self._jump, SpanJump) and self._recording is not None:
             self._jump.load_state_dict(state["jumps"], self._recording)

@@ -95,11 +95,12 @@ class Hooks:
         if not self._pending:
             return
         self._pending = False
-        present = has_gradient(optimizer)  # or cleared already by another hook
-        if not (self._gradients or present) or overflowed(optimizer):
+        if not (self._gradients or has_gradient(optimizer)) or overflowed(optimizer):
             return
-        if present and (self._first or resting(optimizer)) and not moves(optimizer):
-            return
+        if self._first or resting(optimizer):
+            # The gradients are perhaps cleared already, by another hook.
+            if has_gradient(optimizer) and not moves(optimizer):
+                return
         self._first = False
         self._stepped()
         self.loaded = False
@@ -134,7 +135,11 @@ def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def has_gradient(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether any parameter has a gradient; nearly always the first one has."""
-    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                return True
+    return False
 
 
 def moves(optimizer: torch.optim.Optimizer) -> bool:

@@ -66,7 +66,7 @@ class AdaptivePolicy:
       run that gains nothing makes a number of attempts logarithmic in its length.
     * A jump whose gain is gone at the next attempt, twice in a row, counts as a rejection.
     * The stride, unless given, halves where the hindcast error is below 1 % of the movement and
-      grows by half above 10 %, from 2 to 10 steps; under noise it is 25.
+      grows by half above 10 %, from 2 to 10 steps; under noise it is 40.
     * ``warmup`` steps pass before the first window; with ``"auto"`` windows are fitted but no loss
       is evaluated until hindcast error and growth say that the trajectory can be predicted.
     """

@@ -23,8 +23,8 @@ RANDOM = (0.1, 0.06)
 PATIENCE = 12
 #: The same of snapshots as far apart as jumps are fitted on, between smooth and between.
 ROUGH = (0.2, 0.1)
-#: Steps from a window that agrees with the regime to the next, growing by half each time.
-FIRST_GAP, MOST_GAP = 50, 800
+#: Steps from a window that agrees with the regime to the next, twice as many each time.
+FIRST_GAP, MOST_GAP = 50, 1600
 #: After a window that does not, this many of its snapshots begin the next.
 KEPT = 4
 
@@ -77,7 +77,7 @@ class RegimeJudge:
         """
         if math.isnan(hindcast):
             self.next = step + self.gap
-            self.gap = min(self.gap + self.gap // 2, MOST_GAP)
+            self.gap = min(2 * self.gap, MOST_GAP)
             return 0
         self.seen += 1
         self.hindcasts = [*self.hindcasts, hindcast][-WINDOWS:]
@@ -88,7 +88,7 @@ class RegimeJudge:
             self.gap = FIRST_GAP
             return KEPT
         self.next = step + self.gap
-        self.gap = min(self.gap + self.gap // 2, MOST_GAP)
+        self.gap = min(2 * self.gap, MOST_GAP)
         return 0
 
     def attempt(self, hindcast: float, step: int) -> None:

@@ -18,7 +18,6 @@ from koopcore.training.jumping.line_search import Ladder, SearchResult, line_sea
 from koopcore.training.jumping.moments import carry_over
 from koopcore.training.parallel.processes import COMPARED
 from koopcore.training.policy import Policy
-from koopcore.training.recording.parameters import real
 from koopcore.training.recording.recording import Recording
 from koopcore.training.settings import Settings
 
@@ -158,7 +157,7 @@ class Jump:
             move(vector)
             return guarded()
 
-        barred = averages is not None and bool(averages.members) and "mean" in self.kinds
+        barred = averages is not None and "mean" in self.kinds
         copies = parameters.copy()
         result: SearchResult | None = None
         moved: list[tuple[Tensor, Tensor]] = []
@@ -171,7 +170,7 @@ class Jump:
                 bar = base
                 if barred:
                     assert averages is not None
-                    with parameters.exchanged([real(a) for a in averages.members[0].average]):
+                    with parameters.exchanged(averages.values(averages.names[0])):
                         bar = min(base, finite(guarded()))
                 slack, margin = self.settings.slack, self.settings.margin
                 result = line_search(bar, ladders, evaluate, slack, margin)
