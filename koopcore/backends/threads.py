@@ -23,7 +23,7 @@ def thread_count() -> int:
             )
         return int(given)
     torch = sys.modules.get("torch")
-    if hasattr(torch, "get_num_threads"):  # not while torch is being imported
+    if torch is not None and hasattr(torch, "get_num_threads"):  # not while it is being imported
         return int(torch.get_num_threads())
     openmp = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if openmp.isdecimal() and int(openmp) >= 1:  # what else it may be is OpenMP's to say
