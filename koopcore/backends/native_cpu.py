@@ -1,8 +1,8 @@
 """The engine's stages in C++: SIMD and threads over groups; the arithmetic is in csrc/cpu.
 
 Mirrors backends/reference.py stage by stage. The instruction set is chosen when the first stage
-runs (KOOPCORE_ISA forces one), the number of threads is KOOPCORE_NUM_THREADS or what the process
-may use. Results do not depend on the number of threads.
+runs (KOOPCORE_ISA forces one), the number of threads is that of backends/threads.py. Results do not
+depend on it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from koopcore._native import build_record
 from koopcore.backends import second_pass
 from koopcore.backends.composed import Composed
 from koopcore.backends.protocol import Ahead, Companion, FeatureSolved, Projection, Snapshots
+from koopcore.backends.threads import thread_count
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray
+
+MOST_THREADS = 4096  # that the module takes
 
 
 class NativeCpu(Composed):
@@ -29,7 +32,13 @@ class NativeCpu(Composed):
     device = "cpu"
 
     def __init__(self, module: Any) -> None:
-        self._cpu = module
+        self._module = module
+
+    @property
+    def _cpu(self) -> Any:
+        """The module, with as many threads as `thread_count` says now."""
+        self._module.set_num_threads(min(thread_count(), MOST_THREADS))
+        return self._module
 
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
         result: FloatArray = self._cpu.gram(snapshots.array, snapshots.order, part.segments)

@@ -9,7 +9,6 @@ from dataclasses import fields
 from time import perf_counter
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 
 from koopcore.training.averaged import AveragedWeights, Which
@@ -18,6 +17,7 @@ from koopcore.training.hooks import Hooks
 from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.jump import Jump, Outcome
 from koopcore.training.jumping.span import Residuals, SpanJump
+from koopcore.training.optimizers import Stepper, members
 from koopcore.training.parallel.processes import ALONE, PeerError, Processes
 from koopcore.training.policy import INTERVAL, policy_for
 from koopcore.training.recording.live_buffers import LiveBuffers
@@ -63,13 +63,14 @@ class Attached:
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Stepper,
         model: nn.Module,
         settings: Settings,
         guarded: GuardedLoss | None,
         residuals: Residuals | None,
         masters: Masters | None,
         processes: Processes = ALONE,
+        on_jump: Callable[[JumpRecord], object] | None = None,
     ) -> None:
         self.settings = settings
         self._processes = processes
@@ -100,12 +101,16 @@ class Attached:
         self._fresh = True  # whether the next snapshot begins a window
         self._resumed = False  # whether a state was loaded that goes with those of model, optimizer
         self._warned = False
+        self._paused = False
+        self._on_jump = on_jump
         self._seen = False  # whether averages were ever asked for
         self._enter()
         if not has_lazy(self.model):
             self._record()
             self._check()
-        self._hooks: Hooks | None = Hooks(optimizer, self.model, self._after_step, self._weights)
+        self._hooks: Hooks | None = Hooks(
+            members(optimizer), self.model, self._after_step, self._weights, self._on_any_rank
+        )
 
     @property
     def stats(self) -> Statistics:
@@ -145,7 +150,7 @@ class Attached:
         if self._hooks is not None and self._hooks.loaded and not self._resumed:
             self.reset()
         self._step += 1
-        if self._step >= self._next:
+        if self._step >= self._next and not self._paused:
             self._wake()
             self._next = self._plan()
 
@@ -273,6 +278,10 @@ class Attached:
             return False
         return True
 
+    def _on_any_rank(self, value: bool) -> bool:
+        with self._processes.together(self._step, "a step"):
+            return not self._processes.all(not value)
+
     def _weights(self) -> list[Tensor]:
         return [] if self._recording is None else self._recording.parameters.written()
 
@@ -324,6 +333,8 @@ class Attached:
         if self._judge.regime != before:
             self._enter()
         self._warn()
+        if self._on_jump is not None:
+            self._on_jump(self._stats.history[-1])
 
     def _report(self, outcome: Outcome, stride: int, seconds: float) -> None:
         self._stats.add(
@@ -407,7 +418,7 @@ class Attached:
         return {
             **shown,
             "loss": guard if self._residuals is None else "residuals",
-            "the optimizer": type(self.optimizer).__name__,
+            "the optimizer": ", ".join(type(m).__name__ for m in members(self.optimizer)),
             "the layout of the recorded parameters": self._fingerprint(),
         }
 
@@ -416,6 +427,19 @@ class Attached:
         self._next = 0
         self._judge.restart(self._step)
         self._policy.restart(self._step)
+
+    def pause(self) -> None:
+        """Leave the run alone until :meth:`resume`: steps are counted, and nothing else is done.
+
+        On all ranks alike. Twice is as once. It is no part of the state: pause a resumed run again.
+        """
+        self._paused = True
+
+    def resume(self) -> None:
+        """Go on after :meth:`pause`, as after :meth:`reset`."""
+        if self._paused:
+            self._paused = False
+            self.reset()
 
     def reset(self) -> None:
         """Begin a new window, and the average anew, with the weights as they are.

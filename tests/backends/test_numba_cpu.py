@@ -168,7 +168,31 @@ def test_the_number_of_threads_is_read_at_every_call(monkeypatch):
     monkeypatch.setenv("KOOPCORE_NUM_THREADS", " 3 ")
     assert thread_count() == 3
     monkeypatch.delenv("KOOPCORE_NUM_THREADS")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert thread_count() == 7
+    monkeypatch.delenv("OMP_NUM_THREADS")
     assert thread_count() >= 1
+
+
+def test_threads_are_as_many_as_torch_uses(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.delenv("KOOPCORE_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert thread_count() == threads
+            fit_one_group()
+            _cpu = pytest.importorskip("koopcore._native._cpu")
+            assert _cpu.num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def fit_one_group():
+    rows = np.random.default_rng(0).standard_normal((5, 64)).cumsum(0)
+    koopcore.fit(rows, koopcore.Partition.groups(64, [slice(0, 64)]))
 
 
 SCRIPT = """

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from koopcore.operators import fit
@@ -16,6 +15,7 @@ from koopcore.training.jumping import line_search as places
 from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.line_search import Ladder, SearchResult, line_search
 from koopcore.training.jumping.moments import carry_over
+from koopcore.training.optimizers import Stepper, members
 from koopcore.training.parallel.processes import COMPARED
 from koopcore.training.policy import Policy
 from koopcore.training.recording.recording import Recording
@@ -47,7 +47,7 @@ class Jump:
     def __init__(
         self,
         settings: Settings,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Stepper,
         guarded: GuardedLoss | None,
     ) -> None:
         self.settings = settings
@@ -212,7 +212,12 @@ class Jump:
         slowdown = 1.0
         if self.settings.moments == "rescale" and kind == "koopman":
             slowdown = speed_ratio(operators, recording, int(horizon))
-        carry_over(self.settings.moments, self.optimizer, recording.parameters.stepped, slowdown)
+        stepped = recording.parameters.stepped
+        for member in members(self.optimizer):
+            held = {id(p) for group in member.param_groups for p in group["params"]}
+            carry_over(
+                self.settings.moments, member, [p for p in stepped if id(p) in held], slowdown
+            )
 
 
 def finite(loss: float) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 from koopcore.training.averaging import AverageFamily
 from koopcore.training.jumping.guarded_loss import SAME, GuardedLoss, check_arguments
 from koopcore.training.jumping.jump import Outcome
+from koopcore.training.optimizers import Stepper, members
 from koopcore.training.parallel.processes import Processes
 from koopcore.training.policy import Policy
 from koopcore.training.recording.normalized_update import normalized_update
@@ -126,9 +127,7 @@ class SpanJump:
     Source: Transtrum & Sethna 2012 (geodesic acceleration).
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, guarded: GuardedLoss, residuals: Residuals
-    ) -> None:
+    def __init__(self, optimizer: Stepper, guarded: GuardedLoss, residuals: Residuals) -> None:
         self.optimizer = optimizer
         self.guarded = guarded
         self.residuals = residuals
@@ -175,7 +174,7 @@ class SpanJump:
         columns = [rows[order] - present]
         if self.last is not None and self.last.shape == present.shape:
             columns.append(self.last[None])
-        if not isinstance(self.optimizer, torch.optim.LBFGS):
+        if not any(isinstance(one, torch.optim.LBFGS) for one in members(self.optimizer)):
             columns.append(_row(recording, normalized_update(self.optimizer, stepped))[None])
             columns.append(_row(recording, _scaled_gradients(self.optimizer, stepped))[None])
         matrix = torch.cat(columns)
@@ -315,13 +314,14 @@ def _row(recording: Recording, tensors: list[Tensor]) -> Tensor:
     return row
 
 
-def _scaled_gradients(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> list[Tensor]:
+def _scaled_gradients(optimizer: Stepper, parameters: list[Tensor]) -> list[Tensor]:
     """``g / sqrt(v)`` where the optimizer keeps second moments, else ``g``; zeros without one."""
     out = []
+    states = optimizer.state
     for p in parameters:
         gradient = torch.zeros_like(p) if p.grad is None else p.grad
         gradient = real(gradient.to_dense() if gradient.is_sparse else gradient)
-        state = optimizer.state.get(p, {})
+        state = states.get(p, {})
         second = state.get("exp_avg_sq", state.get("square_avg", state.get("sum")))
         if isinstance(second, Tensor):
             gradient = gradient / real(second).sqrt().add(1e-12)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from koopcore.partition.layout import Layout
+from koopcore.training.optimizers import Stepper
 from koopcore.training.recording.ring import ALIGNMENT
 from koopcore.training.settings import Patterns
 
@@ -63,7 +64,7 @@ class TrainableParameters:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Stepper,
         include: Patterns = None,
         exclude: Patterns = None,
         masters: Mapping[str, Tensor] | None = None,
@@ -207,8 +208,19 @@ def has_lazy(model: nn.Module) -> bool:
     return any(is_lazy(t) for t in chain(model.parameters(), model.buffers()))
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether this is a DTensor, without the seconds that importing its module takes."""
+    return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return ``tensor``, or of a DTensor the shard that this process holds, always the same one."""
+    return getattr(tensor, "_local_tensor") if is_sharded(tensor) else tensor  # noqa: B009
+
+
 def real(tensor: Tensor) -> Tensor:
-    """Return ``tensor``, or a view of a complex one as pairs of real numbers."""
+    """Return :func:`local`, or a view of a complex one as pairs of real numbers."""
+    tensor = local(tensor)
     return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor
 
 
