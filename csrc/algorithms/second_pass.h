@@ -29,11 +29,11 @@ KOOPCORE_HD static constexpr int second_pass_work(int m) {
 // nearly orthonormal: in natural order where the rank is surely full, or by diagonal pivoting down
 // into the noise, whose directions the second pass sorts out. `condition` estimates cond(F).
 // back (m × m), or null, by pivoting alone: the inverse of V, transposed, so that f = back y.
-// Returns how many columns of V are not of the noise. work: first_basis_work(m).
+// work: first_basis_work(m).
 template <class L>
-KOOPCORE_HD typename L::Real first_basis(const typename L::Real *c, int m, bool natural,
-                                         typename L::Real *v, typename L::Real &condition,
-                                         typename L::Real *work, typename L::Real *back = nullptr) {
+KOOPCORE_HD void first_basis(const typename L::Real *c, int m, bool natural, typename L::Real *v,
+                             typename L::Real &condition, typename L::Real *work,
+                             typename L::Real *back = nullptr) {
   using Real = typename L::Real;
   Real rank = L::broadcast(0.0);
   if (natural) {
@@ -43,7 +43,7 @@ KOOPCORE_HD typename L::Real first_basis(const typename L::Real *c, int m, bool 
   }
   const typename L::Mask apart = rank < m - 0.5;
   if (!L::any(apart))
-    return rank;
+    return;
   Real *a = work, *factor = a + m * m, *scale = factor + m * m, *weight = scale + m;
   Real *picks = weight + m, *rest = picks + m, least = L::broadcast(HUGE_VAL);
   for (int i = 0; i < m; ++i) {
@@ -76,7 +76,6 @@ KOOPCORE_HD typename L::Real first_basis(const typename L::Real *c, int m, bool 
   const Real pivoted =
       L::select(found > 0.5, L::max(largest / smallest, reach), L::broadcast(HUGE_VAL));
   condition = natural ? L::select(apart, pivoted, condition) : pivoted;
-  return rank;
 }
 
 // The fit of groups of any rank, from T of `inverse_root` and the number of its columns, by the

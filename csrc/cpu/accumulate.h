@@ -104,7 +104,7 @@ private:
       const Place place = i < kMostPlanned ? plan_[i] : apart;
       if (place == block) {
         for (int lane = 0; lane < kLanes; ++lane) {
-          __builtin_prefetch(fetch(lane, from));
+          __builtin_prefetch(fetch(lane, from), 0, 2);
           out[i + lane] = load<T>(row + from[lane]);
         }
         transpose(out + i);
@@ -112,12 +112,12 @@ private:
         continue;
       }
       if (place == neighbours) {
-        __builtin_prefetch(fetch(0, from));
+        __builtin_prefetch(fetch(0, from), 0, 2);
         out[i] = load<T>(row + from[0]);
       } else {
         if (i >= kMostPlanned || !fetched_[i])
           for (int lane = 0; lane < kLanes; ++lane)
-            __builtin_prefetch(fetch(lane, from));
+            __builtin_prefetch(fetch(lane, from), 0, 2);
         out[i] = gather_at<T>(row, from);
       }
       ++i;

@@ -311,7 +311,10 @@ void refit_of(const FeatureFitJob &job, std::int64_t first, int count, double *s
 
 constexpr int kMostSkipped = 16;  // of so many rows one is enough for a basis
 constexpr int kRowsForBasis = 16; // times m rows, at least
-constexpr int kRowsAhead = 12;    // fetched before they are summed
+constexpr int kRowsAhead = 24;    // fetched before they are summed
+constexpr int kSamplesAhead = 8;  // of the rows for the basis
+constexpr double kNoise =
+    0x1p20; // a direction of 1/kNoise of its column: maybe rounding, not motion
 // Of the sums in the basis: what rounding of fewer rows, or of other rows, may have left of 1.
 constexpr double kFarFromOne = 1024.0;
 
@@ -336,7 +339,8 @@ void add_copies(Vec *sums, int size, int apart) {
 
 // What is known of W groups before their sums: x_n, the reflection, the basis V and its way back.
 struct LongBasis {
-  Vec *last, *v, *whitener, *back, *twice, *norm, *condition, *sure, *rank;
+  Vec *last, *v, *whitener, *back, *twice, *norm, *condition, *sure;
+  Vec *noise; // 1 for the columns of V that may be of rounding
 
   LongBasis(double *memory, int m) {
     last = reinterpret_cast<Vec *>(memory);
@@ -347,7 +351,7 @@ struct LongBasis {
     norm = twice + 1;
     condition = norm + 1;
     sure = condition + 1;
-    rank = sure + 1;
+    noise = sure + 1;
   }
   Reflection<SimdLanes> reflection() const { return {v, *twice, *norm}; }
 };
@@ -356,11 +360,12 @@ struct LongBasis {
 template <class T> class SpanRows {
 public:
   SpanRows(const FeatureFitJob &job, const GroupRows<T> &groups, const LongBasis &basis,
-           const std::int64_t *start, Vec *raw)
+           const std::int64_t *start, Vec *raw, const std::int64_t *fetched = nullptr)
       : job_(job), groups_(groups), basis_(basis), reflection_(basis.reflection()), raw_(raw) {
     together_ = true;
     for (int lane = 0; lane < kLanes; ++lane) {
       row_[lane] = start[lane];
+      fetched_[lane] = fetched != nullptr ? fetched[lane] : start[lane] + kRowsAhead;
       together_ &= start[lane] == start[0];
     }
     if (job.affine)
@@ -391,14 +396,12 @@ private:
 
   void next(Vec *out) {
     if (together_) {
-      const std::int64_t row = row_[0]++;
-      return groups_.take(at(row), at(row + kRowsAhead), out);
+      return groups_.take(at(row_[0]++), at(fetched_[0]++), out);
     }
     std::ptrdiff_t row[kLanes], ahead[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
-      row[lane] = reinterpret_cast<std::ptrdiff_t>(at(row_[lane]));
-      ahead[lane] = reinterpret_cast<std::ptrdiff_t>(at(row_[lane] + kRowsAhead));
-      ++row_[lane];
+      row[lane] = reinterpret_cast<std::ptrdiff_t>(at(row_[lane]++));
+      ahead[lane] = reinterpret_cast<std::ptrdiff_t>(at(fetched_[lane]++));
     }
     groups_.take(row, ahead, out);
   }
@@ -408,7 +411,7 @@ private:
   const LongBasis &basis_;
   Reflection<SimdLanes> reflection_;
   Vec *raw_;
-  std::int64_t row_[kLanes];
+  std::int64_t row_[kLanes], fetched_[kLanes];
   bool together_;
 };
 
@@ -437,19 +440,30 @@ void sample_basis(const FeatureFitJob &job, std::int64_t first, int count, doubl
   std::int64_t skip = columns / (kRowsForBasis * m);
   skip = skip < 1 ? 1 : skip > kMostSkipped ? kMostSkipped : skip;
   const std::int64_t rows = columns / skip / copies;
-  for (std::int64_t k = 0; k < rows; ++k) {
-    std::int64_t start[kLanes];
-    // Not at equal distances, with which some oscillation would be in step.
+  // Not at equal distances, with which some oscillation would be in step.
+  const auto sampled = [&](std::int64_t k, std::int64_t *start) {
     for (int lane = 0; lane < kLanes; ++lane) {
       const std::int64_t at = k * copies + lane / apart;
       start[lane] = at * skip + std::int64_t((std::uint32_t(at) * 2654435761u) >> 16) % skip;
     }
-    SpanRows<T>(job, of_groups, basis, start, raw).take(y);
+  };
+  for (std::int64_t k = 0; k < rows; ++k) {
+    std::int64_t start[kLanes], fetched[kLanes];
+    sampled(k, start);
+    sampled(k + kSamplesAhead, fetched);
+    SpanRows<T>(job, of_groups, basis, start, raw, fetched).take(y);
     add_outer<SimdLanes>(y, y, 1, m, true, c);
   }
   add_copies(c, matrix, apart);
-  *basis.rank =
-      first_basis<SimdLanes>(c, m, false, basis.whitener, *basis.condition, work, basis.back);
+  first_basis<SimdLanes>(c, m, false, basis.whitener, *basis.condition, work, basis.back);
+  for (int k = 0; k < m; ++k) {
+    Vec greatest{};
+    for (int i = 0; i < m; ++i) {
+      const Vec entry = basis.whitener[i * m + k] / SimdLanes::power_of_two_scale(c[i * m + i]);
+      greatest = SimdLanes::max(greatest, SimdLanes::abs(entry));
+    }
+    basis.noise[k] = greatest > kNoise ? Vec{} + 1.0 : Vec{};
+  }
   *basis.sure = in_range(c, m) ? Vec{} + 1.0 : Vec{};
 }
 
@@ -563,7 +577,7 @@ void fit_spans(const FeatureFitJob &job, std::int64_t first, int count, double *
       for (int i = 0; i < m; ++i) {
         const Vec root = work.k[i * m + i], own = inner[i * m + i];
         greatest = greatest > own ? greatest : own;
-        const IntVec noise = *basis.rank < i + 0.5;
+        const IntVec noise = basis.noise[i] > 0.5;
         sure = SimdLanes::select(root > 0.0, sure, SimdLanes::select(noise, sure, Vec{}));
         inverse = SimdLanes::select(noise, inverse, SimdLanes::max(inverse, root * root));
       }
@@ -584,7 +598,7 @@ void fit_spans(const FeatureFitJob &job, std::int64_t first, int count, double *
 
 } // namespace
 
-std::size_t long_basis_size(int m) { return std::size_t(2 * m * m + 2 * m + 5) * kLanes; }
+std::size_t long_basis_size(int m) { return std::size_t(2 * m * m + 3 * m + 4) * kLanes; }
 std::size_t span_sums_size(int m) { return std::size_t(2 * m * m) * kLanes; }
 
 std::size_t long_scratch(const FeatureFitJob &job) {
