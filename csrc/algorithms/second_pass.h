@@ -27,11 +27,13 @@ KOOPCORE_HD static constexpr int second_pass_work(int m) {
 
 // v (m × m) <- a basis in which the rows of F with C = Σ f fᵀ, whose lower triangle is read, are
 // nearly orthonormal: in natural order where the rank is surely full, or by diagonal pivoting down
-// into the noise, whose directions the second pass sorts out. `condition` estimates cond(F). work:
-// first_basis_work(m).
+// into the noise, whose directions the second pass sorts out. `condition` estimates cond(F).
+// back (m × m), or null, by pivoting alone: the inverse of V, transposed, so that f = back y.
+// work: first_basis_work(m).
 template <class L>
 KOOPCORE_HD void first_basis(const typename L::Real *c, int m, bool natural, typename L::Real *v,
-                             typename L::Real &condition, typename L::Real *work) {
+                             typename L::Real &condition, typename L::Real *work,
+                             typename L::Real *back = nullptr) {
   using Real = typename L::Real;
   Real rank = L::broadcast(0.0);
   if (natural) {
@@ -55,16 +57,24 @@ KOOPCORE_HD void first_basis(const typename L::Real *c, int m, bool natural, typ
       a[i * m + j] = c[i * m + j] * (scale[i] * scale[j]);
   }
   Real largest, smallest, square = L::broadcast(0.0);
-  rank = pivoted_cholesky<L>(a, m, weight, factor, largest, smallest, picks, rest);
+  const Real found = pivoted_cholesky<L>(a, m, weight, factor, largest, smallest, picks, rest);
+  rank = L::select(apart, found, rank);
   whitener_of_pivots<L>(factor, m, picks, a, rest);
+  for (int i = 0; back != nullptr && i < m; ++i)
+    for (int k = 0; k < m; ++k) {
+      const typename L::Mask here = L::both(picks[k] > i - 0.5, picks[k] < i + 0.5);
+      const typename L::Mask noise = L::both(here, rank < k + 0.5);
+      const Real entry = L::select(noise, L::broadcast(0x1p-26), factor[i * m + k]);
+      back[i * m + k] = entry / scale[i];
+    }
   for (int i = 0; i < m; ++i)
     for (int k = 0; k < m; ++k) {
-      square += L::select(rank > k + 0.5, a[i * m + k] * a[i * m + k], L::broadcast(0.0));
+      square += L::select(found > k + 0.5, a[i * m + k] * a[i * m + k], L::broadcast(0.0));
       v[i * m + k] = L::select(apart, a[i * m + k] * scale[i], v[i * m + k]);
     }
-  const Real reach = L::sqrt(square / L::max(rank, L::broadcast(1.0)));
+  const Real reach = L::sqrt(square / L::max(found, L::broadcast(1.0)));
   const Real pivoted =
-      L::select(rank > 0.5, L::max(largest / smallest, reach), L::broadcast(HUGE_VAL));
+      L::select(found > 0.5, L::max(largest / smallest, reach), L::broadcast(HUGE_VAL));
   condition = natural ? L::select(apart, pivoted, condition) : pivoted;
 }
 
