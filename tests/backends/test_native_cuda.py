@@ -237,7 +237,7 @@ ring, part = np.ones((9, 200), np.float32), Partition.groups(200, [range(200)])
 on = Launch(cuda, Snapshots(ring, np.arange(9)), part)
 out = on.output(np.zeros((1, 200), np.float32), 1)
 try:
-    queue_one_pass(on, True, 0, [3], (None, on.integers(1), None, None, None), 0, out, ())
+    queue_one_pass(on, True, 0, [3], (0, on.space(1), 0, 0, 0), 0, out, ())
 except RuntimeError as error:
     print(error)
 """
@@ -308,7 +308,7 @@ def test_sums_in_pairs_of_floats(native_two_float, n):
     on = Launch(native_two_float._cuda, snapshots, part)
     assert on.noise == 128.0  # it is that module, and no other
     got = on.empty(3, packed_size(n))
-    queue_gram(on, got, side_by_side=False)
+    queue_gram(on, on.address(got), side_by_side=False)
     # 128 u is what the pivot tolerance of these devices (gram_noise) allows for.
     assert gram_error(got, expected, n) < 128 * 2.0**-53
     # Float32 sums would be a million times worse.

@@ -183,7 +183,7 @@ def test_code_without_fast_fp64_refuses_one_pass(native_two_float):
     part = Partition.groups(200, [range(200)])
     window, out = Snapshots(generic(9, 200), np.arange(9)), np.full((1, 200), 7.0)
     on = Launch(native_two_float._cuda, window, part)
-    fields = (None, on.integers(1), None, None, None)
+    fields = (0, on.space(1), 0, 0, 0)
     with pytest.raises(ValueError, match=r"one pass needs fast fp64, .* compute capability 8\.6"):
         queue_one_pass(on, True, 0, [3], fields, 0, on.output(out, 1), ())
     assert (out == 7.0).all()
