@@ -54,13 +54,13 @@ KOOPCORE_HD void orthogonalize(typename L::Real *a, typename L::Real *w, int siz
   }
 }
 
-// v (N × N) <- the leading columns r_i/σ_i, zeros behind them: at most `most` of them, and none whose σ is within `rank_tolerance` of the largest. u (N × N) <- the columns of W with them.
+// v (N × N) <- the leading columns r_i/σ_i, zeros behind them: at most `most` of them, and none
+// whose σ is within `rank_tolerance` of the largest. u (N × N) <- the columns of W with them.
 // Returns how many. `lower` (N × N), at most 1 in size, is overwritten. work: N² + N.
 template <class L>
 KOOPCORE_HD typename L::Real truncate(typename L::Real *lower, int size,
-                                      const typename L::Real &most,
-                                      typename L::Real *v, typename L::Real *u,
-                                      typename L::Real *work) {
+                                      const typename L::Real &most, typename L::Real *v,
+                                      typename L::Real *u, typename L::Real *work) {
   using Real = typename L::Real;
   const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
   Real *w = work, *square = w + size * size, greatest = zero, rank = zero;

@@ -35,15 +35,16 @@ KOOPCORE_HD static constexpr int projection_work(int size) {
 }
 
 // v (N × N) <- vectors with v uᵀ the pseudo-inverse of the transposed `columns` (N × N), u (N × N)
-// with columns of the identity or of a rotation, of at most `most` singular values and none within `rank_tolerance` of the largest. The columns, at most 1 in size, are zero or linearly
+// with columns of the identity or of a rotation, of at most `most` singular values and none within
+// `rank_tolerance` of the largest. The columns, at most 1 in size, are zero or linearly
 // independent; those of `rank` are not zero. They are overwritten. Returns the rank. σ_1/σ_r is at
 // most the product of the norms, mostly nowhere near the cut-off: then nothing is rotated. work:
 // 3 N² + N.
 template <class L>
 KOOPCORE_HD typename L::Real leading_columns(typename L::Real *columns, int size,
-                                             const typename L::Real &most,
-                                             typename L::Real rank, typename L::Real *v,
-                                             typename L::Real *u, typename L::Real *work) {
+                                             const typename L::Real &most, typename L::Real rank,
+                                             typename L::Real *v, typename L::Real *u,
+                                             typename L::Real *work) {
   using Real = typename L::Real;
   const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
   const int matrix = size * size;

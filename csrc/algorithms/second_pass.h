@@ -78,8 +78,8 @@ KOOPCORE_HD void first_basis(const typename L::Real *c, int m, bool natural, typ
   condition = natural ? L::select(apart, pivoted, condition) : pivoted;
 }
 
-// How many singular values P (m × m) has that are resolved, its rows scaled to unit length: those of
-// F, whose squared lengths are given. work: m².
+// How many singular values P (m × m) has that are resolved, its rows scaled to unit length: those
+// of F, whose squared lengths are given. work: m².
 template <class L>
 KOOPCORE_HD typename L::Real resolved_rank(const typename L::Real *p,
                                            const typename L::Real *squares, int m,
@@ -113,8 +113,8 @@ KOOPCORE_HD typename L::Real resolved_rank(const typename L::Real *p,
 template <class L>
 KOOPCORE_HD typename L::Real refit_any(const BasisSums<L> &sums, const typename L::Real *squares,
                                        int m, int most, const typename L::Real *root,
-                                       typename L::Real rank,
-                                       const ProjectionArrays<L> &to, typename L::Real *work) {
+                                       typename L::Real rank, const ProjectionArrays<L> &to,
+                                       typename L::Real *work) {
   using Real = typename L::Real;
   const int matrix = m * m;
   Real *p = work, *readout = p + matrix, *u = readout + matrix, *rest = u + matrix;

@@ -569,13 +569,11 @@ void fit_spans(const FeatureFitJob &job, std::int64_t first, int count, double *
     add_copies(inner, matrix, lanes_apart(count));
     add_copies(change, matrix, lanes_apart(count));
     multiply<SimdLanes, Left::plain>(basis.back, inner, m, m, m, across);
-    Vec trace{};
     for (int i = 0; i < m; ++i) {
       Vec square{};
       for (int k = 0; k < m; ++k)
         square += across[i * m + k] * basis.back[i * m + k];
       c[i * m + i] = square;
-      trace += square;
     }
     std::int64_t start[kLanes];
     for (int lane = 0; lane < kLanes; ++lane)
@@ -601,7 +599,10 @@ void fit_spans(const FeatureFitJob &job, std::int64_t first, int count, double *
       sure = greatest * inverse < kFarFromOne ? sure : Vec{};
     }
     const BasisSums<SimdLanes> of{inner, across, change};
-    const Vec rank = refit<SimdLanes>(trace, of, m, 0, basis.whitener, to, rest);
+    Vec *squares = raw;
+    for (int i = 0; i < m; ++i)
+      squares[i] = c[i * m + i];
+    const Vec rank = refit<SimdLanes>(squares, of, m, m, basis.whitener, to, rest);
     if (!whole) {
       error = hindcast_of<T>(job, sums, work);
       continue;

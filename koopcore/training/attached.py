@@ -470,8 +470,8 @@ class Attached:
         Yields the name. Batch-norm statistics are re-estimated at the average by one run of
         ``loss``. Asking ``loss`` for all candidates costs one evaluation each; when that would
         take more than 0.5 % of the run, the last answer stands, so name one where each call must
-        give the same. RuntimeError before the first step, after :meth:`detach`, and where nothing trains;
-        ValueError for what there is not.
+        give the same. RuntimeError before the first step, after :meth:`detach`, and where nothing
+        trains; ValueError for what there is not.
         """
         self._stay_attached("averaged()")
         self._look()
