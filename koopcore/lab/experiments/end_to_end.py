@@ -58,6 +58,12 @@ def settings(quick: bool) -> dict[str, Any]:
             "adadelta": _annealed((2.0, 3.0), 500, 1000, 8000),
             "adam": _annealed((0.03, 0.06), 2000, 4000, 8000),
         },
+        "around": {
+            "adagrad": [0.05, 0.1, 0.2, 0.5],
+            "adadelta": [0.3, 1.0, 2.0, 3.0],
+            "adam": [0.03, 0.06, [0.06, 3e-4], 0.1],
+        },
+        "around_steps": 1500,
         "ema": [0.9, 0.99],
         "lawa": [10, 25],
         "average_every": 10,
@@ -70,6 +76,8 @@ def settings(quick: bool) -> dict[str, Any]:
             "steps": 1500,
             "rates": {"adagrad": [0.1, 0.3], "adadelta": [0.3, 1.0], "adam": [0.01, 0.03]},
             "jump_rates": {"adagrad": [0.1, 0.3], "adadelta": [1.0, 2.0], "adam": [0.01, 0.03]},
+            "around": {"adagrad": [0.3], "adadelta": [2.0], "adam": [0.03]},
+            "around_steps": 300,
             "cosine": {
                 "adagrad": _annealed((0.3,), 1500),
                 "adadelta": _annealed((2.0,), 1500),
@@ -104,6 +112,9 @@ def cells(settings: dict[str, Any]) -> Sequence[Cell]:
         for method in METHODS:
             work = partial(jumping, settings, optimizer, method)
             runs.append(Cell(f"{optimizer}/{method}", ticks, work, needs=(reference,)))
+        ticks = len(settings["around"][optimizer]) * settings["tuning"]
+        work = partial(harmless, settings, optimizer)
+        runs.append(Cell(f"{optimizer}/same time", ticks, work))
         for precision in settings["lbfgs"]:
             name = f"{optimizer}/L-BFGS {precision}"
             work = partial(quasi_newton, settings, optimizer, precision)
@@ -260,6 +271,50 @@ def jumping(
         "seconds_factors": clock,
         "runs": runs,
     }
+
+
+def harmless(settings: dict[str, Any], optimizer: str, context: Context) -> dict[str, Any]:
+    """Loss with koopcore over loss without, at rates around the best, in the same time.
+
+    Plain training goes on for the processor seconds that the jumping run took. What is compared is
+    the median loss of the last tenth of the steps, for a loss that swings.
+    """
+    problem = make_problem(settings)
+    ratios: dict[str, list[float]] = {}
+    with one_thread(torch.device("cpu")):
+        for pace in paces(settings["around"][optimizer]):
+            ratios[str(pace)] = []
+            for network in range(settings["tuning"]):
+                ends = []
+                allowed = math.inf
+                for jumps in (True, False):
+                    model = OscillatorNetwork(problem, network)
+                    stepper = OPTIMIZERS[optimizer](model.parameters(), lr=pace.rate)  # type: ignore[call-arg]
+                    begun = time.process_time()
+                    koop = attach(stepper, model, loss=model) if jumps else None
+                    losses: list[float] = []
+                    while time.process_time() - begun < allowed:
+                        losses.append(one_step(model, stepper, pace, len(losses)))
+                        if jumps and len(losses) == settings["around_steps"]:
+                            allowed = time.process_time() - begun
+                    if koop is not None:
+                        koop.detach()
+                    ends.append(float(np.median(losses[-len(losses) // 10 :])))
+                ratios[str(pace)].append(ends[0] / ends[1])
+                context.tick()
+    return {"ratios": ratios}
+
+
+def one_step(
+    model: Callable[[], Tensor], stepper: torch.optim.Optimizer, pace: Pace, step: int
+) -> float:
+    """Take one step of the optimizer; return the loss before it."""
+    stepper.zero_grad()
+    value = model()
+    value.backward()
+    stepper.param_groups[0]["lr"] = pace.at(step)
+    stepper.step()
+    return float(value.detach())
 
 
 def quasi_newton(
@@ -499,9 +554,21 @@ def table(results: Results, settings: dict[str, Any]) -> RenderableType:
                 spreads = spread(rival["factors"]), spread(rival["seconds_factors"])
                 shown.add_row(f"  L-BFGS {precision}", "-", *spreads, "")
         shown.add_section()
-    regime = (
+    worst = {
+        optimizer: max(float(np.median(r)) for r in cell["ratios"].values())
+        for optimizer in settings["rates"]
+        if (cell := results.get(f"{optimizer}/same time")) is not None
+    }
+    if worst:
+        named = ", ".join(f"{optimizer} {ratio:.3f}" for optimizer, ratio in worst.items())
+        harm = f"Loss with koopcore over loss without in the same time, at the worst rate: {named}."
+        return annotated(shown, _regime(settings), NOTES, harm)
+    return annotated(shown, _regime(settings), NOTES)
+
+
+def _regime(settings: dict[str, Any]) -> str:
+    return (
         f"t in [0, {settings['duration'] / math.pi:g} pi], {settings['precision']}, "
         f"{settings['steps']:,} steps, rate / (1 + decay s) at step s, constant where no decay is "
         f"named, seed {settings['seed']}."
     )
-    return annotated(shown, regime, NOTES)

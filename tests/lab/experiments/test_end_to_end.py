@@ -39,6 +39,7 @@ def test_end_to_end_compares_every_method_of_one_optimizer():
     assert min(own["factors"]) > 1
     for factor, steps, run in zip(own["factors"], plain["steps"], own["runs"], strict=True):
         assert factor == pytest.approx(steps / run["steps"])
+    assert 0 < results["adagrad/same time"]["ratios"]["0.3"][0] < 1
     assert results["adagrad/cosine"]["rate"] == "0.2, cosine 500"
     assert min(results["adagrad/koopcore, cosine"]["factors"]) > 1
     squares = results["adagrad/residuals"]
