@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from time import perf_counter
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 
 from koopcore.training.averaged import AveragedWeights, Which
@@ -17,6 +17,8 @@ from koopcore.training.hooks import Hooks
 from koopcore.training.jumping.guarded_loss import GuardedLoss, same_gradient
 from koopcore.training.jumping.jump import Jump, Outcome
 from koopcore.training.jumping.span import Residuals, SpanJump
+from koopcore.training.optimizers import Stepper, members
+from koopcore.training.parallel.processes import ALONE, PeerError, Processes
 from koopcore.training.policy import INTERVAL, policy_for
 from koopcore.training.recording.live_buffers import LiveBuffers
 from koopcore.training.recording.normalized_update import check_supported
@@ -61,14 +63,17 @@ class Attached:
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Stepper,
         model: nn.Module,
         settings: Settings,
         guarded: GuardedLoss | None,
         residuals: Residuals | None,
         masters: Masters | None,
+        processes: Processes = ALONE,
+        on_jump: Callable[[JumpRecord], object] | None = None,
     ) -> None:
         self.settings = settings
+        self._processes = processes
         self.optimizer = optimizer
         self.model = unwrapped(model)
         self._stats = Statistics()
@@ -97,12 +102,16 @@ class Attached:
         self._fresh = True  # whether the next snapshot begins a window
         self._resumed = False  # whether a state was loaded that goes with those of model, optimizer
         self._warned = False
+        self._paused = False
+        self._on_jump = on_jump
         self._seen = False  # whether averages were ever asked for
         self._enter()
         if not has_lazy(self.model):
             self._record()
             self._check()
-        self._hooks: Hooks | None = Hooks(optimizer, self.model, self._after_step, self._weights)
+        self._hooks: Hooks | None = Hooks(
+            members(optimizer), self.model, self._after_step, self._weights, self._on_any_rank
+        )
 
     @property
     def stats(self) -> Statistics:
@@ -142,7 +151,7 @@ class Attached:
         if self._hooks is not None and self._hooks.loaded and not self._resumed:
             self.reset()
         self._step += 1
-        if self._step >= self._next:
+        if self._step >= self._next and not self._paused:
             self._wake()
             self._next = self._plan()
 
@@ -217,7 +226,12 @@ class Attached:
             return
         if recording.probe.ring.full:
             before = self._judge.regime
-            hindcast, cosine = recording.probe.signals()
+            try:
+                with self._processes.together(self._step, "judging the regime"):
+                    hindcast, cosine = recording.probe.signals()
+            except PeerError:
+                recording.probe.ring.clear()
+                return
             recording.probe.ring.keep(self._judge.window(hindcast, cosine, self._step))
             self._turn(before)
             self._warn()
@@ -268,7 +282,7 @@ class Attached:
     def _warn(self) -> None:
         """Say once that the run gains nothing, why, and what would."""
         stats = self._stats
-        if self._warned:
+        if self._warned or self._processes.rank:
             return
         if self._judge.regime == "noise":
             if self._seen or self._averages.family is None or self._step < UNSEEN:
@@ -299,6 +313,10 @@ class Attached:
             return False
         return True
 
+    def _on_any_rank(self, value: bool) -> bool:
+        with self._processes.together(self._step, "a step"):
+            return not self._processes.all(not value)
+
     def _weights(self) -> list[Tensor]:
         return [] if self._recording is None else self._recording.parameters.written()
 
@@ -325,7 +343,11 @@ class Attached:
         # An exception in the loss ends the attempt with everything put back: begin a new window.
         self._fresh = True
         family, before = self._averages.family, self._judge.regime
-        outcome = self._jump.attempt(recording, policy, family)
+        try:
+            with self._processes.together(self._step, "a jump"):
+                outcome = self._jump.attempt(recording, policy, family)
+        except PeerError as error:
+            outcome = Outcome(False, reason=str(error))
         losses = outcome.loss_before, outcome.loss_after
         policy.attempted(self._step, outcome.hindcast, *losses, outcome.evaluations)
         self._judge.attempt(outcome.hindcast, self._step)
@@ -345,6 +367,8 @@ class Attached:
         self._report(outcome, stride, perf_counter() - begun)
         self._turn(before)
         self._warn()
+        if self._on_jump is not None:
+            self._on_jump(self._stats.history[-1])
 
     def _report(self, outcome: Outcome, stride: int, seconds: float) -> None:
         self._stats.add(
@@ -401,17 +425,36 @@ class Attached:
                 self._averages.family = AverageFamily(parameters.stepped, settings.decays)
             else:
                 family.follow(parameters.stepped)
-        self._recording = Recording(parameters, self._buffers, settings, self._policy.window)
+        self._recording = Recording(
+            parameters, self._buffers, settings, self._policy.window, self._processes
+        )
 
     def _check(self) -> None:
         """Say now what a fit or the loss would complain of later."""
         assert self._recording is not None
-        self._recording.check(self.settings)
-        if self._guarded is not None:
-            self._guarded.rehearse()
-            if self._residuals is not None:
-                self._residuals.check(self._guarded)
+        with self._processes.together(self._step, "attach"):
+            self._recording.check(self.settings)
+            self._processes.same("what is attached", self._described)
+            if self._guarded is not None:
+                self._guarded.rehearse()
+                if self._residuals is not None:
+                    self._residuals.check(self._guarded)
         self._checked = True
+
+    def _described(self) -> dict[str, str]:
+        """What has to be the same on all ranks."""
+        options = {
+            f"the option {field.name}": getattr(self.settings, field.name)
+            for field in fields(self.settings)
+        }
+        shown = {name: "a function" if callable(v) else repr(v) for name, v in options.items()}
+        guard = "none" if self._guarded is None else "a function"
+        return {
+            **shown,
+            "loss": guard if self._residuals is None else "residuals",
+            "the optimizer": ", ".join(type(m).__name__ for m in members(self.optimizer)),
+            "the layout of the recorded parameters": self._fingerprint(),
+        }
 
     def _restart(self) -> None:
         self._fresh = True
@@ -419,6 +462,19 @@ class Attached:
         self._next = 0
         self._judge.restart(self._step)
         self._policy.restart(self._step)
+
+    def pause(self) -> None:
+        """Leave the run alone until :meth:`resume`: steps are counted, and nothing else is done.
+
+        On all ranks alike. Twice is as once. It is no part of the state: pause a resumed run again.
+        """
+        self._paused = True
+
+    def resume(self) -> None:
+        """Go on after :meth:`pause`, as after :meth:`reset`."""
+        if self._paused:
+            self._paused = False
+            self.reset()
 
     def reset(self) -> None:
         """Begin a new window, and the average anew, with the weights as they are.
@@ -462,7 +518,9 @@ class Attached:
             )
         self._seen = True
         self._count()
-        with self._averages.applied(which, self._recording) as name:
+        with ExitStack() as stack:
+            with self._processes.together(self._step, "averaged()"):
+                name = stack.enter_context(self._averages.applied(which, self._recording))
             yield name
 
     def averaged_state_dict(self, which: Which = None) -> dict[str, Any]:
@@ -533,7 +591,11 @@ class Attached:
                 if names != self._buffers.names:
                     self._buffers.adopt(names)
                     recording = Recording(
-                        recording.parameters, self._buffers, self.settings, recording.ring.slots
+                        recording.parameters,
+                        self._buffers,
+                        self.settings,
+                        recording.ring.slots,
+                        self._processes,
                     )
                 recording.check_state(state["recording"])
             except BaseException:

@@ -102,7 +102,8 @@ class AveragedWeights:
 
     def _affordable(self, evaluations: int) -> bool:
         left = BUDGET * (perf_counter() - self._begun) - self.seconds
-        return self._cost * evaluations <= left
+        affordable = self._cost * evaluations <= left
+        return affordable if self.guarded is None else self.guarded.processes.all(affordable)
 
     def _as_known(self, candidates: dict[str, Callable[[], list[Tensor]]]) -> str:
         """The last answer; but weights that were best early in a run do not stay so."""

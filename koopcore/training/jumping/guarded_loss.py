@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from koopcore.training.parallel.processes import ALONE, Processes
 from koopcore.training.recording.live_buffers import reestimate
 from koopcore.training.recording.parameters import real, same_bits
 
@@ -34,6 +35,7 @@ class GuardedLoss:
         loss: takes nothing, returns one number: a float or a tensor of one element.
         model: whose parameters the loss may read and must not change.
         generators: further torch generators that the loss draws from, one or several.
+        processes: whose losses are averaged by every call, which all of them make.
 
     Raises (on a call): TypeError if the result is no real scalar; ValueError if the loss changed
     a parameter or accumulated into ``.grad``. A non-finite value is returned, not raised.
@@ -48,6 +50,7 @@ class GuardedLoss:
         loss: Callable[[], Any],
         model: nn.Module,
         generators: torch.Generator | Iterable[torch.Generator] = (),
+        processes: Processes = ALONE,
     ) -> None:
         if not callable(loss):
             raise TypeError(
@@ -57,6 +60,7 @@ class GuardedLoss:
         check_arguments(loss)
         self.loss = loss
         self.model = model
+        self.processes = processes
         self._random = RandomState(generators)
         self._differentiates = False
         self._raised: Exception | None = None  # by the loss, not by what is checked around it
@@ -79,7 +83,7 @@ class GuardedLoss:
 
     def __call__(self) -> float:
         """Return the loss at the model's present parameters, with the buffers as on entry."""
-        return scalar(self.run(self.loss))
+        return self.processes.mean(lambda: scalar(self.run(self.loss)))
 
     def run(self, function: Callable[[], Any]) -> Any:
         """Return what ``function`` does, under the same conditions; a tensor as a copy of its own.

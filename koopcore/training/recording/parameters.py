@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from koopcore.partition.layout import Layout
+from koopcore.training.optimizers import Stepper
 from koopcore.training.recording.ring import ALIGNMENT
 from koopcore.training.settings import Patterns
 
@@ -63,7 +64,7 @@ class TrainableParameters:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Stepper,
         include: Patterns = None,
         exclude: Patterns = None,
         masters: Mapping[str, Tensor] | None = None,
@@ -166,6 +167,11 @@ class TrainableParameters:
         """Put back what :meth:`copy` returned, bit by bit."""
         torch._foreach_copy_(self.written(), list(copies))
 
+    @torch.no_grad()
+    def checksum(self) -> str:
+        """Return what replicas of the same parameters have in common, and others do not."""
+        return " ".join(str(bits(t).sum(dtype=torch.int64).item()) for t in self.written())
+
     def written(self) -> list[Tensor]:
         """Return all that a jump writes: parameters and masters."""
         extra = [s for p, s in zip(self.parameters, self.sources, strict=True) if p is not s]
@@ -202,8 +208,19 @@ def has_lazy(model: nn.Module) -> bool:
     return any(is_lazy(t) for t in chain(model.parameters(), model.buffers()))
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether this is a DTensor, without the seconds that importing its module takes."""
+    return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return ``tensor``, or of a DTensor the shard that this process holds, always the same one."""
+    return getattr(tensor, "_local_tensor") if is_sharded(tensor) else tensor  # noqa: B009
+
+
 def real(tensor: Tensor) -> Tensor:
-    """Return ``tensor``, or a view of a complex one as pairs of real numbers."""
+    """Return :func:`local`, or a view of a complex one as pairs of real numbers."""
+    tensor = local(tensor)
     return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor
 
 
@@ -211,10 +228,14 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors are equal bit by bit, NaN and signed zeros included."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    one, other = real(one.detach()), real(other.detach())
+    return torch.equal(bits(one), bits(other))
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """Return the bits of a tensor as whole numbers."""
+    tensor = real(tensor.detach())
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    kind = kinds[one.element_size()]
-    return torch.equal(one.contiguous().view(kind), other.contiguous().view(kind))
+    return tensor.contiguous().view(kinds[tensor.element_size()])
 
 
 def matched(model: nn.Module, masters: Masters | None) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from koopcore.operators import fit
 from koopcore.partition.partition import Partition
+from koopcore.training.parallel.processes import ALONE, Processes
 from koopcore.training.recording.ring import SnapshotRing
 
 #: Snapshots of a window: the hindcast predicts the last from the others. Of nine it predicts two,
@@ -29,11 +30,13 @@ class Probe:
     Args:
         parameters: dense floating-point tensors; every k-th element in memory is sampled, seen in
             place. Look again (:meth:`follow`) when a window begins: tensors may have moved.
+        processes: whose signals are averaged, so that all judge alike.
 
     Cost: a copy of at most 8,192 elements a snapshot, one small fit a window.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, parameters: Sequence[Tensor], processes: Processes = ALONE) -> None:
+        self._processes = processes
         self._parameters = list(parameters)
         total = sum(p.numel() for p in self._parameters)
         self._every = -(-total // SAMPLED)
@@ -52,6 +55,12 @@ class Probe:
         self.ring.capture()
 
     def signals(self) -> tuple[float, float]:
+        """Return :meth:`_signals` as the processes see them together."""
+        hindcast, cosine = self._signals()
+        mean = self._processes.mean
+        return mean(lambda: hindcast), mean(lambda: cosine)
+
+    def _signals(self) -> tuple[float, float]:
         """Return hindcast error over movement, and the median cosine of successive differences.
 
         NaN for both where the steps are lost in the rounding of the weights; infinite and 0 where
