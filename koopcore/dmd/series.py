@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from koopcore import arrays
+from koopcore import arrays, checks
 from koopcore.types import FloatArray
 
 ACCEPTED = (
@@ -195,6 +195,8 @@ def read(value: Any, name: str = "X") -> Series:
         )
     kind = Kind(kind.library, kind.dtype, kind.device, systems, False, kind.labels)
     _check_finite(array, name, systems)
+    if not systems:
+        checks.warn_if_transposed(array[0], name)
     device = "cpu" if isinstance(array, np.ndarray) else arrays.where(array).split()[0].lower()
     array = _contiguous(array)
     n, m = (int(size) for size in array.shape[1:])
