@@ -76,7 +76,7 @@ def check_fit(n: int, size: int, part: Any, model: str, rank: int | None, ridge:
 
 def check_memory(n: int, part: Partition) -> None:
     """Raise MemoryError where the Gram matrices alone exceed this machine's memory."""
-    if 32 * part.n_groups * n * n < 2**28:  # what the sum below cannot exceed
+    if 32 * part.n_groups * min(n, part.largest + 1) ** 2 < 2**28:  # the sum is not above that
         return
     wide = part.sizes >= n - 1
     narrow = part.sizes[~wide].astype(np.float64)

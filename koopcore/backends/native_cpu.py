@@ -115,8 +115,8 @@ class NativeCpu(Composed):
         if n >= LONG and n >= LONG_FOR_ITS_GROUPS * m:
             solved = self._feature_fit(snapshots, part, *how, passes=SAMPLED, ranged=double)
             unsure = np.flatnonzero(solved.rank == 0)
-        elif double:
-            return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=True)
+        elif double or m == 1:  # of one parameter there is one direction
+            return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
         else:
             solved = self._feature_fit(snapshots, part, *how)
             unsure = second_pass.unsure(solved.condition, solved.rank, m, snapshots)
