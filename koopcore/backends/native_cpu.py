@@ -36,14 +36,21 @@ class NativeCpu(Composed):
     def __init__(self, module: Any) -> None:
         self._cpu = module
 
+    def _groups(self, part: Partition) -> Any:
+        """The partition's segments, checked once; kept with it, for training loops."""
+        groups = part.kept.get(self.name)
+        if groups is None:
+            groups = part.kept[self.name] = self._cpu.Groups(tuple(part.segments))
+        return groups
+
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
-        result: FloatArray = self._cpu.gram(snapshots.array, snapshots.order, part.segments)
+        result: FloatArray = self._cpu.gram(snapshots.array, snapshots.order, self._groups(part))
         return result
 
     def feature_gram(
         self, snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
     ) -> FloatArray:
-        result: FloatArray = self._cpu.feature_gram(*snapshots, part.segments, affine, stops)
+        result: FloatArray = self._cpu.feature_gram(*snapshots, self._groups(part), affine, stops)
         return result
 
     def solve(self, gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
@@ -61,7 +68,7 @@ class NativeCpu(Composed):
 
         With ``ahead`` a small group is predicted while its snapshots are in the cache.
         """
-        return Companion(*self._cpu.gram_solve(*snapshots, part.segments, affine, holdout, ahead))
+        return Companion(*self._cpu.gram_solve(*snapshots, self._groups(part), affine, holdout, ahead))
 
     def project(
         self, a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
@@ -93,7 +100,7 @@ class NativeCpu(Composed):
     def combine(
         self, snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
     ) -> None:
-        self._cpu.combine(*snapshots, part.segments, weights, out)
+        self._cpu.combine(*snapshots, self._groups(part), weights, out)
 
     def feature_fit(
         self,
@@ -154,7 +161,7 @@ class NativeCpu(Composed):
         ranged: bool = False,
     ) -> FeatureSolved:
         """How often the snapshots are read; ``ranged``: out of range, the residual is NaN."""
-        given = *snapshots, part.segments, affine, holdout, ahead, passes, rank, ranged
+        given = *snapshots, self._groups(part), affine, holdout, ahead, passes, rank, ranged
         ranks, condition, residual, hindcast, operator, whitener, start, readout = (
             self._cpu.feature_fit(*given)
         )
@@ -171,7 +178,7 @@ class NativeCpu(Composed):
         out: npt.NDArray[Any],
     ) -> None:
         """Rollout and combine, the weights never leaving the cache."""
-        self._cpu.companion_endpoint(*snapshots, part.segments, coefficients, affine, horizons, out)
+        self._cpu.companion_endpoint(*snapshots, self._groups(part), coefficients, affine, horizons, out)
 
     def feature_endpoint(
         self,
@@ -189,7 +196,7 @@ class NativeCpu(Composed):
             return
         self._cpu.feature_endpoint(
             *snapshots,
-            part.segments,
+            self._groups(part),
             projection.operator,
             projection.start,
             readout,
@@ -200,12 +207,12 @@ class NativeCpu(Composed):
 
     def gather(self, snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
         result: FloatArray = self._cpu.gather(
-            snapshots.array, snapshots.order[np.asarray(rows, dtype=np.int64)], part.segments
+            snapshots.array, snapshots.order[np.asarray(rows, dtype=np.int64)], self._groups(part)
         )
         return result
 
     def scatter(self, part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
-        self._cpu.scatter(part.segments, values, out)
+        self._cpu.scatter(self._groups(part), values, out)
 
 
 def load() -> NativeCpu:

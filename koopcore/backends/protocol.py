@@ -46,6 +46,7 @@ class Companion(NamedTuple):
     residual: FloatArray  # (n_groups,) ‖F a - f'_last‖, in the parameters' unit
     condition: FloatArray  # (n_groups,) estimate of cond(F), columns scaled to unit norm
     hindcast: FloatArray  # (n_groups,) error of predicting x_n from x_{n-holdout}, / movement
+    whole: bool = False  # known: every rank is N and every coefficient finite
 
 
 class Projection(NamedTuple):
