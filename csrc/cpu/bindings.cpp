@@ -100,7 +100,7 @@ void bind_companion(py::module_ &m) {
     CompanionResult result(groups.view.count, n - 1 - int(affine));
     work(gram_solve, snapshots.view, groups.view, SolveJob{n, affine, holdout, result.view},
          at.horizons, at.output);
-    return py::tuple(result.tuple + py::make_tuple(result.whole()));
+    return py::make_tuple(result.tuple, result.whole());
   });
   m.def("rollout", [](const Doubles &coefficients, bool affine, const Sizes &horizons) {
     if (coefficients.ndim() != 2 || coefficients.shape(1) < 1)

@@ -17,7 +17,15 @@ import numpy.typing as npt
 from koopcore._native import build_record
 from koopcore.backends import second_pass
 from koopcore.backends.composed import Composed
-from koopcore.backends.protocol import Ahead, Companion, FeatureSolved, Projection, Snapshots
+from koopcore.backends.large_groups import FEW, LARGE, LARGE_ALONE, feature_fit
+from koopcore.backends.protocol import (
+    Ahead,
+    Companion,
+    FeatureSolved,
+    Projection,
+    Snapshots,
+    WholeCompanion,
+)
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray
 
@@ -68,7 +76,9 @@ class NativeCpu(Composed):
 
         With ``ahead`` a small group is predicted while its snapshots are in the cache.
         """
-        return Companion(*self._cpu.gram_solve(*snapshots, self._groups(part), affine, holdout, ahead))
+        groups = self._groups(part)
+        solved, whole = self._cpu.gram_solve(*snapshots, groups, affine, holdout, ahead)
+        return (WholeCompanion if whole else Companion)._make(solved)
 
     def project(
         self, a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
@@ -119,10 +129,15 @@ class NativeCpu(Composed):
         m, n = int(part.sizes[0]), len(snapshots.order)
         double = snapshots.array.dtype == np.float64
         how = affine, holdout, ahead
-        if n >= LONG and n >= LONG_FOR_ITS_GROUPS * m:
+        if m >= LARGE or (m >= LARGE_ALONE and part.n_groups <= FEW):
+            solved = feature_fit(snapshots, part, *how)
+            unsure = np.flatnonzero(solved.rank == 0)
+        elif m == 1 and n < LONG * part.n_groups:  # of one parameter there is one direction
+            return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
+        elif n >= LONG and n >= LONG_FOR_ITS_GROUPS * m:
             solved = self._feature_fit(snapshots, part, *how, passes=SAMPLED, ranged=double)
             unsure = np.flatnonzero(solved.rank == 0)
-        elif double or m == 1:  # of one parameter there is one direction
+        elif double:
             return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
         else:
             solved = self._feature_fit(snapshots, part, *how)
@@ -178,7 +193,8 @@ class NativeCpu(Composed):
         out: npt.NDArray[Any],
     ) -> None:
         """Rollout and combine, the weights never leaving the cache."""
-        self._cpu.companion_endpoint(*snapshots, self._groups(part), coefficients, affine, horizons, out)
+        groups = self._groups(part)
+        self._cpu.companion_endpoint(*snapshots, groups, coefficients, affine, horizons, out)
 
     def feature_endpoint(
         self,

@@ -46,7 +46,12 @@ class Companion(NamedTuple):
     residual: FloatArray  # (n_groups,) ‖F a - f'_last‖, in the parameters' unit
     condition: FloatArray  # (n_groups,) estimate of cond(F), columns scaled to unit norm
     hindcast: FloatArray  # (n_groups,) error of predicting x_n from x_{n-holdout}, / movement
-    whole: bool = False  # known: every rank is N and every coefficient finite
+
+
+class WholeCompanion(Companion):
+    """One of which every rank is known to be N and every coefficient finite."""
+
+    __slots__ = ()
 
 
 class Projection(NamedTuple):

@@ -18,6 +18,7 @@ from koopcore.backends.protocol import (
     Companion,
     Projection,
     Snapshots,
+    WholeCompanion,
     out_of_range,
 )
 from koopcore.checks import raise_non_finite
@@ -157,7 +158,7 @@ class _Fitting:
             solved = self.backend.gram_solve(
                 self.snapshots, groups.part, recipe.affine, self.holdout, self.ahead
             )
-            if solved.whole:
+            if isinstance(solved, WholeCompanion):
                 return Sides([CompanionFit.of(*groups, recipe.affine, solved)], [])
             if math.isfinite(solved.coefficients.sum()):
                 full, rest = self.by_rank(groups, recipe, solved)
