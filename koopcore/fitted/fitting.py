@@ -18,6 +18,7 @@ from koopcore.backends.protocol import (
     Companion,
     Projection,
     Snapshots,
+    WholeCompanion,
     out_of_range,
 )
 from koopcore.checks import raise_non_finite
@@ -111,7 +112,8 @@ def _keep_last_snapshot(
     out: npt.NDArray[Any],
 ) -> None:
     """The last snapshot in the columns of groups without a fit."""
-    if sum(len(fit.groups) for fit in fits) == part.n_groups:
+    covered = len(fits[0].groups) if len(fits) == 1 else sum(len(fit.groups) for fit in fits)
+    if covered == part.n_groups:
         return
     last = snapshots.array[snapshots.order[-1]]
     missing = np.ones(part.n_groups, dtype=np.bool_)
@@ -156,6 +158,8 @@ class _Fitting:
             solved = self.backend.gram_solve(
                 self.snapshots, groups.part, recipe.affine, self.holdout, self.ahead
             )
+            if isinstance(solved, WholeCompanion):
+                return Sides([CompanionFit.of(*groups, recipe.affine, solved)], [])
             if math.isfinite(solved.coefficients.sum()):
                 full, rest = self.by_rank(groups, recipe, solved)
                 return Sides(full, self.without_full_rank(groups, rest))
