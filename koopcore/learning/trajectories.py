@@ -254,6 +254,17 @@ def scaled(data: Pairs, standardize: bool) -> Scaled:
     return Scaled(data.with_states(moved / scale), shift, scale)
 
 
+def standardized(data: Pairs, shift: FloatArray, scale: FloatArray) -> Scaled:
+    """The pairs of (x - shift) / scale; ValueError for a state without a scale."""
+    still = np.flatnonzero(scale == 0.0)
+    if still.size:
+        raise ValueError(
+            f"states {still.tolist()} never change, so they have no scale; leave them out, "
+            "or learn with standardize=False"
+        )
+    return Scaled(data.with_states((data.states - shift) / scale), shift, scale)
+
+
 def power_of_two(columns: FloatArray) -> FloatArray:
     """A power of two next to the largest magnitude of every column: dividing by it is exact.
 

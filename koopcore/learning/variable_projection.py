@@ -23,7 +23,7 @@ from koopcore.learning.rollouts import Windows, bounded, excess, spectral_radius
 from koopcore.learning.trajectories import Samples, Scaled, Trajectories, samples
 from koopcore.types import FloatArray
 
-RIDGES = tuple(10.0**k for k in range(-13, 0))
+RIDGES = tuple(10.0**k for k in range(-10, 1))
 """What ``ridge="validation"`` chooses from."""
 
 _PENALTY = 1e3  # of Σ max(0, |λ| - radius)², beside the logarithm of an error
@@ -53,9 +53,10 @@ class VariableProjectionLearner(Learner):
     spectral_radius: bound on |λ| of K. Eigenvalues beyond are penalized in the objective of a
     horizon, and in the end moved onto the bound; None: no bound. ValueError where the bound is
     below what the data allow: it makes one step worse than predicting no motion.
-    ridge: Tikhonov term of K, relative to every feature's own mean square; rounding at least. With
-    "validation", the one of `RIDGES` whose predictions of ``horizon`` steps are best on the
-    samples held out, chosen at the start and again at the end; use it where there is noise.
+    ridge: Tikhonov term of K, relative to every feature's own mean square; rounding at least, and
+    with a horizon 1e-10, or its gradient is rounding. With "validation", the one of `RIDGES` whose
+    predictions of ``horizon`` steps are best on the samples held out, chosen at the start and again
+    at the end; use it where there is noise.
     validation: the part of the trajectories held out, from the end; then θ is the iterate that
     predicts them best, and K is solved for with all. 0: the iterate of the least objective.
     tolerance: stop where the objective falls by less, relatively (F) or absolutely (of a horizon).
@@ -151,7 +152,7 @@ class VariableProjectionLearner(Learner):
             moments = before.plus(moments)
         self._moments = moments
         self.history_ = History(stopped="iterations")
-        self.ridge_ = _least(float(self.ridge), len(moments.gram))
+        self.ridge_ = _least(float(self.ridge), len(moments.gram), 1)
         self.operator_ = self._from_moments(theta, moments, problem)
         return self
 
@@ -206,7 +207,7 @@ class VariableProjectionLearner(Learner):
         """The ridge: as set, or the one that predicts the samples held out best."""
         h = self.dictionary.n_features + learning.inputs.shape[1]
         if self.ridge != "validation":
-            return _least(float(self.ridge), h)
+            return _least(float(self.ridge), h, self.horizon)
         assert judge is not None
         features = self.dictionary.features(theta, learning.data.states)
         moments = _Moments.of(features, learning)
@@ -291,7 +292,7 @@ class VariableProjectionLearner(Learner):
             raise ValueError(
                 f"spectral_radius is {radius:g}, below what the data allow: K has {largest:.6g}; "
                 f"under the bound one step misses by {math.sqrt(missed / motion):.3g} times "
-                "the motion; predicting no motion is better. Raise spectral_radius, or leave it away"
+                "the motion, more than no motion would. Raise spectral_radius, or leave it away"
             )
         return moved
 
@@ -603,9 +604,13 @@ def _stages(horizon: int, n_iterations: int) -> list[tuple[int, int]]:
     ]
 
 
-def _least(ridge: float, h: int) -> float:
-    """At least the rounding of a Gram matrix, below which a Cholesky factor may not exist."""
-    return max(ridge, 16.0 * rank_tolerance(h))
+def _least(ridge: float, h: int, horizon: int) -> float:
+    """At least the rounding of a Gram matrix, below which a Cholesky factor may not exist.
+
+    The gradient of a horizon goes back through the solve: rounding over the ridge is what it
+    misses, and below 1e-10 the line search fails of it.
+    """
+    return max(ridge, 16.0 * rank_tolerance(h) if horizon == 1 else 1e-10)
 
 
 def _output_readout(features: FloatArray, outputs: FloatArray, part: Samples) -> FloatArray:
