@@ -20,7 +20,7 @@ from koopcore.learning.history import History
 from koopcore.learning.learned_operator import LearnedOperator, check_readout, fit_readout
 from koopcore.learning.progress import bar
 from koopcore.learning.rollouts import Windows, bounded, excess, spectral_radius
-from koopcore.learning.trajectories import Samples, Scaled, Trajectories, samples
+from koopcore.learning.trajectories import Samples, Scaled, Trajectories, beside, samples
 from koopcore.types import FloatArray
 
 RIDGES = tuple(10.0**k for k in range(-10, 1))
@@ -105,7 +105,7 @@ class VariableProjectionLearner(Learner):
         self._check()
         problem, (theta, _) = self._begin(X, initial, y)
         whole_set = samples(problem.data, u, sample_weight)
-        seen = None if outputs is None else samples(problem.data, outputs, None).inputs
+        seen = None if outputs is None else beside("outputs", outputs, problem.data)
         learning, held = whole_set, None
         if self._validation() > 0.0:
             learning, held = whole_set.divided(self._validation())
@@ -164,16 +164,18 @@ class VariableProjectionLearner(Learner):
         callback: Callable[[int, FloatArray], object] | None,
     ) -> FloatArray:
         """θ after all stages; sets ``ridge_`` and writes ``history_``."""
-        stages = _stages(self.horizon, self.n_iterations)
         judge = None if held is None else self._projection(held, self.horizon, 0.0)
         self.ridge_ = self._ridge(theta, learning, judge)
+        stages = [
+            (self._projection(learning, horizon, self.ridge_), most)
+            for horizon, most in _stages(self.horizon, self.n_iterations)
+        ]
         if not len(theta):
             return theta
         best = _Best(theta)
         count = 0
         with bar(self.n_iterations, self.progress) as advance:
-            for horizon, most in stages:
-                objective = self._projection(learning, horizon, self.ridge_)
+            for objective, most in stages:
 
                 def listener(theta: FloatArray, objective: Any = objective) -> None:
                     nonlocal count
