@@ -168,6 +168,7 @@ def instructions(source: str, architecture: int) -> dict[str, Counter[str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="keep what is found")
+    parser.add_argument("--files", nargs="*", choices=SOURCES, default=SOURCES, metavar="FILE")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilations at once")
     parser.add_argument("--occupancy", action="store_true", help="of the batched solve")
     parser.add_argument("--instructions", nargs=2, metavar=("FILE", "ARCHITECTURE"))
@@ -184,15 +185,17 @@ def main() -> int:
     if NVCC is None:
         print("no nvcc on PATH: nothing was compiled")
         return 0
-    jobs = [(source, of) for of in ARCHITECTURES for source in SOURCES]
+    jobs = [(source, of) for of in ARCHITECTURES for source in arguments.files]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         results = list(pool.map(lambda job: compile_one(*job), jobs))
     table: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
     for (source, of), kernels in zip(jobs, results, strict=True):
         table.setdefault(f"sm_{of}", {})[source] = kernels
-    if write:
-        GOLDEN.write_text(written(table))
     golden = read_golden()
+    if write:
+        for place, files in table.items():
+            golden[place].update(files)
+        GOLDEN.write_text(written(golden))
     wrong = [
         line
         for place, files in table.items()
