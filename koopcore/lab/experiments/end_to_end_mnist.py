@@ -81,7 +81,7 @@ def settings(quick: bool, data: str | None = None) -> dict[str, Any]:
                 "seeds": list(range(510, 514)),
                 "steps": 1000,
                 "batch": 64,
-                "rates": {"sgd": [0.6, 1.2, 2.4], "adamw": [0.005, 0.01, 0.02]},
+                "rates": {"sgd": [0.6, 1.2, 2.4], "adamw": [0.01, 0.02, 0.04]},
             },
             "characters": {
                 "seeds": list(range(520, 523)),
