@@ -372,7 +372,12 @@ class Attached:
         settings = self.settings
         try:
             parameters = TrainableParameters(
-                self.model, self.optimizer, settings.include, settings.exclude, self._masters
+                self.model,
+                self.optimizer,
+                settings.include,
+                settings.exclude,
+                self._masters,
+                self._processes,
             )
         except NothingToRecordError as error:
             if not self._checked:

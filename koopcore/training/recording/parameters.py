@@ -14,7 +14,9 @@ from torch.nn.parameter import is_lazy
 
 from koopcore.partition.layout import Layout
 from koopcore.training.optimizers import Stepper
-from koopcore.training.recording.ring import ALIGNMENT
+from koopcore.training.parallel.processes import ALONE, Processes
+from koopcore.training.parallel.shards import Shards, reshard, sharded_modules
+from koopcore.training.recording.ring import ALIGNMENT, place
 from koopcore.training.settings import Patterns
 
 Masters: TypeAlias = Mapping[str, Tensor] | Sequence[Tensor]
@@ -55,6 +57,7 @@ class TrainableParameters:
         model: an ``nn.Module`` without wrappers. optimizer: holds the parameters, or the masters.
         include, exclude: fnmatch patterns on parameter names.
         masters: name -> master, of :func:`matched`.
+        processes: those that hold the other shards of DTensors.
 
     Raises:
         NothingToRecordError: and why, for each parameter.
@@ -67,8 +70,10 @@ class TrainableParameters:
         include: Patterns = None,
         exclude: Patterns = None,
         masters: Mapping[str, Tensor] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.model = model
+        self._sharded = sharded_modules(model)
         self.optimizer = optimizer
         self._masters = dict(masters or {})
         self._marks = self._scan()
@@ -110,6 +115,12 @@ class TrainableParameters:
             for n, stepped, source in zip(self.names, self.stepped, self.sources, strict=True)
         ]
         self.offsets = [t.offset for t in self.layout.tensors]
+        self.width = self.layout.size
+        #: Where the pieces here lie in the whole tensors; None where those are here.
+        self.shards: Shards | None = None
+        if any(map(is_sharded, self.stepped)):
+            self.shards = Shards(self.layout, self.stepped, processes)
+            self.offsets, self.width = place(self.sources, None, None)
 
     def changed(self) -> bool:
         """Return whether other tensors, or tensors of another kind, would be recorded now.
@@ -120,6 +131,7 @@ class TrainableParameters:
         return self._scan() != self._marks
 
     def _scan(self) -> list[tuple[Any, ...]]:
+        reshard(self._sharded)
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         return [
             (name, id(p), p.requires_grad, _kind(p), id(self._masters.get(name, p)) in held)
@@ -138,6 +150,7 @@ class TrainableParameters:
         pairs = [(p, s) for p, s in zip(self.parameters, self.sources, strict=True) if p is not s]
         if pairs:
             torch._foreach_copy_([p for p, _ in pairs], [s for _, s in pairs])
+        reshard(self._sharded)
 
     @contextmanager
     def exchanged(self, values: Sequence[Tensor]) -> Iterator[None]:
@@ -158,10 +171,13 @@ class TrainableParameters:
     def restore(self, copies: Sequence[Tensor]) -> None:
         """Put back what :meth:`copy` returned, bit by bit."""
         torch._foreach_copy_(self.written(), list(copies))
+        reshard(self._sharded)
 
     @torch.no_grad()
     def checksum(self) -> str:
         """Return what replicas of the same parameters have in common, and others do not."""
+        if self.shards is not None:
+            return "of shards"
         return " ".join(str(bits(t).sum(dtype=torch.int64).item()) for t in self.written())
 
     def written(self) -> list[Tensor]:
@@ -260,7 +276,7 @@ def _kind(tensor: Tensor) -> tuple[Any, ...] | None:
     """Shape, dtype, device; for complex tensors, which are seen through a view, the address too."""
     if is_lazy(tensor):
         return None
-    address = tensor.data_ptr() if tensor.is_complex() else None
+    address = local(tensor).data_ptr() if tensor.is_complex() else None
     return tensor.shape, tensor.dtype, tensor.device, address
 
 

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from koopcore.backends import backend_for
 from koopcore.checks import check_fit
+from koopcore.operators import KoopmanOperators, fit
 from koopcore.partition.layout import Layout
 from koopcore.partition.partition import Partition
 from koopcore.training.jumping.bounds import GroupBounds
 from koopcore.training.parallel.processes import ALONE, Processes
+from koopcore.training.parallel.shards import LocalGroups, SpreadOperators
 from koopcore.training.recording.live_buffers import LiveBuffers
 from koopcore.training.recording.normalized_update import normalized_update
 from koopcore.training.recording.parameters import TrainableParameters
@@ -53,8 +55,15 @@ class Recording:
         self.processes = processes
         self.parameters = parameters
         self.buffers = buffers
+        shards = parameters.shards
+        self._whole = partition
+        self._groups: LocalGroups | None = None
+        self.width = parameters.width
+        if shards is not None:
+            self._groups = shards.groups_here(partition, parameters.offsets, self.width)
+            partition = self._groups.part
+            self.width = partition.size
         self.n_groups = partition.n_groups
-        self.width = parameters.layout.size
         self.with_update = settings.observables == "weights+update"
         self.scale = 1.0
         copies = 2 if self.with_update else 1
@@ -70,22 +79,30 @@ class Recording:
         self.partition = with_updates_and_buffers(
             partition, self.with_update, offsets, tensors, size, buffers.tensors
         )
+        if self._groups is not None:
+            counted = with_updates_and_buffers(
+                self._groups.counted, self.with_update, offsets, tensors, size, []
+            )
+            self._groups = self._groups._replace(counted=counted)
         kind: type[DifferenceRing | SnapshotRing]
         kind = DifferenceRing if settings.storage == "bfloat16" else SnapshotRing
         dtype = torch.float32 if settings.storage == "float32" else None
-        self.probe = Probe(parameters.sources, processes)
+        self.probe = Probe(parameters.sources, processes, shards)
         self._bounds: GroupBounds | None = None
+        self._counted: Tensor | None = None  # columns of the weights that are counted here
         self.ring = kind(tensors, slots, offsets=offsets, size=size, dtype=dtype)
         affine = settings.operator == "affine"
-        possible = max(1, min(slots - 1 - affine, self.partition.largest))
+        largest = max(self.partition.largest, copies * self._whole.largest)
+        possible = max(1, min(slots - 1 - affine, largest))
         self.rank = None if settings.rank is None else min(settings.rank, possible)
 
     def check(self, settings: Settings) -> None:
         """Raise what :func:`koopcore.fit` would raise for such windows and settings."""
+        part = self.partition if self._groups is None else self._whole
         check_fit(
             self.ring.slots,
-            self.ring.size,
-            self.partition,
+            part.size,
+            part,
             settings.operator,
             settings.rank,
             settings.ridge,
@@ -102,13 +119,41 @@ class Recording:
             return
         rows, order = self.ring.snapshots()
         moved = rows[order[-1], : self.width] - rows[order[0], : self.width]
-        movement = float(moved.norm()) / (len(order) - 1)
-        update = float(rows[order[-1], self.width : 2 * self.width].norm())
+        movement = self.norm(moved) / (len(order) - 1)
+        update = self.norm(rows[order[-1], self.width : 2 * self.width])
         if movement > 0 and update > 0 and math.isfinite(movement) and math.isfinite(update):
             factor = 2.0 ** round(math.log2(movement / update))
             if factor != 1.0:
                 self.ring.rescale(self.width, 2 * self.width, factor)
                 self.scale *= factor
+
+    def norm(self, row: Tensor) -> float:
+        """Return the norm of ``width`` columns, over all shards of the weights."""
+        if self._groups is None:
+            return float(row.norm())
+        if self._counted is None:
+            counted = np.zeros(self.width, dtype=np.bool_)
+            for group in range(self._groups.counted.n_groups):
+                columns = self._groups.counted.indices(group)
+                counted[columns[columns < self.width]] = True
+            self._counted = torch.from_numpy(counted).to(row.device)
+        squares = float(row[self._counted].double().square().sum())
+        return math.sqrt(float(self.processes.total(np.array([squares]))[0]))
+
+    def operators(self, settings: Settings) -> KoopmanOperators | SpreadOperators:
+        """Return the operators of the window, those of groups that cross shards fitted together."""
+        rows, order = self.ring.snapshots()
+        options: dict[str, Any] = {
+            "model": settings.operator,
+            "ridge": settings.ridge,
+            "backend": settings.backend,
+            "order": order,
+        }
+        if self._groups is None:
+            return fit(rows, self.partition, rank=self.rank, **options)
+        return SpreadOperators(
+            rows, self.partition, self._groups, self.processes, self.rank, **options
+        )
 
     def weights(self, row: Tensor) -> list[Tensor]:
         """Return the weights' part of a row, as views in the parameters' shapes."""
@@ -118,6 +163,8 @@ class Recording:
         """Return what keeps single groups of the window from spoiling a prediction of all."""
         if self._bounds is None:
             self._bounds = GroupBounds(self.partition, self.ring.device)
+            if self._groups is not None:
+                self._bounds.share(self._groups.counted, self._groups.shared, self.processes)
         bounds = self._bounds
         rows, order = self.ring.snapshots()
         newest, oldest, span = rows[order[-1]], rows[order[0]], len(order) - 1
