@@ -38,7 +38,7 @@ from koopcore.training.state import check_like, check_range, same
 from koopcore.training.statistics import JumpRecord, Statistics
 
 #: Of the format of saved states.
-VERSION = 2
+VERSION = 3
 
 #: Attempts in vain, and steps under noise without a look at the averages, after which a warning
 #: says that the run gains nothing.
@@ -475,8 +475,8 @@ class Attached:
         Yields the name. Batch-norm statistics are re-estimated at the average by one run of
         ``loss``. Asking ``loss`` for all candidates costs one evaluation each; when that would take
         more than 0.5 % of the run, the last answer stands, so name one where each call must give
-        the same. RuntimeError before the first step, after :meth:`detach`, and where nothing trains;
-        ValueError for what there is not.
+        the same. RuntimeError before the first step, after :meth:`detach`, and where nothing
+        trains; ValueError for what there is not.
         """
         self._stay_attached("averaged()")
         self._look()
@@ -575,7 +575,8 @@ class Attached:
             self._recording = recording
         family = self._averages.family
         if state["layout"] and family is not None and self._recording is not None:
-            family.load_state_dict(state["averages"], self._recording.parameters.names)
+            parameters = self._recording.parameters
+            family.load_state_dict(parameters.pieces(state["averages"]), parameters.names)
         self._step = self._counted = state["step"]
         self._next = 0
         self._fresh = state["fresh"]
@@ -642,7 +643,7 @@ class Attached:
         family, recording = self._averages.family, self._recording
         if family is None or recording is None:
             return {}
-        return family.state_dict(recording.parameters.names)
+        return recording.parameters.spread(family.state_dict(recording.parameters.names))
 
     def _jumps_state(self) -> dict[str, Any]:
         if self._recording is None or not isinstance(self._jump, SpanJump):
@@ -654,6 +655,7 @@ class Attached:
         if family is None or recording is None:
             check_like(state, {}, "the averages in the saved state")
         else:
+            state = recording.parameters.pieces(state)
             family.check_state(state, recording.parameters.names)
 
     def _stay_attached(self, what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -179,6 +179,27 @@ class TrainableParameters:
         if self.shards is not None:
             return "of shards"
         return " ".join(str(bits(t).sum(dtype=torch.int64).item()) for t in self.written())
+
+    def spread(self, state: Any) -> Any:
+        """Return a state with tensors under parameters' names as DTensors, where these are."""
+        shards = self.shards
+        return state if shards is None else self._mapped(state, shards.whole)
+
+    def pieces(self, state: Any) -> Any:
+        """Return the same with the pieces of this process, from DTensors or whole tensors."""
+        shards = self.shards
+        return state if shards is None else self._mapped(state, shards.piece_of)
+
+    def _mapped(self, state: Any, change: Callable[[int, Tensor], Tensor]) -> Any:
+        if not isinstance(state, Mapping):
+            return state
+        numbers = {name: k for k, name in enumerate(self.names)}
+        return {
+            key: change(numbers[key], value)
+            if isinstance(value, Tensor) and key in numbers
+            else self._mapped(value, change)
+            for key, value in state.items()
+        }
 
     def written(self) -> list[Tensor]:
         """Return all that a jump writes: parameters and masters."""

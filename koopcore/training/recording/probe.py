@@ -15,6 +15,7 @@ from koopcore.partition.partition import Partition
 from koopcore.training.parallel.processes import ALONE, Processes
 from koopcore.training.parallel.shards import Shards
 from koopcore.training.recording.ring import ALIGNMENT, SnapshotRing, place
+from koopcore.training.state import check_like
 
 #: Snapshots of a window: the hindcast predicts the last from the others. Of nine it predicts two,
 #: which under oscillations goes as wrong as noise does (0.05 to 0.06 where seven have 0.03).
@@ -105,16 +106,43 @@ class Probe:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the window begun; shapes depend on the parameters alone."""
-        return self.ring.state_dict()
+        state = self.ring.state_dict()
+        return {**state, "size": self._count, "data": self._whole(state["data"])}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
-        self.ring.check_state(state, "the probe in the saved state")
+        where = "the probe in the saved state"
+        here = self.ring.state_dict()
+        whole = here["data"].new_empty(self.ring.slots, self._count)
+        check_like(state, {**here, "size": 1, "data": whole}, where)
+        self.ring.check_state({**state, "size": self.ring.size, "data": here["data"]}, where)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         self.ring.tensors = self._samples()
-        self.ring.load_state_dict(state)
+        rows = torch.zeros_like(self.ring.data)
+        rows[:, self._columns()] = state["data"][:, self._numbers()].to(rows)
+        self.ring.load_state_dict({**state, "size": self.ring.size, "data": rows})
+
+    def _whole(self, rows: Tensor) -> Tensor:
+        """The samples of all processes, one behind the other; a word from each of them."""
+        rows = rows[:, self._columns()]
+        if self._shards is None:
+            return rows.contiguous()
+        whole = np.zeros((len(rows), self._count))
+        whole[:, self._numbers()] = rows.double().cpu().numpy()
+        return torch.from_numpy(self._processes.total(whole)).to(rows)
+
+    def _columns(self) -> list[int]:
+        """Where the samples here lie in a row, without the padding between tensors."""
+        pairs = zip(self.ring.offsets, self.ring.shapes, strict=True)
+        return [start + k for start, shape in pairs for k in range(shape.numel())]
+
+    def _numbers(self) -> list[int]:
+        """Which of all samples those are."""
+        if self._shards is None:
+            return list(range(self._count))
+        return [int(k) for k in self._shards.sampled(self._every)]
 
     def _samples(self) -> list[Tensor]:
         parameters = [p.detach() for p in self._parameters]

@@ -25,7 +25,7 @@ from koopcore.training.recording.parameters import TrainableParameters
 from koopcore.training.recording.probe import Probe
 from koopcore.training.recording.ring import DifferenceRing, SnapshotRing, place
 from koopcore.training.settings import PartitionLike, Settings
-from koopcore.training.state import check_like
+from koopcore.training.state import check_like, same
 
 
 class Recording:
@@ -186,17 +186,19 @@ class Recording:
     def state_dict(self) -> dict[str, Any]:
         """Return the ring and the scale of the updates.
 
-        Shapes depend on settings and parameters alone: the columns of live buffers, of which a
-        fresh attachment knows none, are packed into bytes.
+        Shapes depend on settings and parameters alone, not on how these are spread over processes:
+        each parameter has its own rows, a DTensor where it is one. The columns of live buffers, of
+        which a fresh attachment knows none, are packed into bytes.
         """
         ring = self.ring.state_dict()
         packed = io.BytesIO()
         rows = {name: t for name, t in ring.items() if isinstance(t, Tensor)}
         torch.save({name: t[..., self._fixed :].cpu().clone() for name, t in rows.items()}, packed)
-        ring |= {name: t[..., : self._fixed].contiguous() for name, t in rows.items()}
+        position = {name: value for name, value in ring.items() if name not in rows}
         return {
             "scale": self.scale,
-            "ring": ring,
+            "ring": position | {"size": self._whole.size},
+            "rows": {name: self._by_name(t) for name, t in rows.items()},
             "probe": self.probe.state_dict(),
             "buffers": list(self.buffers.names),
             "buffer_rows": packed.getvalue(),
@@ -204,17 +206,80 @@ class Recording:
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
-        like = {"scale": 1.0, "ring": {}, "probe": {}, "buffers": [], "buffer_rows": b""}
-        flat = {k: {} if k in ("ring", "probe") else v for k, v in state.items()}
-        check_like(flat, like, "the recording in the saved state")
+        where = "the recording in the saved state"
+        parts = ("ring", "rows", "probe")
+        like = {
+            "scale": 1.0,
+            "ring": {},
+            "rows": {},
+            "probe": {},
+            "buffers": [],
+            "buffer_rows": b"",
+        }
+        flat = {k: {} if k in parts and isinstance(v, Mapping) else v for k, v in state.items()}
+        check_like(flat, like, where)
+        if not 0 < state["scale"] < math.inf:
+            raise ValueError(f"{where}['scale'] is {state['scale']}; a number > 0 is needed")
         self.probe.check_state(state["probe"])
-        self.ring.check_state(_joined(state), "the ring in the saved state")
+        here = {n: self._by_name(t) for n, t in self.ring.state_dict().items() if _is_rows(t)}
+        ring = "the ring in the saved state"
+        if not same(state["ring"].get("kind"), type(self.ring).__name__):
+            raise ValueError(
+                f"{ring} is a {state['ring'].get('kind')!r}, this one a "
+                f"{type(self.ring).__name__}; attach with the storage of the run that saved it"
+            )
+        check_like(state["rows"], here, ring)
+        self.ring.check_state(self._joined(state), ring)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        self.ring.load_state_dict(_joined(state))
+        self.ring.load_state_dict(self._joined(state))
         self.probe.load_state_dict(state["probe"])
         self.scale = float(state["scale"])
+
+    def _names(self) -> list[tuple[str, int]]:
+        """Name and number of each tensor that is recorded whatever buffers are live."""
+        names = list(enumerate(self.parameters.names))
+        updates = [(f"update of {name}", k) for k, name in names] if self.with_update else []
+        return [*((name, k) for k, name in names), *updates]
+
+    def _by_name(self, rows: Tensor) -> dict[str, Tensor]:
+        """The columns of each tensor, in its own shape behind the rows' other axes."""
+        shards = self.parameters.shards
+        named = {}
+        for (name, k), start, shape in zip(
+            self._names(), self.ring.offsets, self.ring.shapes, strict=False
+        ):
+            columns = rows[..., start : start + shape.numel()].clone()
+            columns = columns.view(*rows.shape[:-1], *shape)
+            named[name] = columns if shards is None else shards.whole(k, columns)
+        return named
+
+    @torch.no_grad()
+    def _joined(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of the ring: the columns of all tensors, and of the live buffers, in rows."""
+        shards = self.parameters.shards
+        ring = dict(state["ring"])
+        if same(ring.get("size"), self._whole.size):
+            ring["size"] = self.ring.size
+        packed = _unpacked(state["buffer_rows"])
+        for kind, empty in self.ring.state_dict().items():
+            if not _is_rows(empty):
+                continue
+            rows = empty.zero_()
+            for (name, k), start, shape in zip(
+                self._names(), self.ring.offsets, self.ring.shapes, strict=False
+            ):
+                given = state["rows"][kind][name]
+                columns = given if shards is None else shards.piece_of(k, given)
+                rows[..., start : start + shape.numel()] = columns.reshape(*rows.shape[:-1], -1)
+            last = packed[kind].to(rows)
+            if last.shape == rows[..., self._fixed :].shape:
+                rows[..., self._fixed :] = last
+            elif last.shape[-1]:
+                rows = torch.cat([rows[..., : self._fixed], last], dim=-1)  # refused by its size
+            ring[kind] = rows
+        return ring
 
     def _state(self) -> list[Tensor]:
         sources = self.parameters.sources
@@ -226,19 +291,18 @@ class Recording:
         return [*sources, *updates, *self.buffers.tensors]
 
 
-def _joined(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of the ring, with the columns of live buffers behind the others."""
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _unpacked(packed: bytes) -> dict[str, Tensor]:
+    """The columns of live buffers, by the names under which the ring keeps its rows."""
     try:
-        packed = torch.load(io.BytesIO(state["buffer_rows"]), weights_only=True)
-        ring = dict(state["ring"])
-        for name, rows in packed.items():
-            if rows.shape[-1]:
-                ring[name] = torch.cat([ring[name], rows.to(ring[name])], dim=-1)
+        return dict(torch.load(io.BytesIO(packed), weights_only=True))
     except Exception as error:
         raise ValueError(
             f"the recorded buffers in the saved state cannot be read ({error}); was it altered?"
         ) from error
-    return ring
 
 
 def partition_of(layout: Layout, choice: PartitionLike) -> Partition:
