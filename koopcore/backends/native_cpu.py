@@ -23,6 +23,10 @@ from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray
 
 MOST_THREADS = 4096  # that the module takes
+MOMENTS, SECOND, SAMPLED = range(3)
+"""Passes of a fit on the feature side: `Passes` in csrc/cpu/problem.h."""
+LONG, LONG_FOR_ITS_GROUPS = 128, 8
+"""Windows of so many snapshots, and so many times the parameters of a group, are long."""
 
 
 class NativeCpu(Composed):
@@ -110,18 +114,26 @@ class NativeCpu(Composed):
         """W groups at a time, while their matrices are in the cache; no operators where ``ahead``.
 
         Float64 resolves more than moments do in nearly all groups: they are fitted by the second
-        pass at once.
+        pass at once. In long windows some rows find its basis; groups for which they do not speak
+        are fitted by two full passes.
         """
-        if snapshots.array.dtype == np.float64:
-            return self._feature_fit(
-                snapshots, part, affine, holdout, ahead, again=True, ranged=True
-            )
-        solved = self._feature_fit(snapshots, part, affine, holdout, ahead)
-        unsure = second_pass.unsure(solved.condition, solved.rank, int(part.sizes[0]), snapshots)
-        unsure = np.union1d(unsure, np.flatnonzero(solved.rank == 0))
+        m, n = int(part.sizes[0]), len(snapshots.order)
+        double = snapshots.array.dtype == np.float64
+        how = affine, holdout, ahead
+        if n >= LONG and n >= LONG_FOR_ITS_GROUPS * m:
+            solved = self._feature_fit(snapshots, part, *how, passes=SAMPLED, ranged=double)
+            unsure = np.flatnonzero(solved.rank == 0)
+        elif double:
+            return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=True)
+        else:
+            solved = self._feature_fit(snapshots, part, *how)
+            unsure = second_pass.unsure(solved.condition, solved.rank, m, snapshots)
+            unsure = np.union1d(unsure, np.flatnonzero(solved.rank < m))
         if not unsure.size:
             return solved
-        again = self.feature_refit(snapshots, part.subset(unsure), affine, holdout, None, ahead)
+        again = self._feature_fit(
+            snapshots, part.subset(unsure), *how, passes=SECOND, ranged=double
+        )
         return second_pass.replaced(solved, unsure, again)
 
     def feature_refit(
@@ -134,7 +146,7 @@ class NativeCpu(Composed):
         ahead: Ahead | None = None,
     ) -> FeatureSolved:
         return self._feature_fit(
-            snapshots, part, affine, holdout, ahead, again=True, rank=rank or 0
+            snapshots, part, affine, holdout, ahead, passes=SECOND, rank=rank or 0
         )
 
     def _feature_fit(
@@ -145,12 +157,12 @@ class NativeCpu(Composed):
         holdout: int,
         ahead: Ahead | None,
         *,
-        again: bool = False,
+        passes: int = MOMENTS,
         rank: int = 0,
         ranged: bool = False,
     ) -> FeatureSolved:
-        """By moments or ``again``; ``ranged``: groups `out_of_range` have no finite residual."""
-        given = *snapshots, part.segments, affine, holdout, ahead, again, rank, ranged
+        """How often the snapshots are read; ``ranged``: out of range, the residual is NaN."""
+        given = *snapshots, part.segments, affine, holdout, ahead, passes, rank, ranged
         ranks, condition, residual, hindcast, operator, whitener, start, readout = (
             self._cpu.feature_fit(*given)
         )

@@ -19,7 +19,7 @@ from koopcore.training.recording.ring import (
     place,
     wide_dtype,
 )
-from koopcore.training.state import check_like, check_range
+from koopcore.training.state import check_finite, check_like, check_range
 
 
 class ExponentialAverage:
@@ -90,7 +90,7 @@ class AverageFamily:
     taken: steps since the beginning. every: steps between the updates of each average, multiples
     of the first.
 
-    Cost: a copy of the parameters per decay; per step a tenth of one read and write of them for
+    Cost: a copy of the parameters per decay; per step an eighth of one read and write of them for
     0.98, 0.99, 0.995 and 0.999 together. Not for normalization statistics: re-estimate those.
     Source: Polyak & Juditsky 1992; several lengths at once as in Karras et al. 2024.
     """
@@ -213,7 +213,7 @@ class AverageFamily:
                     new[k].copy_(old[at])
 
     def restart(self) -> None:
-        """Begin again from the present parameters, which a jump has moved away from the averages."""
+        """Begin again from the present parameters, which a jump has moved away."""
         self.taken = 0
         self.lags = [0.0] * len(self.decays)
         self._fill()
@@ -242,6 +242,7 @@ class AverageFamily:
             isinstance(lag, int | float) and 0 <= lag < math.inf for lag in lags
         ):
             raise ValueError(f"{where}['lags'] is {lags!r}; {len(self.lags)} numbers are needed")
+        check_finite((a for named in state["averages"].values() for a in named.values()), where)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], names: Sequence[str]) -> None:

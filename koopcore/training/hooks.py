@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from koopcore.training.recording.parameters import local, same_bits
+from koopcore.training.recording.parameters import local, same_bits, stopped
 
 _MARK = "_koopcore_attached"
 
@@ -22,9 +22,9 @@ class Hooks:
 
     Calls of ``optimizer.step`` that are no steps of training do not count:
 
-    * no parameter has a gradient, so that none moves;
-    * torch's checkpoint functions make the optimizer's state by a step on gradients of zero, and
-      with a rate of zero where there is one: looked for in the first step and at a rate of zero;
+    * no parameter has a gradient, or every rate is zero, so that none moves: weights that the user
+      has stopped stay, and torch's checkpoint functions make the optimizer's state that way;
+    * where there is no rate they do it by gradients of zero: looked for in the first step;
     * a fused optimizer has left the step out because GradScaler found infinities (others are not
       called at all then); reading that flag waits for the device, and only GradScaler sets it;
     * the call of ``super().step()`` inside a subclass's ``step``, for which torch runs the hooks
@@ -34,6 +34,9 @@ class Hooks:
     brought another state since the last step. Weights that were exchanged and are back before the
     next step, as for a validation at an average, are no other state; they are compared with copies
     that live until then. Scripted modules cannot be watched.
+
+    before: called once, before the next step with a gradient, with whether that is still to be
+    computed, by a closure.
 
     Inside ``torch.compile`` the hooks break the graph instead of being traced.
 
@@ -51,6 +54,7 @@ class Hooks:
         any_rank: Callable[[bool], bool] = bool,
     ) -> None:
         self.loaded = False
+        self.before: Callable[[bool], None] | None = None
         self._stepped = stepped
         self._weights = weights
         self._copies: list[Tensor] | None = None
@@ -97,6 +101,9 @@ class Hooks:
             if not all(same_bits(now, before) for now, before in pairs):
                 self.loaded = True
             self._copies = None
+        if self.before is not None and self._gradients:
+            before, self.before = self.before, None
+            before(closure)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._pending:
@@ -104,7 +111,9 @@ class Hooks:
         self._pending = False
         if not (self._gradients or has_gradient(optimizer)) or overflowed(optimizer):
             return
-        if id(optimizer) not in self._stepped_before or resting(optimizer):
+        if resting(optimizer):
+            return
+        if id(optimizer) not in self._stepped_before:
             # The gradients are perhaps cleared already, by another hook.
             if not self._any_rank(not has_gradient(optimizer) or moves(optimizer)):
                 return
@@ -189,11 +198,7 @@ def moves(optimizer: torch.optim.Optimizer) -> bool:
 
 def resting(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether every group's rate is zero; a rate on a device is not waited for."""
-    for group in optimizer.param_groups:
-        rate = group.get("lr")
-        if (isinstance(rate, Tensor) and rate.device.type != "cpu") or rate != 0:
-            return False
-    return True
+    return all(stopped(group) for group in optimizer.param_groups)
 
 
 def overflowed(optimizer: torch.optim.Optimizer) -> bool:

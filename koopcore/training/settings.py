@@ -278,7 +278,12 @@ def several(name: str, value: Any, accepted: Sequence[str]) -> tuple[str, ...]:
             "order in which they are tried"
         )
     for word in words:
-        one_of(name, word, accepted)
+        if not isinstance(word, str) or word not in accepted:
+            numbers = " (how far they reach: max_horizon=, ladder=)" * (not isinstance(word, str))
+            raise ValueError(
+                f"{name} is {value!r}, and {word!r} is no kind of them; give one or several of the "
+                f"names {', '.join(accepted)}{numbers}"
+            )
     if not words:
         raise ValueError(f"{name} is empty; choose from {', '.join(accepted)}")
     if len(set(words)) < len(words):

@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,8 +210,9 @@ print(sum(stats.cache_hits.values()) if stats.cache_path else "uncached")
 """
 
 
-def run(cache):
-    environment = dict(os.environ, NUMBA_CACHE_DIR=str(cache))
+def run(cache, variable="NUMBA_CACHE_DIR"):
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    environment[variable] = str(cache)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False
     )
@@ -220,6 +222,13 @@ def run(cache):
 
 def test_a_second_process_loads_what_the_first_compiled(tmp_path):
     assert [run(tmp_path), run(tmp_path)] == ["0", "1"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="XDG_CACHE_HOME is Linux's")
+def test_machine_code_lies_in_the_users_cache_and_not_in_the_package(tmp_path):
+    run(tmp_path, "XDG_CACHE_HOME")
+    assert list(tmp_path.glob("koopcore/**/*.nbc"))
+    assert not list((Path(koopcore.__file__).parent / "backends/numba").glob("**/*.nbc"))
 
 
 @pytest.mark.skipif(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -153,7 +155,7 @@ def attached(decay=0.9, optimizer="adagrad", **options):
 def recursions(decays, every, values):
     """The averages of a family as its docstring writes it, asked for at the end, in float64."""
     ages = [0.0] + [1 / (1 - decay) for decay in decays]
-    memories = [b - a for a, b in zip(ages, ages[1:], strict=False)]
+    memories = [b - a for a, b in pairwise(ages)]
     averages, updated = [values[0]] * len(decays), [0] * len(decays)
     for t in range(1, len(values)):
         for k, memory in enumerate(memories):
@@ -218,7 +220,7 @@ def test_long_averages_of_a_young_run_leave_its_beginning_behind():
 
 def test_averages_are_in_float32_whatever_the_parameters_are():
     model = network().to(torch.bfloat16)
-    stepper = torch.optim.SGD(model.parameters(), lr=0.0)
+    stepper = torch.optim.SGD(model.parameters(), lr=1e-30)
     koop = kc.attach(stepper, model, averages=0.999, warmup=10**6)
     for _ in range(3000):  # the memory of a young average is short; let it grow
         train(stepper, lambda: sum(p.float().sum() for p in model.parameters()), 1)

@@ -19,7 +19,7 @@ from koopcore.training.policy import Policy
 from koopcore.training.recording.normalized_update import normalized_update
 from koopcore.training.recording.parameters import real
 from koopcore.training.recording.recording import Recording
-from koopcore.training.state import check_like
+from koopcore.training.state import check_finite, check_like
 
 #: Directions that are probed, and the pivot, relative to a unit column, below which none is left.
 DIRECTIONS = 30
@@ -265,6 +265,7 @@ class SpanJump:
         least, most = DAMPING_RANGE
         if not least <= state["damping"] <= most:
             raise ValueError(f"{where}['damping'] is {state['damping']}; {least}..{most} is known")
+        check_finite([state["last"]], where)
 
     def load_state_dict(self, state: Mapping[str, Any], recording: Recording) -> None:
         """Continue from :meth:`state_dict`."""

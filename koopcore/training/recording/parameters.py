@@ -48,7 +48,8 @@ class TrainableParameters:
     """Parameters of ``model`` that ``optimizer`` trains now, in the order of a :class:`Layout`.
 
     Left out are parameters that are frozen, not initialized yet (lazy), of integers, held by
-    another optimizer, or not selected by ``include``/``exclude``; tied ones count once. Complex
+    another optimizer, at a learning rate of 0 while others move, or not selected by
+    ``include``/``exclude``; tied ones count once. Complex
     ones are pairs of real numbers, a last axis of 2. With masters (float32 copies of a bfloat16 or
     float16 model, the tensors that the optimizer really steps), the masters are recorded and a
     jump writes both.
@@ -79,14 +80,16 @@ class TrainableParameters:
         self._marks = self._scan()
         named = dict(model.named_parameters())
         reasons = {}
-        for name, _, trains, kind, held in self._marks:
+        for name, _, trains, kind, held, moving in self._marks:
             if not trains:
                 reasons[name] = "frozen: requires_grad is False"
             elif not held:
                 reasons[name] = "the optimizer does not hold it"
+            elif not moving:
+                reasons[name] = "its learning rate is 0"
             elif kind is None:
                 reasons[name] = "not initialized yet: no forward pass has given it a shape"
-        lost = not any(held for *_, held in self._marks)
+        lost = not any(held for *_, held, _ in self._marks)
         if named and lost:
             raise NothingToRecordError(
                 f"the optimizer holds none of the {len(named)} parameters of "
@@ -132,11 +135,16 @@ class TrainableParameters:
 
     def _scan(self) -> list[tuple[Any, ...]]:
         reshard(self._sharded)
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        return [
-            (name, id(p), p.requires_grad, _kind(p), id(self._masters.get(name, p)) in held)
-            for name, p in self.model.named_parameters()
-        ]
+        groups = self.optimizer.param_groups
+        held = {id(p) for group in groups for p in group["params"]}
+        moving = {id(p) for group in groups if not stopped(group) for p in group["params"]}
+        marks = []
+        for name, p in self.model.named_parameters():
+            own = id(self._masters.get(name, p))
+            # A schedule may begin at 0 with all of them.
+            moves = own in moving or not moving
+            marks.append((name, id(p), p.requires_grad, _kind(p), own in held, moves))
+        return marks
 
     @torch.no_grad()
     def write(self, values: Sequence[Tensor]) -> None:
@@ -205,6 +213,13 @@ class TrainableParameters:
         """Return all that a jump writes: parameters and masters."""
         extra = [s for p, s in zip(self.parameters, self.sources, strict=True) if p is not s]
         return [*self.parameters, *extra]
+
+
+def stopped(group: Mapping[str, Any]) -> bool:
+    """Return whether an optimizer's group has a rate of zero; one on a device is not waited for."""
+    rate = group.get("lr")
+    on_device = isinstance(rate, Tensor) and rate.device.type != "cpu"
+    return not on_device and bool(rate == 0)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
