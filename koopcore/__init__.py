@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from koopcore import dmd as dmd
     from koopcore import learning as learning
     from koopcore import plot as plot
+    from koopcore import spectrum as spectrum
     from koopcore import torch_ops as torch_ops
     from koopcore.backends import available_backends as available_backends
     from koopcore.operators import KoopmanOperators as KoopmanOperators
@@ -33,6 +34,7 @@ _HOME = {
     "fit": "koopcore.operators",
     "learning": "koopcore.learning",
     "plot": "koopcore.plot",
+    "spectrum": "koopcore.spectrum",
     "torch_ops": "koopcore.torch_ops",
 }
 
@@ -47,6 +49,7 @@ __all__ = [
     "fit",
     "learning",
     "plot",
+    "spectrum",
     "torch_ops",
 ]
 
@@ -71,4 +74,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

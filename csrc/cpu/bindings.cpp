@@ -196,14 +196,16 @@ void bind_features(py::module_ &m) {
     return out;
   });
   // (rank, condition, residual, hindcast, operator, whitener, start, readout), of the full width m;
-  // with endpoints ahead the last four are None. again: by a second pass, which keeps at most
-  // `rank` singular values (0: all).
+  // with endpoints ahead the last four are None. passes: 0, 1, 2 as `Passes`; a second one keeps at
+  // most `rank` singular values (0: all).
   m.def("feature_fit",
         [](const py::array &array, const Index &order, const py::tuple &segments, bool affine,
-           int holdout, const py::object &ahead, bool again, int rank, bool ranged) {
+           int holdout, const py::object &ahead, int passes, int rank, bool ranged) {
           const SnapshotArgument snapshots(array, order);
           const EqualGroupsArgument groups(segments, snapshots.view.size);
           const std::int64_t m = groups.m, count = groups.view.count;
+          if (passes < 0 || passes > 2)
+            throw std::invalid_argument("passes is " + std::to_string(passes) + "; give 0 to 2");
           if (holdout < 1 || snapshots.view.n < 2 + int(affine))
             throw std::invalid_argument("a fit needs a holdout of at least 1 and " +
                                         std::to_string(2 + int(affine)) + " snapshots");
@@ -216,7 +218,7 @@ void bind_features(py::module_ &m) {
           job.m = groups.m;
           job.affine = affine;
           job.holdout = holdout;
-          job.again = again;
+          job.passes = Passes(passes);
           job.rank = rank;
           job.ranged = ranged;
           job.ranks = ranks.mutable_data();
@@ -237,7 +239,10 @@ void bind_features(py::module_ &m) {
             job.start = made(py::array_t<double>({count, m}), start);
             job.readout = made(py::array_t<double>({count, m, m}), readout);
           }
-          run(&Kernels::feature_fit, job);
+          if (job.passes == Passes::sampled)
+            work(feature_fit_long, job);
+          else
+            run(&Kernels::feature_fit, job);
           return py::make_tuple(ranks, condition, residual, hindcast, operators, whitener, start,
                                 readout);
         });

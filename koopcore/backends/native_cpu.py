@@ -1,8 +1,8 @@
 """The engine's stages in C++: SIMD and threads over groups; the arithmetic is in csrc/cpu.
 
 Mirrors backends/reference.py stage by stage. The instruction set is chosen when the first stage
-runs (KOOPCORE_ISA forces one), the number of threads is KOOPCORE_NUM_THREADS or what the process
-may use. Results do not depend on the number of threads.
+runs (KOOPCORE_ISA forces one), the number of threads is that of backends/threads.py. Results do not
+depend on it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,15 @@ from koopcore._native import build_record
 from koopcore.backends import second_pass
 from koopcore.backends.composed import Composed
 from koopcore.backends.protocol import Ahead, Companion, FeatureSolved, Projection, Snapshots
+from koopcore.backends.threads import thread_count
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray
+
+MOST_THREADS = 4096  # that the module takes
+MOMENTS, SECOND, SAMPLED = range(3)
+"""Passes of a fit on the feature side: `Passes` in csrc/cpu/problem.h."""
+LONG, LONG_FOR_ITS_GROUPS = 128, 8
+"""Windows of so many snapshots, and so many times the parameters of a group, are long."""
 
 
 class NativeCpu(Composed):
@@ -29,7 +36,13 @@ class NativeCpu(Composed):
     device = "cpu"
 
     def __init__(self, module: Any) -> None:
-        self._cpu = module
+        self._module = module
+
+    @property
+    def _cpu(self) -> Any:
+        """The module, with as many threads as `thread_count` says now."""
+        self._module.set_num_threads(min(thread_count(), MOST_THREADS))
+        return self._module
 
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
         result: FloatArray = self._cpu.gram(snapshots.array, snapshots.order, part.segments)
@@ -101,18 +114,26 @@ class NativeCpu(Composed):
         """W groups at a time, while their matrices are in the cache; no operators where ``ahead``.
 
         Float64 resolves more than moments do in nearly all groups: they are fitted by the second
-        pass at once.
+        pass at once. In long windows some rows find its basis; groups for which they do not speak
+        are fitted by two full passes.
         """
-        if snapshots.array.dtype == np.float64:
-            return self._feature_fit(
-                snapshots, part, affine, holdout, ahead, again=True, ranged=True
-            )
-        solved = self._feature_fit(snapshots, part, affine, holdout, ahead)
-        unsure = second_pass.unsure(solved.condition, solved.rank, int(part.sizes[0]), snapshots)
-        unsure = np.union1d(unsure, np.flatnonzero(solved.rank == 0))
+        m, n = int(part.sizes[0]), len(snapshots.order)
+        double = snapshots.array.dtype == np.float64
+        how = affine, holdout, ahead
+        if n >= LONG and n >= LONG_FOR_ITS_GROUPS * m:
+            solved = self._feature_fit(snapshots, part, *how, passes=SAMPLED, ranged=double)
+            unsure = np.flatnonzero(solved.rank == 0)
+        elif double:
+            return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=True)
+        else:
+            solved = self._feature_fit(snapshots, part, *how)
+            unsure = second_pass.unsure(solved.condition, solved.rank, m, snapshots)
+            unsure = np.union1d(unsure, np.flatnonzero(solved.rank < m))
         if not unsure.size:
             return solved
-        again = self.feature_refit(snapshots, part.subset(unsure), affine, holdout, None, ahead)
+        again = self._feature_fit(
+            snapshots, part.subset(unsure), *how, passes=SECOND, ranged=double
+        )
         return second_pass.replaced(solved, unsure, again)
 
     def feature_refit(
@@ -125,7 +146,7 @@ class NativeCpu(Composed):
         ahead: Ahead | None = None,
     ) -> FeatureSolved:
         return self._feature_fit(
-            snapshots, part, affine, holdout, ahead, again=True, rank=rank or 0
+            snapshots, part, affine, holdout, ahead, passes=SECOND, rank=rank or 0
         )
 
     def _feature_fit(
@@ -136,12 +157,12 @@ class NativeCpu(Composed):
         holdout: int,
         ahead: Ahead | None,
         *,
-        again: bool = False,
+        passes: int = MOMENTS,
         rank: int = 0,
         ranged: bool = False,
     ) -> FeatureSolved:
-        """By moments or ``again``; ``ranged``: groups `out_of_range` have no finite residual."""
-        given = *snapshots, part.segments, affine, holdout, ahead, again, rank, ranged
+        """How often the snapshots are read; ``ranged``: out of range, the residual is NaN."""
+        given = *snapshots, part.segments, affine, holdout, ahead, passes, rank, ranged
         ranks, condition, residual, hindcast, operator, whitener, start, readout = (
             self._cpu.feature_fit(*given)
         )

@@ -20,7 +20,14 @@ from koopcore.learning.history import Criterion, History
 from koopcore.learning.learned_operator import LearnedOperator, Readout, check_readout, fit_readout
 from koopcore.learning.objective import exact_operator
 from koopcore.learning.step_sizes import StepK, StepW, check_step
-from koopcore.learning.trajectories import Scaled, Trajectories, pairs, scaled, separate
+from koopcore.learning.trajectories import (
+    Scaled,
+    Trajectories,
+    pairs,
+    samples,
+    scaled,
+    separate,
+)
 from koopcore.types import FloatArray
 
 
@@ -117,17 +124,27 @@ class Learner:
             if setting.init and getattr(self, setting.name) is not setting.default
         ]
 
-    def predict(self, x0: npt.ArrayLike, n_steps: int = 1) -> FloatArray:
+    def predict(
+        self, x0: npt.ArrayLike, n_steps: int = 1, u: npt.ArrayLike | None = None
+    ) -> FloatArray:
         """States 1 … n_steps after x_0 from x_0 alone; see `LearnedOperator.predict`."""
-        return self._learned().predict(x0, n_steps)
+        return self._learned().predict(x0, n_steps, u)
 
-    def score(self, X: Trajectories, y: object = None) -> float:
-        """R² of one-step prediction of the states, over all pairs; 1 is exact, 0 their mean."""
+    def score(
+        self, X: Trajectories, y: Trajectories | None = None, u: Trajectories | None = None
+    ) -> float:
+        """R² of one-step prediction of the states, over all pairs; 1 is exact, 0 their mean.
+
+        y: the state after every row of X; None: the rows of X follow each other. u: inputs, where
+        the operator was learned with some.
+        """
         learned = self._learned()
-        data = pairs(X, len(learned.shift))
+        data = pairs(X, len(learned.shift), y)
+        inputs = samples(data, u, None).inputs[data.current]
         true = data.states[data.following]
         with np.errstate(over="ignore", invalid="ignore"):
-            ahead = learned.states(learned.features(data.states[data.current]) @ learned.operator.T)
+            features = learned.features(data.states[data.current])
+            ahead = learned.states(learned.ahead(features, inputs))
             spread = float(np.sum((true - true.mean(axis=0)) ** 2))
             error = float(np.sum((ahead - true) ** 2))
         if not spread:
@@ -157,10 +174,16 @@ class Learner:
             backend_for("cpu")  # what solves for K; raises where KOOPCORE_BACKEND is none
 
     def _begin(
-        self, X: Trajectories, initial: tuple[npt.ArrayLike, npt.ArrayLike] | None
+        self,
+        X: Trajectories,
+        initial: tuple[npt.ArrayLike, npt.ArrayLike] | None,
+        y: Trajectories | None = None,
     ) -> tuple[Scaled, Point]:
-        """The data in the units that are learned in, and (θ, K) to start from."""
-        problem = scaled(pairs(X, self.dictionary.n_states), self.standardize)
+        """The data in the units that are learned in, and (θ, K) to start from.
+
+        y: None, or the state after every row of X.
+        """
+        problem = scaled(pairs(X, self.dictionary.n_states, y), self.standardize)
         start, states = self._start(initial), problem.data.states
         with np.errstate(over="ignore", invalid="ignore"):
             features = self.dictionary.features(start[0], states)

@@ -20,7 +20,9 @@ from koopcore.learning.trajectories import pairs
 
 def test_scores_are_r_squared_of_one_step():
     x = paper_split().train
-    learner = AlternatingLearner(StateInclusive(OneLayer(2, 4, scale=0.5)), k_step="exact").fit(x)
+    learner = AlternatingLearner(
+        StateInclusive(OneLayer(2, 4, scale=0.5, bias=None)), k_step="exact"
+    ).fit(x)
     ahead = np.vstack([learner.predict(row, 1) for row in x[:-1]])
     true = x[1:]
     expected = 1.0 - ((ahead - true) ** 2).sum() / ((true - true.mean(axis=0)) ** 2).sum()
@@ -30,7 +32,7 @@ def test_scores_are_r_squared_of_one_step():
 
 @pytest.mark.parametrize(
     "dictionary",
-    [OneLayer(2, 3), StateInclusive(Layered(2, (3, 3))), Monomials(2, 3)],
+    [OneLayer(2, 3, bias=None), StateInclusive(Layered(2, (3, 3))), Monomials(2, 3)],
     ids=lambda d: type(d).__name__,
 )
 def test_learners_clone_pickle_and_repeat(dictionary):
@@ -61,11 +63,11 @@ def test_polishing_solves_for_k_at_the_kept_dictionary():
 
 def test_progress_goes_to_standard_error(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
-    AlternatingLearner(OneLayer(2, 3), n_iterations=3, progress=True).fit(rotation())
+    AlternatingLearner(OneLayer(2, 3, bias=None), n_iterations=3, progress=True).fit(rotation())
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "learning" in shown.err
-    AlternatingLearner(OneLayer(2, 3), n_iterations=3).fit(rotation())
+    AlternatingLearner(OneLayer(2, 3, bias=None), n_iterations=3).fit(rotation())
     assert capsys.readouterr().err == ""
 
 
@@ -74,13 +76,15 @@ def test_progress_goes_to_standard_error(capsys, monkeypatch):
 )
 def test_a_start_of_another_size_says_what_is_needed(theta, k):
     with pytest.raises(ValueError, match=r"initial has shapes .* needs θ \(6,\) and K \(3, 3\)"):
-        AlternatingLearner(OneLayer(2, 3)).fit(rotation(), initial=(theta, k))
+        AlternatingLearner(OneLayer(2, 3, bias=None)).fit(rotation(), initial=(theta, k))
 
 
 def test_fit_leaves_the_start_and_the_data_alone():
     x, theta, k = rotation(), np.full(6, 0.3), np.eye(3)
     before = x.copy(), theta.copy(), k.copy()
-    AlternatingLearner(OneLayer(2, 3), n_iterations=5, standardize=True).fit(x, initial=(theta, k))
+    AlternatingLearner(OneLayer(2, 3, bias=None), n_iterations=5, standardize=True).fit(
+        x, initial=(theta, k)
+    )
     for now, then in zip((x, theta, k), before, strict=True):
         np.testing.assert_array_equal(now, then)
 
@@ -101,7 +105,7 @@ def test_fit_leaves_the_start_and_the_data_alone():
     ],
 )
 def test_settings_that_cannot_work_say_why(settings, message):
-    learner = AlternatingLearner(**{"dictionary": OneLayer(2, 3), **settings})
+    learner = AlternatingLearner(**{"dictionary": OneLayer(2, 3, bias=None), **settings})
     with pytest.raises(ValueError, match=message):
         learner.fit(rotation())
 
