@@ -104,8 +104,7 @@ def warn_if_transposed(array: Any, name: str) -> None:
     part = arrays.host(array[..., :256, :256])
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         steps = [float(np.square(np.diff(part, axis=axis).real).mean()) for axis in (-2, -1)]
-        spread = [float(part.real.var(axis=axis).mean()) for axis in (-2, -1)]
-        down, across = steps[0] / spread[0], steps[1] / spread[1]
+        down, across = (step / float(part.real.var()) for step in steps)
     if down > 1.0 and across < 0.1 * down:
         warnings.warn(
             f"{name} of shape {tuple(array.shape)} looks transposed: its rows jump like unrelated "
