@@ -279,7 +279,7 @@ class _Fitting:
             how = recipe.affine, self.holdout
             solved = self.backend.feature_fit(self.snapshots, groups.part, *how, self.ahead)
             near = np.isfinite(solved.residual)
-            keep = np.flatnonzero(near)
+            keep = groups.part.numbers if near.all() else np.flatnonzero(near)
             if solved.projection is None and keep.size:
                 deferred = DeferredFit.of(*groups, recipe.affine, solved, self.holdout)
                 written.append(deferred.select(keep))
