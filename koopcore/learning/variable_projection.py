@@ -422,6 +422,15 @@ class Projection:
         self._one_step = one_step_weight, one_step_tolerance**2
         self._last: tuple[FloatArray, float, float, FloatArray] | None = None
         self._first: float | None = None
+        # Slices, which copy nothing: pairs across two trajectories are there, and weigh 0.
+        data, rows = part.data, np.arange(len(part.data.states))
+        if data.lengths:
+            self._now, self._ahead = slice(0, len(rows) - 1), slice(1, len(rows))
+        else:
+            self._now, self._ahead = slice(0, data.n_pairs), slice(data.n_pairs, None)
+        weights = np.zeros(len(rows))
+        weights[data.current] = part.weights[data.current] / data.n_pairs
+        self._weights = weights[self._now, None]
         if horizon > 1:
             self._places = np.asarray(state_features(dictionary), np.intp)
             self._windows = self._compared(horizon, state_weights)
@@ -492,27 +501,27 @@ class Projection:
 
     def _evaluated(self, theta: FloatArray) -> tuple[float, FloatArray, FloatArray]:
         """Objective, gradient and [K B]."""
-        data, part = self.part.data, self.part
-        features, pullback = self.dictionary.linearized(theta, data.states)
-        h, count = features.shape[1], data.n_pairs
-        now = np.concatenate([features[data.current], part.inputs[data.current]], axis=1)
-        ahead = features[data.following]
-        weights = part.weights[data.current, None] / count
+        features, pullback = self.dictionary.linearized(theta, self.part.data.states)
+        h, weights = features.shape[1], self._weights
+        now, ahead = features[self._now], features[self._ahead]
+        if self.part.inputs.shape[1]:
+            now = np.concatenate([now, self.part.inputs[self._now]], axis=1)
         heavy = now * weights
         gram, cross = now.T @ heavy, ahead.T @ heavy
         solve = _Solver(gram, self.ridge)
         operator = solve(cross)
         slope = np.zeros_like(features)
         if self.horizon == 1:
-            missed = ahead - now @ operator.T
+            missed = now @ operator.T
+            np.subtract(ahead, missed, out=missed)
+            pulled = missed * (2.0 * weights)
             # The ridge's term is part of what K minimizes, and of what the envelope holds for.
             columns = np.sum(operator**2, axis=0)
-            value = float(np.vdot(missed, weights * missed))
+            value = 0.5 * float(np.vdot(missed, pulled))
             value += self.ridge * float(columns @ np.diag(gram))
-            pulled = 2.0 * weights * missed
-            slope[data.following] += pulled
-            slope[data.current] -= pulled @ operator[:, :h]
-            slope[data.current] += 2.0 * self.ridge * columns[:h] * heavy[:, :h]
+            slope[self._ahead] = pulled
+            slope[self._now] -= pulled @ operator[:, :h]
+            slope[self._now] += heavy[:, :h] * (2.0 * self.ridge * columns[:h])
             return value, pullback(slope), operator
         value, by_operator = self._states_error(features, operator, slope)
         if not math.isfinite(value):
@@ -522,8 +531,8 @@ class Projection:
         by_gram = -(operator.T @ by_cross)
         by_gram = by_gram + by_gram.T
         by_gram.flat[:: len(by_gram) + 1] *= 1.0 + self.ridge
-        slope[data.following] += heavy @ by_cross.T
-        slope[data.current] += weights * (ahead @ by_cross + now @ by_gram)[:, :h]
+        slope[self._ahead] += heavy @ by_cross.T
+        slope[self._now] += weights * (ahead @ by_cross[:, :h] + now @ by_gram[:, :h])
         return value, pullback(slope), operator
 
     def _states_error(
