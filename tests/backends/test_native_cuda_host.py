@@ -139,7 +139,7 @@ def test_the_hosts_own_time_does_not_grow_with_the_partition(native, runtime, mo
         ring = np.broadcast_to(np.zeros(1, np.float32), (16, part.size))
         out = np.broadcast_to(np.zeros(1, np.float32), (1, part.size))
         snapshots = Snapshots(ring, np.arange(16))
-        assert all(divided(Launch(native._cuda, snapshots, part), [100])) == (part.n_groups > 9)
+        assert None not in divided(Launch(native._cuda, snapshots, part), [100])  # both ways
         call = {
             "endpoint": lambda: native.endpoint(snapshots, part, True, [100], out),
             "fit": lambda: kc.fit(ring, part),
@@ -152,7 +152,7 @@ def test_the_hosts_own_time_does_not_grow_with_the_partition(native, runtime, mo
             taken.append(time.perf_counter() - started)
         return min(taken)
 
-    few = Partition.nodes(Layout.from_shapes([(5, 60, True), (5, 768, True)]))
+    few = Partition.nodes(Layout.from_shapes([(5, 40, True), (5, 768, True)]))
     with runtime.idle(), emulated_cuda.instead_of_the_cpu(native._cuda):
         small, large = seconds(few), seconds(gpt2())
     print(f"\n{what}: {1e6 * small:.1f} µs, {1e6 * large:.1f} µs")
