@@ -38,7 +38,7 @@ from koopcore.training.state import check_like, check_range, same
 from koopcore.training.statistics import JumpRecord, Statistics
 
 #: Of the format of saved states.
-VERSION = 2
+VERSION = 3
 
 #: Attempts in vain, and steps under noise without a look at the averages, after which a warning
 #: says that the run gains nothing.
@@ -128,6 +128,20 @@ class Attached:
     def regime(self) -> str:
         """What the trajectory is now: "undecided", "smooth", "between" or "noise"."""
         return self._judge.regime
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether :meth:`detach` was not called yet."""
+        return self._hooks is not None
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether parameters are DTensors, whose state every rank has a part of.
+
+        :meth:`state_dict` has to be called on all ranks then, and torch.distributed.checkpoint
+        saves and loads it.
+        """
+        return self._recording is not None and self._recording.parameters.shards is not None
 
     def __repr__(self) -> str:
         stats = self.stats
@@ -406,7 +420,12 @@ class Attached:
         settings = self.settings
         try:
             parameters = TrainableParameters(
-                self.model, self.optimizer, settings.include, settings.exclude, self._masters
+                self.model,
+                self.optimizer,
+                settings.include,
+                settings.exclude,
+                self._masters,
+                self._processes,
             )
         except NothingToRecordError as error:
             if not self._checked:
@@ -605,7 +624,8 @@ class Attached:
             self._recording = recording
         family = self._averages.family
         if state["layout"] and family is not None and self._recording is not None:
-            family.load_state_dict(state["averages"], self._recording.parameters.names)
+            parameters = self._recording.parameters
+            family.load_state_dict(parameters.pieces(state["averages"]), parameters.names)
         self._step = self._counted = state["step"]
         self._next = 0
         self._fresh = state["fresh"]
@@ -672,7 +692,7 @@ class Attached:
         family, recording = self._averages.family, self._recording
         if family is None or recording is None:
             return {}
-        return family.state_dict(recording.parameters.names)
+        return recording.parameters.spread(family.state_dict(recording.parameters.names))
 
     def _jumps_state(self) -> dict[str, Any]:
         if self._recording is None or not isinstance(self._jump, SpanJump):
@@ -684,6 +704,7 @@ class Attached:
         if family is None or recording is None:
             check_like(state, {}, "the averages in the saved state")
         else:
+            state = recording.parameters.pieces(state)
             family.check_state(state, recording.parameters.names)
 
     def _stay_attached(self, what: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from koopcore.training.parallel.processes import ALONE, Processes
+from koopcore.training.parallel.shards import reshard, sharded_modules
 from koopcore.training.recording.live_buffers import reestimate
 from koopcore.training.recording.parameters import real, same_bits
 
@@ -66,6 +67,8 @@ class GuardedLoss:
         self._raised: Exception | None = None  # by the loss, not by what is checked around it
 
     def __enter__(self) -> GuardedLoss:
+        self._sharded = sharded_modules(self.model)
+        reshard(self._sharded)
         self._parameters = list(self.model.named_parameters())
         self._buffers = _Buffers(self.model)
         self._training = [(m, m.training) for m in self.model.modules()]
@@ -99,6 +102,7 @@ class GuardedLoss:
         finally:
             self._random.notice()
             self._restore()
+            reshard(self._sharded)  # what a forward without gradients has left gathered
         for (name, p), version, mark in zip(self._parameters, versions, gradients, strict=True):
             if p._version != version:
                 raise ValueError(
