@@ -243,9 +243,11 @@ class Attached:
             try:
                 with self._processes.together(self._step, "judging the regime"):
                     hindcast, cosine = recording.probe.signals()
-            except PeerError:
-                recording.probe.ring.clear()
-                return
+            except BaseException as error:
+                recording.probe.ring.clear()  # on all ranks alike
+                if isinstance(error, PeerError):
+                    return
+                raise
             recording.probe.ring.keep(self._judge.window(hindcast, cosine, self._step))
             self._turn(before)
             self._warn()
@@ -357,11 +359,16 @@ class Attached:
         # An exception in the loss ends the attempt with everything put back: begin a new window.
         self._fresh = True
         family, before = self._averages.family, self._judge.regime
+        failure: Exception | None = None
         try:
             with self._processes.together(self._step, "a jump"):
                 outcome = self._jump.attempt(recording, policy, family)
-        except PeerError as error:
+        except Exception as error:
+            if self._processes.size == 1:
+                raise
+            # To all ranks this was a rejection; the one that it comes from raises it in the end.
             outcome = Outcome(False, reason=str(error))
+            failure = None if isinstance(error, PeerError) else error
         losses = outcome.loss_before, outcome.loss_after
         policy.attempted(self._step, outcome.hindcast, *losses, outcome.evaluations)
         self._judge.attempt(outcome.hindcast, self._step)
@@ -383,6 +390,8 @@ class Attached:
         self._warn()
         if self._on_jump is not None:
             self._on_jump(self._stats.history[-1])
+        if failure is not None:
+            raise failure
 
     def _report(self, outcome: Outcome, stride: int, seconds: float) -> None:
         self._stats.add(
