@@ -17,7 +17,7 @@ from koopcore.training.hooks import Hooks
 from koopcore.training.jumping.guarded_loss import GuardedLoss, same_gradient
 from koopcore.training.jumping.jump import Jump, Outcome
 from koopcore.training.jumping.span import Residuals, SpanJump
-from koopcore.training.optimizers import Stepper, members
+from koopcore.training.optimizers import Stepper, check_whole, members
 from koopcore.training.parallel.processes import ALONE, PeerError, Processes
 from koopcore.training.policy import INTERVAL, policy_for
 from koopcore.training.recording.live_buffers import LiveBuffers
@@ -83,6 +83,7 @@ class Attached:
         self._buffers = LiveBuffers(self.model, settings.buffers)
         if settings.observables == "weights+update":
             check_supported(optimizer)
+        check_whole(optimizer, settings.moments, settings.observables)
         self._guarded = guarded
         self._residuals = residuals
         self._jump: Jump | SpanJump = Jump(settings, optimizer, guarded)
@@ -446,6 +447,11 @@ class Attached:
                 ) from error
             self._recorded = Recorded((), error.left_out)
             return
+        if parameters.shards is not None and self._residuals is not None:
+            raise ValueError(
+                "residuals= needs whole parameters on each rank, and these are sharded; give loss= "
+                "instead"
+            )
         self._recorded = parameters.recorded
         if settings.averages:
             family = self._averages.family

@@ -103,19 +103,21 @@ def failing(kind):
 
 def misuse():
     half = dist.new_group([0])
-    with_other = message(lambda: Replicated(stride=2 + RANK))
-    one_without = message(lambda: Replicated(loss=None if RANK else (lambda run: run.local())))
-    failed = message(lambda: Replicated(window=9 if RANK else 2))
-    stranger = message(lambda: Replicated(process_group=half)) if RANK else ""
-    alone = Replicated(process_group=None)
-    alone.train(1)
+    torch.manual_seed(0)
+    net = nn.Linear(8, 4)
+
+    def attach(loss=None, **options):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        koopcore.attach(optimizer, net, loss=loss, **options).detach()
+
     report(
-        options=with_other,
-        loss=one_without,
-        failed=failed,
-        stranger=stranger,
-        wrong=message(lambda: Replicated(process_group="all")),
-        never=message(lambda: Replicated(process_group=3)),
+        options=message(lambda: attach(stride=2 + RANK)),
+        one=message(lambda: attach((lambda: net(x).square().mean()) if RANK else None)),
+        failed=message(lambda: attach(window=9 if RANK else 2)),
+        stranger=message(lambda: attach(process_group=half)) if RANK else "",
+        alone=message(lambda: attach(process_group=None)),
+        wrong=message(lambda: attach(process_group="all")),
+        never=message(lambda: attach(process_group=3)),
     )
 
 

@@ -58,6 +58,8 @@ def test_a_loss_that_is_not_finite_on_one_rank_wins_nowhere(ranks):
 def test_misuse_is_said_on_all_ranks_and_names_them(ranks):
     for rank, report in enumerate(ranks):
         assert "the option stride is 2 on rank 0; 3 on rank 1" in report["options"]
+        assert "loss is none on rank 0; a function on rank 1" in report["one"]
+        assert report["alone"] == ""
         assert report["wrong"].startswith("ValueError: process_group is 'all'; give \"auto\"")
         assert report["never"].startswith("TypeError: process_group is a int")
         if rank == 0:
