@@ -27,7 +27,7 @@ STATUS = {
 
 def fit(
     snapshots: Any,
-    part: Partition,
+    part: Partition | None = None,
     model: str = "affine",
     rank: int | None = None,
     ridge: float = 0.0,
@@ -47,7 +47,10 @@ def fit(
     snapshots: (n_snapshots, n_parameters) NumPy, torch or CuPy array of float32 or float64, any
         strides, one snapshot a row and the oldest first (papers and PyDMD use columns). It is
         neither copied nor written to, and predictions read it again: keep it unchanged until then.
-    part: which parameters share an operator. Parameters in no group keep their last value.
+        Without ``part`` also (n_snapshots, n_groups, m), an operator for each group of m; results
+        then end in (n_groups, m). It is copied unless its last two axes are contiguous.
+    part: which parameters share an operator. Parameters in no group keep their last value. None:
+        one operator for all, or for each group of a 3-D array.
     rank: keep the leading ``rank`` singular values of F (as in dynamic mode decomposition);
         None: the numerical rank. Groups of fewer parameters use what they have.
     ridge: Tikhonov parameter relative to the mean diagonal of the scaled Gram matrix, >= 0.
@@ -72,6 +75,8 @@ def fit(
     docs/mathematics.md.
     """
     seen = arrays.view(snapshots, "snapshots")
+    if part is None:
+        seen, part = _divided(seen)
     rows = checks.window_order(seen.array.shape, order)
     here = rank if shares is None else None  # the parameters elsewhere support more
     checks.check_fit(len(rows), seen.array.shape[1], part, model, here, ridge)
@@ -87,6 +92,31 @@ def fit(
     fits, endpoints = fit_groups(window, part, recipe, on, horizons)
     ahead = None if horizons is None else (horizons, endpoints)
     return KoopmanOperators(window, part, fits, seen.restore, on, ahead)
+
+
+def _divided(seen: arrays.ArrayView) -> tuple[arrays.ArrayView, Partition]:
+    """A plain matrix as one group, (n_snapshots, n_groups, m) as groups of m side by side."""
+    array, shape = seen.array, tuple(int(size) for size in seen.array.shape)
+    groups, m = (1, *shape[1:]) if len(shape) == 2 else shape[1:] if len(shape) == 3 else (1, 1)
+    if len(shape) not in (2, 3) or groups * m == 0:
+        raise ValueError(
+            f"snapshots has shape {shape}; (n_snapshots, n_parameters), or (n_snapshots, n_groups, "
+            "m) for an operator per group, is needed, with one parameter at least"
+        )
+    if len(shape) == 2:
+        checks.warn_if_transposed(array, "snapshots")
+        restore = seen.restore
+    else:
+        array = array.reshape(shape[0], groups * m)
+
+        def restore(result: npt.NDArray[Any]) -> Any:
+            return seen.restore(result.reshape(*result.shape[:-1], groups, m))
+
+    index, one = np.arange(groups + 1), np.ones(groups, dtype=np.int64)
+    part = Partition(
+        groups * m, index, index[:-1] * m, m * one, one, "network" if groups == 1 else "groups"
+    )
+    return arrays.ArrayView(seen.device, array, restore), part
 
 
 class KoopmanOperators:

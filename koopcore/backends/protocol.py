@@ -48,6 +48,12 @@ class Companion(NamedTuple):
     hindcast: FloatArray  # (n_groups,) error of predicting x_n from x_{n-holdout}, / movement
 
 
+class WholeCompanion(Companion):
+    """One of which every rank is known to be N and every coefficient finite."""
+
+    __slots__ = ()
+
+
 class Projection(NamedTuple):
     """Dense fits: A⁺ = V Vᵀ, and the operator K = Vᵀ H V on the r whitened coordinates.
 

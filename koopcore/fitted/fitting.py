@@ -18,6 +18,7 @@ from koopcore.backends.protocol import (
     Companion,
     Projection,
     Snapshots,
+    WholeCompanion,
     out_of_range,
 )
 from koopcore.checks import raise_non_finite
@@ -112,7 +113,8 @@ def _keep_last_snapshot(
     out: npt.NDArray[Any],
 ) -> None:
     """The last snapshot in the columns of groups without a fit."""
-    if sum(len(fit.groups) for fit in fits) == part.n_groups:
+    covered = len(fits[0].groups) if len(fits) == 1 else sum(len(fit.groups) for fit in fits)
+    if covered == part.n_groups:
         return
     last = snapshots.array[snapshots.order[-1]]
     missing = np.ones(part.n_groups, dtype=np.bool_)
@@ -157,6 +159,8 @@ class _Fitting:
             solved = self.backend.gram_solve(
                 self.snapshots, groups.part, recipe.affine, self.holdout, self.ahead
             )
+            if isinstance(solved, WholeCompanion):
+                return Sides([CompanionFit.of(*groups, recipe.affine, solved)], [])
             if math.isfinite(solved.coefficients.sum()):
                 full, rest = self.by_rank(groups, recipe, solved)
                 return Sides(full, self.without_full_rank(groups, rest))
@@ -275,7 +279,7 @@ class _Fitting:
             how = recipe.affine, self.holdout
             solved = self.backend.feature_fit(self.snapshots, groups.part, *how, self.ahead)
             near = np.isfinite(solved.residual)
-            keep = np.flatnonzero(near)
+            keep = groups.part.numbers if near.all() else np.flatnonzero(near)
             if solved.projection is None and keep.size:
                 deferred = DeferredFit.of(*groups, recipe.affine, solved, self.holdout)
                 written.append(deferred.select(keep))

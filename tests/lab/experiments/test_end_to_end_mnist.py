@@ -31,12 +31,12 @@ def test_the_yardstick_judges_by_digits_that_nothing_decides_by(digits):
     model = mnist.network(0)
     judge = experiment.Yardstick(digits, check=100, judge=50)
     validation, training = judge(model)
-    assert validation == pytest.approx(mnist.validation_loss(model, digits), rel=1e-6)
+    assert validation == round(mnist.validation_loss(model, digits), 4)
     own = slice(100, 150)
     with torch.no_grad():
         output = model(digits.inputs[own])
     expected = float(torch.nn.functional.cross_entropy(output, digits.labels[own]))
-    assert training == pytest.approx(expected, rel=1e-6)  # float32 sums in the same order
+    assert training == round(expected, 4)
 
 
 def test_an_attachment_that_never_jumps_trains_like_plain_training(digits):
