@@ -96,7 +96,7 @@ def scaling() -> dict[str, Any]:
         rows = {}
         for size in sizes:
             given = {**base, name: size}
-            dictionary = Blocks((OneLayer(1, given["features"]),) * given["states"])
+            dictionary = Blocks((OneLayer(1, given["features"], bias=None),) * given["states"])
             data = pairs(rng.standard_normal((given["points"], given["states"])))
             theta, k = dictionary.initial(rng), np.eye(dictionary.n_features)
             rows[str(size)] = in_turns(
@@ -120,9 +120,12 @@ def seconds() -> dict[str, Any]:
     train = van_der_pol.paper_split().train
     result = {}
     for name, given in {
-        "3 tanh, gradient, step 0.23": (OneLayer(2, 3), {"step_k": 0.23, "step_w": 0.23}),
-        "3 tanh, gradient, 1/L_K, backtracking": (OneLayer(2, 3), {}),
-        "3 logistic, exact K": (OneLayer(2, 3, "logistic", 0.3), {"k_step": "exact"}),
+        "3 tanh, gradient, step 0.23": (
+            OneLayer(2, 3, bias=None),
+            {"step_k": 0.23, "step_w": 0.23},
+        ),
+        "3 tanh, gradient, 1/L_K, backtracking": (OneLayer(2, 3, bias=None), {}),
+        "3 logistic, exact K": (OneLayer(2, 3, "logistic", 0.3, bias=None), {"k_step": "exact"}),
     }.items():
         dictionary, settings = given
         result[name] = in_turns(

@@ -41,7 +41,7 @@ def monomials(degree: int) -> Fit:
 
 def learned(x: np.ndarray) -> Step:
     """Ours: the dictionary learned too."""
-    dictionary = StateInclusive(OneLayer(2, 16, scale=0.5))
+    dictionary = StateInclusive(OneLayer(2, 16, scale=0.5, bias=None))
     learner = AlternatingLearner(
         dictionary, k_step="exact", track="objective", random_state=1000
     ).fit(x)

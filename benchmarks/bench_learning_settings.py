@@ -65,12 +65,12 @@ def _bare() -> Iterable[Candidate]:
     names, scales = ("tanh", "logistic", "arctan"), (0.25, 0.5, 1.0)
     for k_step, name, scale in product(("gradient", "exact"), names, scales):
         label = f"{name}, scale {scale}, {k_step} K"
-        yield label, AlternatingLearner(OneLayer(2, 3, name, scale), k_step=k_step)
+        yield label, AlternatingLearner(OneLayer(2, 3, name, scale, bias=None), k_step=k_step)
 
 
 def _inclusive(size: int) -> Iterable[Candidate]:
     for name, scale in product(("tanh", "arctan"), (0.25, 0.5, 1.0)):
-        dictionary = StateInclusive(OneLayer(2, size, name, scale))
+        dictionary = StateInclusive(OneLayer(2, size, name, scale, bias=None))
         yield (
             f"{name}, scale {scale}, exact K",
             AlternatingLearner(dictionary, k_step="exact", track="objective"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from koopcore import plot as plot
+    from koopcore import spectrum as spectrum
     from koopcore import torch_ops as torch_ops
     from koopcore.backends import available_backends as available_backends
     from koopcore.operators import KoopmanOperators as KoopmanOperators
@@ -29,6 +30,7 @@ _HOME = {
     "available_backends": "koopcore.backends",
     "fit": "koopcore.operators",
     "plot": "koopcore.plot",
+    "spectrum": "koopcore.spectrum",
     "torch_ops": "koopcore.torch_ops",
 }
 
@@ -41,6 +43,7 @@ __all__ = [
     "available_backends",
     "fit",
     "plot",
+    "spectrum",
     "torch_ops",
 ]
 
@@ -62,4 +65,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -78,10 +78,12 @@ def check_memory(n: int, part: Partition) -> None:
     """Raise MemoryError where the Gram matrices alone exceed this machine's memory."""
     if 32 * part.n_groups * min(n, part.largest + 1) ** 2 < 2**28:  # the sum is not above that
         return
+    available = float(os.sysconf("SC_PAGE_SIZE")) * float(os.sysconf("SC_PHYS_PAGES"))
+    if 32.0 * part.n_groups * n * n <= available:
+        return
     wide = part.sizes >= n - 1
     narrow = part.sizes[~wide].astype(np.float64)
     needed = 8.0 * (float(wide.sum()) * packed_size(n) + 4.0 * float((narrow * narrow).sum()))
-    available = float(os.sysconf("SC_PAGE_SIZE")) * float(os.sysconf("SC_PHYS_PAGES"))
     if needed > available:
         raise MemoryError(
             f"{part.n_groups} groups with a window of {n} need {needed:.3g} bytes of Gram matrices "

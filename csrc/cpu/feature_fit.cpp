@@ -76,9 +76,9 @@ struct FitWork {
 
 constexpr int kMostHoldoutLevels = 8;
 
-// Of a second pass: V of the first one, a vector, what the fit needs, and the sums.
+// Of a second pass: V of the first one, vectors, what the fit needs, and the sums.
 std::size_t refit_work(int m) {
-  return std::size_t(m * m + m + second_pass_work(m)) + basis_scratch(m) / kLanes;
+  return std::size_t(m * m + 3 * m + second_pass_work(m)) + basis_scratch(m) / kLanes;
 }
 
 // What the rollouts and the first pass need.
@@ -183,6 +183,21 @@ Vec fit_by_moments(const FeatureFitJob &job, const Moments &sums, int columns, b
   return project<SimdLanes>(model, arrays, condition, work.rest);
 }
 
+// Whether moments of a float32 window resolve too little beside the newest step (`reach` and UNSURE
+// in backends/second_pass.py).
+template <class T>
+IntVec loses_step(const FeatureFitJob &job, const Moments &sums, const Vec &condition) {
+  Vec movement{}, step{};
+  for (int i = 0; i < job.m; ++i) {
+    const Vec moved = sums.last[i] - gather_at<T>(job.window.rows[0], sums.offset + i * kLanes);
+    const Vec newest = job.affine ? sums.newest[i] : sums.change[i];
+    movement += moved * moved;
+    step += newest * newest;
+  }
+  const double steps = 2.0 * double(job.window.n - 1);
+  return condition * condition * movement * 0x1p-53 > step * (steps * steps * 0x1p-6);
+}
+
 void put_operators(const FeatureFitJob &job, const FitWork &work, std::int64_t first, int count) {
   const int m = job.m, matrix = m * m;
   from_lanes(work.k, matrix, count, matrix, job.operators + first * matrix);
@@ -251,7 +266,8 @@ void fit_of(const FeatureFitJob &job, std::int64_t first, int count, double *scr
         sure = rank;
       return;
     }
-    put_fit(job, sums, first, count, sure > 0.0 ? rank : Vec{}, condition, error, work);
+    const IntVec known = SimdLanes::both(sure > 0.0, ~loses_step<T>(job, sums, condition));
+    put_fit(job, sums, first, count, known ? rank : Vec{}, condition, error, work);
   };
   accumulate<T>(job.window, job.groups, job.affine, m, stops.at, stops.count, first, count, scratch,
                 after);
@@ -263,14 +279,15 @@ void refit_of(const FeatureFitJob &job, std::int64_t first, int count, double *s
   const int m = job.m, matrix = m * m;
   const Stops stops(job);
   FitWork work = share_out(reinterpret_cast<Vec *>(scratch + accumulation_scratch(m)), m);
-  Vec *v = work.rest + stage_work(m, job.horizons), *held = v + matrix, *rest = held + m;
+  Vec *v = work.rest + stage_work(m, job.horizons), *held = v + matrix;
+  Vec *squares = held + m, *rest = squares + 2 * m;
   auto *basis = reinterpret_cast<double *>(rest + second_pass_work(m));
-  Vec error = Vec{} + __builtin_nan(""), condition, trace[2] = {};
+  Vec error = Vec{} + __builtin_nan(""), condition;
   const ProjectionArrays<SimdLanes> to{nullptr, nullptr,      work.g, work.k,
                                        work.z,  work.readout, work.v, nullptr};
   const auto after = [&](int stop, const Moments &sums) {
     for (int i = 0; i < m; ++i)
-      trace[stop] += sums.c[i * m + i];
+      squares[stop * m + i] = sums.c[i * m + i];
     if (!stops.is_whole(stop)) {
       for (int i = 0; i < m; ++i)
         held[i] = sums.newest[i];
@@ -286,7 +303,7 @@ void refit_of(const FeatureFitJob &job, std::int64_t first, int count, double *s
       int most = stops.columns(at);
       most = job.rank > 0 && job.rank < most ? job.rank : most;
       const BasisSums<SimdLanes> of{in_basis, in_basis + matrix, in_basis + 2 * matrix};
-      const Vec rank = refit<SimdLanes>(trace[at], of, m, most < m ? most : 0, v, to, rest);
+      const Vec rank = refit<SimdLanes>(squares + at * m, of, m, most < m ? most : m, v, to, rest);
       if (!whole) {
         error = hindcast_of<T>(job, sums, work);
         return;
@@ -568,10 +585,9 @@ void fit_spans(const FeatureFitJob &job, std::int64_t first, int count, double *
       change[i] = total[matrix + i];
     add_copies(inner, matrix, lanes_apart(count));
     add_copies(change, matrix, lanes_apart(count));
-    Vec trace{};
     if (basis.by_moments()) { // into the basis now
       for (int i = 0; i < m; ++i)
-        trace += c[i * m + i] = inner[i * m + i];
+        c[i * m + i] = inner[i * m + i];
       multiply<SimdLanes, Left::plain>(inner, basis.whitener, m, m, m, across);
       multiply<SimdLanes, Left::transposed>(basis.whitener, across, m, m, m, inner);
       multiply<SimdLanes, Left::plain>(change, basis.whitener, m, m, m, rest);
@@ -584,7 +600,7 @@ void fit_spans(const FeatureFitJob &job, std::int64_t first, int count, double *
       Vec square{};
       for (int k = 0; k < m; ++k)
         square += across[i * m + k] * basis.back[i * m + k];
-      trace += c[i * m + i] = square;
+      c[i * m + i] = square;
     }
     std::int64_t start[kLanes];
     for (int lane = 0; lane < kLanes; ++lane)
@@ -610,7 +626,10 @@ void fit_spans(const FeatureFitJob &job, std::int64_t first, int count, double *
       sure = greatest * inverse < kFarFromOne ? sure : Vec{};
     }
     const BasisSums<SimdLanes> of{inner, across, change};
-    const Vec rank = refit<SimdLanes>(trace, of, m, 0, basis.whitener, to, rest);
+    Vec *squares = raw;
+    for (int i = 0; i < m; ++i)
+      squares[i] = c[i * m + i];
+    const Vec rank = refit<SimdLanes>(squares, of, m, m, basis.whitener, to, rest);
     if (!whole) {
       error = hindcast_of<T>(job, sums, work);
       continue;

@@ -1,8 +1,8 @@
 """The engine's stages in C++: SIMD and threads over groups; the arithmetic is in csrc/cpu.
 
 Mirrors backends/reference.py stage by stage. The instruction set is chosen when the first stage
-runs (KOOPCORE_ISA forces one), the number of threads is KOOPCORE_NUM_THREADS or what the process
-may use. Results do not depend on the number of threads.
+runs (KOOPCORE_ISA forces one), the number of threads is that of backends/threads.py. Results do not
+depend on it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from koopcore.backends.protocol import (
     Snapshots,
     WholeCompanion,
 )
+from koopcore.backends.threads import thread_count
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray
 
+MOST_THREADS = 4096  # that the module takes
 MOMENTS, SECOND, SAMPLED = range(3)
 """Passes of a fit on the feature side: `Passes` in csrc/cpu/problem.h."""
 LONG, LONG_FOR_ITS_GROUPS = 128, 8
@@ -42,7 +44,13 @@ class NativeCpu(Composed):
     device = "cpu"
 
     def __init__(self, module: Any) -> None:
-        self._cpu = module
+        self._module = module
+
+    @property
+    def _cpu(self) -> Any:
+        """The module, with as many threads as `thread_count` says now."""
+        self._module.set_num_threads(min(thread_count(), MOST_THREADS))
+        return self._module
 
     def _groups(self, part: Partition) -> Any:
         """The partition's segments, checked once; kept with it, for training loops."""
@@ -142,7 +150,7 @@ class NativeCpu(Composed):
         else:
             solved = self._feature_fit(snapshots, part, *how)
             unsure = second_pass.unsure(solved.condition, solved.rank, m, snapshots)
-            unsure = np.union1d(unsure, np.flatnonzero(solved.rank == 0))
+            unsure = np.union1d(unsure, np.flatnonzero(solved.rank < m))
         if not unsure.size:
             return solved
         again = self._feature_fit(

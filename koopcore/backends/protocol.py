@@ -314,6 +314,12 @@ def rank_tolerance(n: int) -> float:
     return 2.0 * max(n, 16) * 2.0**-53
 
 
+RESOLVED = 2.0**-66
+"""Of the squares of scaled parameters in a second pass, as a share of the largest: 2⁻³³ of lengths.
+
+What it finds of a direction s has an error of about u/(2²⁶ s²) of itself: 1e-4 there.
+"""
+
 SQUARES = 2.0**-800, 2.0**1000
 """‖F‖² between these: squares keep the last digit that counts, and their sums do not overflow."""
 

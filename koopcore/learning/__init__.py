@@ -23,6 +23,7 @@ from koopcore.learning.learned_operator import LearnedOperator, PredictionErrors
 from koopcore.learning.objective import simultaneous_step
 from koopcore.learning.persistence import load, load_parts, save
 from koopcore.learning.step_sizes import Diminishing, lemma_k, lemma_w, lipschitz_k
+from koopcore.learning.variable_projection import VariableProjectionLearner
 from koopcore.learning.workers.asynchronous import AsynchronousLearner
 from koopcore.learning.workers.distributed import DistributedLearner
 from koopcore.learning.workers.supervisor import WorkerError
@@ -47,6 +48,7 @@ __all__ = [
     "RadialBasis",
     "StateInclusive",
     "TorchDictionary",
+    "VariableProjectionLearner",
     "WorkerError",
     "lemma_k",
     "lemma_w",

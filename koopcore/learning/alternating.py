@@ -67,20 +67,21 @@ class AlternatingLearner(SynchronousLearner):
     def fit(
         self,
         X: Trajectories,
-        y: object = None,
+        y: Trajectories | None = None,
         *,
         initial: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
         callback: Callable[[int, Iterate], object] | None = None,
     ) -> AlternatingLearner:
-        """Learn from one trajectory (length, n) or several of different lengths.
+        """Learn from one trajectory (length, n) or several of different lengths, or snapshot pairs.
 
+        y: the state after every row of X, of X's shape; None: the rows of X follow each other.
         initial: (θ, K) to start from. callback: called with the iteration and its iterate; a true
         answer stops. Raises ValueError before any work for data and parameters that cannot work.
         Steps that diverge warn (`DivergenceWarning`), keep the last good iterate and give the step
         that would have been safe, as ``history_.safe_step``.
         """
         self._check()
-        problem, start = self._begin(X, initial)
+        problem, start = self._begin(X, initial, y)
         alternation = Alternation(
             self.dictionary, problem.data, self.k_step, self.step_k, self.step_w, self.ridge
         )

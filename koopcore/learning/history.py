@@ -28,6 +28,7 @@ class History:
     stopped: str = "iterations"  # or "tolerance", "callback", "diverged"
     best: int = -1  # the iteration whose iterate is the result; -1: the start
     safe_step: float = float("nan")  # where learning diverged: 1/L of the joint gradient
+    validation: list[float] = field(default_factory=list)  # errors of samples held out, if any
 
     def add(self, value: float, k: float, w: float, step_k: float, step_w: float) -> None:
         """Append one iteration."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore import spectrum
-from koopcore.learning.checks import finite_array, real_array, whole
+from koopcore.learning.checks import finite_array, positive, real_array, whole
 from koopcore.learning.dictionaries.protocol import Dictionary, state_features
 from koopcore.learning.trajectories import pairs
 from koopcore.types import FloatArray
@@ -21,7 +21,10 @@ _CUTOFF = 1e-9  # relative singular value below which features count as dependen
 
 @dataclass(frozen=True)
 class LearnedOperator:
-    """ψ(x_n) ≈ Kⁿ ψ(x_0) and x ≈ C ψ(x), for states scaled as z = (x - shift) / scale."""
+    """ψ(x_{n+1}) ≈ K ψ(x_n) + B u_n and x ≈ C ψ(x), for states scaled as z = (x - shift) / scale.
+
+    Without inputs u, ψ(x_n) ≈ Kⁿ ψ(x_0). Outputs, where some were learned, are y ≈ D ψ(x).
+    """
 
     dictionary: Dictionary
     parameters: FloatArray  # θ (p,)
@@ -29,16 +32,25 @@ class LearnedOperator:
     readout: FloatArray  # C (n, h), from features to scaled states
     shift: FloatArray  # (n,)
     scale: FloatArray  # (n,)
+    input_matrix: FloatArray | None = None  # B (h, m), of inputs in their own unit
+    output_readout: FloatArray | None = None  # D (q, h), to outputs in their own unit
 
     def __post_init__(self) -> None:
         n, h = self.dictionary.n_states, self.dictionary.n_features
-        shapes = {
+        shapes: dict[str, tuple[int, ...]] = {
             "parameters": (self.dictionary.n_parameters,),
             "operator": (h, h),
             "readout": (n, h),
             "shift": (n,),
             "scale": (n,),
         }
+        for name, rows in (("input_matrix", h), ("output_readout", None)):
+            optional = getattr(self, name)
+            if optional is not None:
+                if np.ndim(optional) != 2 or not np.size(optional):
+                    raise ValueError(f"{name} has shape {np.shape(optional)}; a matrix is needed")
+                count = optional.shape[1] if rows else optional.shape[0]
+                shapes[name] = (h, count) if rows else (count, h)
         for name, shape in shapes.items():
             array = getattr(self, name)
             if not isinstance(array, np.ndarray) or array.dtype != np.float64:
@@ -63,8 +75,29 @@ class LearnedOperator:
         with np.errstate(over="ignore", invalid="ignore"):
             return (features @ self.readout.T) * self.scale + self.shift
 
-    def predict_features(self, x0: npt.ArrayLike, n_steps: int) -> FloatArray:
-        """K ψ(x_0), …, K^T ψ(x_0): (T, h), or (batch, T, h) for several x_0 (batch, n)."""
+    @property
+    def n_inputs(self) -> int:
+        """m, the width of an input; 0 for a system without."""
+        return 0 if self.input_matrix is None else self.input_matrix.shape[1]
+
+    def ahead(self, features: FloatArray, inputs: FloatArray) -> FloatArray:
+        """K ψ + B u of features (N, h) and inputs (N, m): (N, h)."""
+        if inputs.shape[1] != self.n_inputs:
+            raise ValueError(
+                f"u has {inputs.shape[1]} numbers a step; this operator was learned with "
+                f"{self.n_inputs}"
+            )
+        result: FloatArray = features @ self.operator.T
+        return result if self.input_matrix is None else result + inputs @ self.input_matrix.T
+
+    def predict_features(
+        self, x0: npt.ArrayLike, n_steps: int, u: npt.ArrayLike | None = None
+    ) -> FloatArray:
+        """ψ 1 … T steps after x_0: (T, h), or (batch, T, h) for several x_0 (batch, n).
+
+        u: u_0 … u_{T-1}, (T, m), or one such for every x_0, (batch, T, m); where the operator was
+        learned with inputs, and only there.
+        """
         whole("n_steps", n_steps)
         start = finite_array("x0", x0)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -73,21 +106,58 @@ class LearnedOperator:
             raise ValueError(
                 "x0 is so far from the data that were learned from that its features are not finite"
             )
+        inputs = self._inputs(u, len(current), n_steps)
         result = np.empty((len(current), n_steps, current.shape[1]))
         with np.errstate(over="ignore", invalid="ignore"):  # |λ| > 1 over many steps is the answer
             for step in range(n_steps):
-                current = current @ self.operator.T
+                current = self.ahead(current, inputs[:, step])
                 result[:, step] = current
         return result[0] if start.ndim == 1 else result
 
-    def predict(self, x0: npt.ArrayLike, n_steps: int) -> FloatArray:
+    def _inputs(self, u: npt.ArrayLike | None, batch: int, n_steps: int) -> FloatArray:
+        """Inputs of every x_0 and step, (batch, T, m)."""
+        if u is None:
+            if self.n_inputs:
+                raise ValueError(
+                    f"u is missing; this operator was learned with inputs: pass ({n_steps}, "
+                    f"{self.n_inputs})"
+                )
+            return np.zeros((batch, n_steps, 0))
+        given = finite_array("u", u)
+        wanted = (n_steps, self.n_inputs)
+        if given.shape not in (wanted, (batch, *wanted)) or not self.n_inputs:
+            raise ValueError(
+                f"u has shape {given.shape}; {wanted} or {(batch, *wanted)} is needed"
+                if self.n_inputs
+                else "u was given, but this operator was learned without inputs"
+            )
+        return np.broadcast_to(given, (batch, *wanted))
+
+    def predict(
+        self, x0: npt.ArrayLike, n_steps: int, u: npt.ArrayLike | None = None
+    ) -> FloatArray:
         """States 1 … n_steps after x_0, from x_0 alone: (n_steps, n), or (batch, n_steps, n).
 
-        x0: (n,) or (batch, n), finite. n_steps: >= 1. Cost: 2 h² flops per step.
+        x0: (n,) or (batch, n), finite. n_steps: >= 1. u: inputs (n_steps, m) from that of x_0 on,
+        or (batch, n_steps, m); needed where the operator was learned with inputs. Cost: 2 h² flops
+        per step.
         ψ is linear only as far as F is small: the error grows with the horizon, and |λ| > 1
         grows without bound. Raises ValueError for a wrong width or a state that is not finite.
         """
-        return self.states(self.predict_features(x0, n_steps))
+        return self.states(self.predict_features(x0, n_steps, u))
+
+    def predict_outputs(
+        self, x0: npt.ArrayLike, n_steps: int, u: npt.ArrayLike | None = None
+    ) -> FloatArray:
+        """Outputs y 1 … n_steps after x_0: (n_steps, q), or (batch, n_steps, q); as `predict`.
+
+        Raises ValueError for an operator that was learned without outputs.
+        """
+        if self.output_readout is None:
+            raise ValueError("this operator was learned without outputs; pass outputs= to fit")
+        features = self.predict_features(x0, n_steps, u)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return features @ self.output_readout.T
 
     def eigenvalues(self) -> npt.NDArray[np.complex128]:
         """Eigenvalues of K, largest magnitude first."""
@@ -99,6 +169,46 @@ class LearnedOperator:
         values, vectors = np.linalg.eig(self.operator)
         order = np.argsort(-np.abs(values), kind="stable")
         return self.scale[:, None] * (self.readout @ vectors[:, order]).astype(np.complex128)
+
+    def eigenfunctions(self, states: npt.ArrayLike) -> npt.NDArray[np.complex128]:
+        """φ_i(x) of states (M, n): (M, h), in the order of `eigenvalues`.
+
+        φ(x_{n+1}) ≈ λ φ(x_n) without inputs, and x - shift = Σ modes_i φ_i(x) as far as C reads
+        the state. φ = V⁻¹ ψ with the eigenvectors V of K, each of length 1: not where K has none,
+        or nearly none (V is ill conditioned then; the values say so by their size).
+        """
+        eigenvalues, vectors = np.linalg.eig(self.operator)
+        order = np.argsort(-np.abs(eigenvalues), kind="stable")
+        features = self.features(states).astype(np.complex128)
+        values = np.linalg.solve(vectors[:, order], features.T).T
+        return np.ascontiguousarray(values, dtype=np.complex128)
+
+    def rates(self, dt: float = 1.0) -> npt.NDArray[np.complex128]:
+        """Eigenvalues of the generator, log λ / dt: growth per unit of time + i angular frequency.
+
+        The principal logarithm: frequencies beyond π/dt are seen as lower ones. -∞ where λ is 0.
+        """
+        positive("dt", dt)
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(self.eigenvalues()) / dt, dtype=np.complex128)
+
+    def generator(self, dt: float = 1.0) -> FloatArray:
+        """L = log K / dt, (h, h): ψ' = L ψ in continuous time, as far as dψ/dt is in the span.
+
+        The principal logarithm. Raises ValueError where K has an eigenvalue that is 0 or negative:
+        no real generator makes it in one step; sample more often. Needs SciPy.
+        """
+        from scipy.linalg import logm
+
+        positive("dt", dt)
+        values = self.eigenvalues()
+        bad = values[(np.abs(values.imag) <= 1e-14 * np.abs(values)) & (values.real <= 0.0)]
+        if len(bad):
+            raise ValueError(
+                f"K has the eigenvalue {bad[0].real:.3g}, whose logarithm is not real; features "
+                "that die out within a step have no rate: sample more often, or use fewer features"
+            )
+        return np.ascontiguousarray(np.real(logm(self.operator)) / dt)
 
     def growth_rates(self, dt: float = 1.0) -> FloatArray:
         """log|λ|/dt of every eigenvalue."""

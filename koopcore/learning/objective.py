@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from koopcore.backends import backend_for
+from koopcore.backends.protocol import rank_tolerance
 from koopcore.learning.dictionaries.protocol import Dictionary
 from koopcore.learning.trajectories import Pairs, power_of_two
 from koopcore.types import FloatArray
+
+_LAPACK_FROM = 64  # features; below, the engine's solve is as fast, and the same everywhere
 
 
 class Gradient(NamedTuple):
@@ -103,7 +107,9 @@ def exact_operator(
     A row of K depends on its own features ahead only: ``rows`` is what one worker solves.
     Features are squared in units of their own, powers of two, so that K does not depend on units.
     All NaN where a feature is not finite. backend: of the engine; None: as KOOPCORE_BACKEND says.
-    Cost: 4 N h² flops and one h³ factorization. Source: variable projection, Golub & Pereyra 1973.
+    Cost: 4 N h² flops and one h³ factorization, from 64 features on by LAPACK's blocked pivoted
+    Cholesky (`dpstrf`) where SciPy is installed: the engine's own is for small matrices, thousands
+    at once. Source: variable projection, Golub & Pereyra 1973.
     """
     now, ahead = features[pairs.current], features[pairs.following]
     if rows != slice(None):
@@ -112,12 +118,61 @@ def exact_operator(
         return np.full((ahead.shape[1], now.shape[1]), np.nan)
     unit = power_of_two(features)
     now, ahead = now / unit, ahead / unit[rows]
-    gram = now.T @ now
+    operator = solved(now.T @ now, ahead.T @ now, ridge, backend)
+    with np.errstate(over="ignore"):  # of units that are far apart
+        return operator * (unit[rows, None] / unit)
+
+
+def solved(
+    gram: FloatArray, cross: FloatArray, ridge: float = 0.0, backend: str | None = None
+) -> FloatArray:
+    """cross gram⁺ (k, h), or cross (gram + ridge D)⁻¹, D the mean diagonal after equilibration.
+
+    gram: (h, h), Σψψᵀ, of columns of like size; cross: (k, h).
+    """
+    if len(gram) >= _LAPACK_FROM and (linalg := _scipy_linalg()) is not None:
+        return _solved_by_lapack(linalg, gram, cross, ridge)
     start = np.zeros((1, len(gram)))
     whitened = backend_for("cpu", backend).project(
         gram[None], gram[None], start, None, ridge, False
     )
     whitener: FloatArray = whitened.whitener[0]  # V with V Vᵀ = gram⁺
-    operator = ((ahead.T @ now) @ whitener) @ whitener.T
-    with np.errstate(over="ignore"):  # of units that are far apart
-        return operator * (unit[rows, None] / unit)
+    operator: FloatArray = (cross @ whitener) @ whitener.T
+    return operator
+
+
+def _solved_by_lapack(linalg: Any, gram: FloatArray, cross: FloatArray, ridge: float) -> FloatArray:
+    """`solved` by dpotrf with a ridge, else by dpstrf, which finds the rank."""
+    h = len(gram)
+    diagonal = np.diag(gram)
+    _, exponents = np.frexp(diagonal)
+    scale = np.where(diagonal > 0.0, np.ldexp(1.0, -(exponents // 2)), 1.0)
+    scaled = np.asfortranarray(gram * scale * scale[:, None])
+    scaled.flat[:: h + 1] += ridge * np.trace(scaled) / h
+    right = (cross * scale).T
+    if ridge > 0.0:
+        factor, failed = linalg.lapack.dpotrf(scaled, lower=1)
+        if not failed:
+            solution, _ = linalg.lapack.dpotrs(factor, right, lower=1)
+            return np.ascontiguousarray(solution.T) * scale
+    tolerance = rank_tolerance(h) * float(np.diag(scaled).max())
+    factor, order, rank, _ = linalg.lapack.dpstrf(scaled, tol=tolerance, lower=1)
+    order = order - 1  # LAPACK counts from 1
+    if rank == h:
+        solution = np.empty_like(right)
+        solution[order], _ = linalg.lapack.dpotrs(factor, right[order], lower=1)
+        return np.ascontiguousarray(solution.T) * scale
+    # gram = B Bᵀ and B = Q R, so gram⁺ = Q (R Rᵀ)⁻¹ Qᵀ: the solution of least norm.
+    columns = np.zeros((h, rank))
+    columns[order] = np.tril(factor[:, :rank])
+    q, r = np.linalg.qr(columns / scale[:, None])
+    half = linalg.solve_triangular(r, (cross @ q).T)
+    return np.ascontiguousarray((q @ linalg.solve_triangular(r, half, trans=1)).T)
+
+
+def _scipy_linalg() -> Any:
+    """SciPy's linear algebra; None where it is not installed."""
+    try:
+        return import_module("scipy.linalg")
+    except ImportError:
+        return None

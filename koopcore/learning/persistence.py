@@ -35,6 +35,7 @@ DTYPES = {"F64": "<f8", "I64": "<i8"}
 Tensors: TypeAlias = dict[str, npt.NDArray[Any]]
 
 _NUMBERS = dict.fromkeys(("parameters", "operator", "readout", "shift", "scale"), "F64")
+_OPTIONAL = dict.fromkeys(("input_matrix", "output_readout"), "F64")
 _PART = {"parameters": "F64", "rows": "F64", "rank": "I64", "iteration": "I64"}
 
 
@@ -48,7 +49,8 @@ def save(learned: LearnedOperator, directory: str | Path) -> Path:
     """
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    numbers = _packed({name: getattr(learned, name) for name in _NUMBERS})
+    present = {name: getattr(learned, name) for name in (*_NUMBERS, *_OPTIONAL)}
+    numbers = _packed({name: array for name, array in present.items() if array is not None})
     dictionary = describe(learned.dictionary)
     description = {
         "format": FORMAT,
@@ -78,7 +80,7 @@ def load(directory: str | Path, dictionary: Dictionary | None = None) -> Learned
     text, data = _read(path), _read(numbers_path)
     with _naming(f"{path} is no {FORMAT}"):
         description = _description(text)
-    tensors = _unpacked(numbers_path, data, _NUMBERS)
+    tensors = _unpacked(numbers_path, data, _NUMBERS, _OPTIONAL)
     with _naming(f"{path} is no {FORMAT}"):
         saved = description["dictionary"]
         if dictionary is None:
@@ -233,12 +235,15 @@ def _packed(tensors: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _unpacked(path: Path, data: bytes, dtypes: Mapping[str, str]) -> Tensors:
+def _unpacked(
+    path: Path, data: bytes, dtypes: Mapping[str, str], optional: Mapping[str, str] | None = None
+) -> Tensors:
     """The tensors of a safetensors file; ValueError unless they have these names and dtypes."""
     try:
         tensors = dict(_safetensors().deserialize(data))
     except _safetensors().SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file: {error}") from error
+    dtypes = {**dtypes, **{k: v for k, v in (optional or {}).items() if k in tensors}}
     _check_keys(str(path), tensors, list(dtypes))
     arrays: Tensors = {}
     for name, dtype in dtypes.items():

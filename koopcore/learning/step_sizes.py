@@ -157,7 +157,8 @@ def lemma_w(dictionary: OneLayer, operator: FloatArray, pairs: Pairs) -> float:
 
         (2/N) Σ { b1²(‖x_{n+1}‖ + κ‖x_n‖)² + b2 (1+κ) h (‖x_{n+1}‖² + κ‖x_n‖²) },  κ = ‖K‖_2
 
-    with h = b0 √n_features ≥ ‖ψ‖. operator: K (n_features, n_features). About ten times too large
+    with h = b0 √n_features ≥ ‖ψ‖; a bias is a weight of a state that is always 1.
+    operator: K (n_features, n_features). About ten times too large
     in practice: steps of 1/L_W are safe for every W, and slow; backtracking is the default.
     Only for `OneLayer`; other dictionaries have no such constant here.
     """
@@ -165,6 +166,8 @@ def lemma_w(dictionary: OneLayer, operator: FloatArray, pairs: Pairs) -> float:
     kappa = float(np.linalg.norm(operator, 2))
     h = b0 * dictionary.n_features**0.5
     norms = np.linalg.norm(pairs.states, axis=1)
+    if dictionary.bias is not None:
+        norms = np.hypot(norms, 1.0)
     now, ahead = norms[pairs.current], norms[pairs.following]
     terms = b1**2 * (ahead + kappa * now) ** 2
     terms = terms + b2 * (1.0 + kappa) * h * (ahead**2 + kappa * now**2)

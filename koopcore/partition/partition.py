@@ -273,6 +273,8 @@ class Partition:
     # -- being a value --------------------------------------------------------------------------
 
     def __eq__(self, other: object) -> bool:
+        if self is other:  # what a training loop asks for: no look at a million segments
+            return True
         if not isinstance(other, Partition):
             return NotImplemented
         return self.size == other.size and all(
@@ -281,6 +283,10 @@ class Partition:
         )
 
     def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
         return hash((self.size, self.n_groups, self.n_segments, self.n_parameters))
 
     def __reduce__(self) -> tuple[type[Partition], tuple[Any, ...]]:

@@ -13,7 +13,9 @@ from trajectories import generic, smooth
 import koopcore as kc
 from koopcore.backends.native_cuda import launch as native_cuda_launch
 from koopcore.backends.native_cuda import plan as native_cuda_plan
+from koopcore.backends.native_cuda.launch import Launch
 from koopcore.backends.native_cuda.plan import shares, tile_columns
+from koopcore.backends.native_cuda.queue import queue_one_pass
 from koopcore.backends.protocol import Ahead, Snapshots
 from koopcore.partition.partition import Partition
 
@@ -174,6 +176,17 @@ def test_devices_with_slow_fp64_go_in_stages(native, launches, monkeypatch):
     part = Partition.groups(100, [range(100)])
     native.endpoint(Snapshots(generic(9, 100), np.arange(9)), part, True, [3], out)
     assert "one_pass" not in launches
+
+
+def test_code_without_fast_fp64_refuses_one_pass(native_two_float):
+    """Its kernel is empty there: better an error than outputs that nobody has written."""
+    part = Partition.groups(200, [range(200)])
+    window, out = Snapshots(generic(9, 200), np.arange(9)), np.full((1, 200), 7.0)
+    on = Launch(native_two_float._cuda, window, part)
+    fields = (0, on.space(1), 0, 0, 0)
+    with pytest.raises(ValueError, match=r"one pass needs fast fp64, .* compute capability 8\.6"):
+        queue_one_pass(on, True, 0, [3], fields, 0, on.output(out, 1), ())
+    assert (out == 7.0).all()
 
 
 def test_every_group_has_the_columns_that_its_segments_take():

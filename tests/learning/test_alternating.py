@@ -20,7 +20,7 @@ from koopcore.learning.trajectories import pairs
 
 def test_an_iteration_is_a_k_step_and_then_a_w_step_at_the_new_k():
     data = paper_split().train[:80]
-    dictionary = OneLayer(2, 3)
+    dictionary = OneLayer(2, 3, bias=None)
     w = dictionary.initial(np.random.default_rng(1)).reshape(3, 2)
     k = np.eye(3)
     for _ in range(5):
@@ -39,7 +39,7 @@ def test_an_iteration_is_a_k_step_and_then_a_w_step_at_the_new_k():
 @pytest.mark.parametrize("k_step", ["gradient", "exact"])
 def test_backtracking_never_lets_f_rise(k_step):
     data = paper_split(1.0).train
-    dictionary = StateInclusive(OneLayer(2, 4, scale=0.5))
+    dictionary = StateInclusive(OneLayer(2, 4, scale=0.5, bias=None))
     learner = AlternatingLearner(dictionary, k_step=k_step, n_iterations=80).fit(data)
     objective = np.array(learner.history_.objective)
     # 1e-12: the exact step drops directions at the Gram's rounding, relative to ‖ψ‖² ~ 1.
@@ -49,7 +49,9 @@ def test_backtracking_never_lets_f_rise(k_step):
 
 def test_the_kept_iterate_is_the_one_of_least_e():
     seen = {}
-    learner = AlternatingLearner(OneLayer(2, 3), step_k=0.23, step_w=0.23, n_iterations=60)
+    learner = AlternatingLearner(
+        OneLayer(2, 3, bias=None), step_k=0.23, step_w=0.23, n_iterations=60
+    )
     learner.fit(paper_split().train, callback=lambda t, iterate: seen.update({t: iterate}))
     history = learner.history_
     best = int(np.argmin(history.criterion))
@@ -66,18 +68,20 @@ def test_tracking_the_objective_keeps_the_least_f():
 
 def test_learning_stops_early_at_the_tolerance_and_at_a_callbacks_wish():
     data = paper_split().train
-    first = AlternatingLearner(OneLayer(2, 3), tolerance=0.05).fit(data)
+    first = AlternatingLearner(OneLayer(2, 3, bias=None), tolerance=0.05).fit(data)
     e = first.history_.criterion
     assert first.history_.stopped == "tolerance"
     assert e[-1] <= 0.05 * e[0] < e[-2]
-    second = AlternatingLearner(OneLayer(2, 3)).fit(data, callback=lambda t, _: t == 4)
+    second = AlternatingLearner(OneLayer(2, 3, bias=None)).fit(data, callback=lambda t, _: t == 4)
     assert (second.history_.stopped, len(second.history_)) == ("callback", 5)
 
 
 @pytest.mark.parametrize(("step_k", "step_w"), [(50.0, 0.1), (5.0, "backtracking")])
 def test_steps_that_diverge_keep_the_last_good_iterate_and_say_what_is_safe(step_k, step_w):
     data = paper_split(1.0).train
-    learner = AlternatingLearner(StateInclusive(OneLayer(2, 3)), step_k=step_k, step_w=step_w)
+    learner = AlternatingLearner(
+        StateInclusive(OneLayer(2, 3, bias=None)), step_k=step_k, step_w=step_w
+    )
     with pytest.warns(DivergenceWarning, match=r"was kept. step_k = step_w = .* would be safe"):
         learner.fit(data)
     assert learner.history_.stopped == "diverged"

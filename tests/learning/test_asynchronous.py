@@ -119,7 +119,7 @@ def test_diverging_steps_keep_the_last_report():
         ({"workers": 9}, ValueError, r"1\.\.7 workers"),
         ({"delay": -1}, ValueError, "delay is -1; a whole number >= 0"),
         ({"step_w": "backtracking"}, ValueError, "step_w is 'backtracking'"),
-        ({"dictionary": OneLayer(7, 2)}, TypeError, "need Blocks"),
+        ({"dictionary": OneLayer(7, 2, bias=None)}, TypeError, "need Blocks"),
         ({"timeout": -1.0}, ValueError, "timeout is -1.0"),
         ({"n_iterations": 0}, ValueError, "n_iterations is 0"),
     ],

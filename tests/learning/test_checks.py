@@ -49,7 +49,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_that_learning_takes_in_may_come_from_any_library(kind):
     make = KINDS[kind]
-    dictionary = OneLayer(2, 3)
+    dictionary = OneLayer(2, 3, bias=None)
     theta, k = dictionary.initial(np.random.default_rng(1)), 0.9 * np.eye(3)
     expected = AlternatingLearner(dictionary, n_iterations=4).fit(X, initial=(theta, k))
     learner = AlternatingLearner(dictionary, n_iterations=4)
@@ -104,7 +104,7 @@ def test_tensors_of_every_real_dtype_are_their_values(dtype):
     ids=str,
 )
 def test_what_is_no_real_number_is_named(value, error, message):
-    learner = AlternatingLearner(OneLayer(2, 3), n_iterations=2)
+    learner = AlternatingLearner(OneLayer(2, 3, bias=None), n_iterations=2)
     theta, k = np.full(6, 0.3), np.eye(3)
     with pytest.raises(error, match=message):
         learner.fit(value)

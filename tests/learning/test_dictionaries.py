@@ -22,16 +22,18 @@ def two_layers():
 
 
 DICTIONARIES = {
-    "tanh": OneLayer(3, 4),
-    "logistic": OneLayer(3, 4, "logistic"),
-    "arctan": OneLayer(3, 4, "arctan"),
+    "tanh": OneLayer(3, 4, bias=None),
+    "logistic": OneLayer(3, 4, "logistic", bias=None),
+    "arctan": OneLayer(3, 4, "arctan", bias=None),
     "deep": Layered(3, (5, 4, 6)),
     "deep logistic": Layered(3, (5, 2), "logistic", bias=1.0),
-    "inclusive": StateInclusive(OneLayer(3, 4)),
+    "inclusive": StateInclusive(OneLayer(3, 4, bias=None)),
     "equal blocks": Blocks((Layered(1, (4, 2)),) * 3, ((2,), (0,), (1,))),
-    "equal inclusive blocks": Blocks((StateInclusive(OneLayer(1, 2)),) * 3),
-    "unequal blocks": Blocks((OneLayer(2, 3), Layered(1, (2, 2))), ((2, 0), (1,))),
-    "blocks of torch": Blocks((TorchDictionary(torch.nn.Linear(1, 2), 1), OneLayer(2, 2))),
+    "equal inclusive blocks": Blocks((StateInclusive(OneLayer(1, 2, bias=None)),) * 3),
+    "unequal blocks": Blocks((OneLayer(2, 3, bias=None), Layered(1, (2, 2))), ((2, 0), (1,))),
+    "blocks of torch": Blocks(
+        (TorchDictionary(torch.nn.Linear(1, 2), 1), OneLayer(2, 2, bias=None))
+    ),
     "torch": TorchDictionary(two_layers(), 3),
     "monomials": Monomials(3, 2),
     "radial": RadialBasis(((0.0, 0.0, 0.0), (1.0, 0.0, -1.0)), 0.7),
@@ -101,7 +103,7 @@ def test_one_layer_is_sigma_of_w_x():
     w = np.array([[1.0, 2.0], [0.5, -1.0], [0.0, 3.0]])
     x = np.array([[0.1, 0.2], [0.3, -0.4]])
     expected = np.array([[np.tanh(row @ point) for row in w] for point in x])
-    actual = OneLayer(2, 3).features(w.reshape(-1), x)
+    actual = OneLayer(2, 3, bias=None).features(w.reshape(-1), x)
     np.testing.assert_allclose(actual, expected, rtol=1e-15)
 
 
@@ -167,8 +169,11 @@ def test_a_torch_dictionary_starts_from_its_module_and_leaves_it_alone():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: OneLayer(2, 3, "relu"), r"activation is 'relu'; one of 'tanh', 'logistic'"),
-        (lambda: OneLayer(0, 3), "n_states is 0; a whole number >= 1"),
+        (
+            lambda: OneLayer(2, 3, "relu", bias=None),
+            r"activation is 'relu'; one of 'tanh', 'logistic'",
+        ),
+        (lambda: OneLayer(0, 3, bias=None), "n_states is 0; a whole number >= 1"),
         (lambda: Layered(2, ()), "widths is empty"),
         (lambda: Layered(2, (3, 0)), r"widths\[1\] is 0"),
         (lambda: Monomials(2, 0), "degree is 0"),
@@ -176,12 +181,18 @@ def test_a_torch_dictionary_starts_from_its_module_and_leaves_it_alone():
         (lambda: RadialBasis((0.0, 1.0)), "centres has shape"),
         (lambda: RadialBasis(((0.0,),), width=0.0), "width is 0.0"),
         (lambda: Blocks(()), "dictionaries is empty"),
-        (lambda: Blocks((OneLayer(1, 2),) * 2, ((0,),)), "states has 1 blocks, dictionaries 2"),
-        (lambda: Blocks((OneLayer(1, 2),) * 2, ((0,), (0,))), r"missing \[1\], named twice \[0\]"),
-        (lambda: Blocks((OneLayer(1, 2),) * 2, ((0,), (2,))), r"missing \[1\]"),
-        (lambda: Blocks((OneLayer(2, 2),), ((0,),)), "block 0 has states .* takes 2"),
+        (
+            lambda: Blocks((OneLayer(1, 2, bias=None),) * 2, ((0,),)),
+            "states has 1 blocks, dictionaries 2",
+        ),
+        (
+            lambda: Blocks((OneLayer(1, 2, bias=None),) * 2, ((0,), (0,))),
+            r"missing \[1\], named twice \[0\]",
+        ),
+        (lambda: Blocks((OneLayer(1, 2, bias=None),) * 2, ((0,), (2,))), r"missing \[1\]"),
+        (lambda: Blocks((OneLayer(2, 2, bias=None),), ((0,),)), "block 0 has states .* takes 2"),
         (lambda: TorchDictionary(torch.nn.Flatten(0), 3), r"\(2, n_features\) is needed"),
-        (lambda: OneLayer(2, 3, scale=-1.0), "scale is -1.0"),
+        (lambda: OneLayer(2, 3, scale=-1.0, bias=None), "scale is -1.0"),
         (lambda: Layered(2, (3,), bias=np.nan), "bias is nan"),
         (lambda: Monomials(1000, 9), "make more than 1000000 monomials; lower the degree"),
         (lambda: Monomials(10**9, 10**9), "make more than 1000000 monomials"),
@@ -200,14 +211,17 @@ class Complex(torch.nn.Module):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: OneLayer(2.0, 3), "n_states is 2.0; a whole number"),
-        (lambda: OneLayer(2, 3, ["tanh"]), "activation is"),
+        (lambda: OneLayer(2.0, 3, bias=None), "n_states is 2.0; a whole number"),
+        (lambda: OneLayer(2, 3, ["tanh"], bias=None), "activation is"),
         (lambda: Layered(2, (3, True)), r"widths\[1\] is True"),
         (lambda: Monomials(2, 2.5), "degree is 2.5"),
         (lambda: Monomials(2, 2, "yes"), "constant is 'yes'; True or False"),
         (lambda: StateInclusive(torch.nn.Linear(2, 3)), "inner is a Linear, without n_states"),
-        (lambda: Blocks((OneLayer(1, 2), 3)), r"dictionaries\[1\] is a int, without n_states"),
-        (lambda: Blocks((OneLayer(1, 2),) * 2, ((0.0,), (1,))), "a state is 0.0"),
+        (
+            lambda: Blocks((OneLayer(1, 2, bias=None), 3)),
+            r"dictionaries\[1\] is a int, without n_states",
+        ),
+        (lambda: Blocks((OneLayer(1, 2, bias=None),) * 2, ((0.0,), (1,))), "a state is 0.0"),
         (lambda: TorchDictionary(Complex(), 3), "the module makes complex numbers"),
         (
             lambda: TorchDictionary(torch.nn.Linear(2, 3, dtype=torch.complex128), 2),

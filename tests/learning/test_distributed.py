@@ -33,7 +33,12 @@ STATES = trajectory(0.02, 120)
 SCALED = (STATES - STATES.mean(axis=0)) / STATES.std(axis=0)
 EQUAL = Blocks((Layered(1, (4, 3)),) * 7)
 UNEQUAL = Blocks(
-    (OneLayer(2, 3), StateInclusive(OneLayer(1, 2)), Layered(3, (4, 5)), OneLayer(1, 1)),
+    (
+        OneLayer(2, 3, bias=None),
+        StateInclusive(OneLayer(1, 2, bias=None)),
+        Layered(3, (4, 5)),
+        OneLayer(1, 1, bias=None),
+    ),
     ((6, 0), (3,), (1, 2, 5), (4,)),
 )
 
@@ -120,7 +125,7 @@ def test_diverging_steps_keep_the_last_good_iterate():
     ],
 )
 def test_a_rank_that_fails_is_named_and_the_last_good_state_saved(end, message, tmp_path):
-    dictionary = Blocks((OneLayer(3, 2), BreaksLate(4, 2, end=end)))
+    dictionary = Blocks((OneLayer(3, 2, bias=None), BreaksLate(4, 2, end=end)))
     learner = DistributedLearner(
         dictionary,
         workers=2,
@@ -232,7 +237,7 @@ def test_ranks_need_a_group_that_fits_the_blocks():
         for call in (learner.own_states, lambda: learner.fit_rank(SCALED[:, :1])):
             with pytest.raises(ValueError, match=r"workers is 8, but the dictionary has 7 blocks"):
                 call()
-        unseeded = DistributedLearner(Blocks((OneLayer(1, 1),) * 8), random_state=None)
+        unseeded = DistributedLearner(Blocks((OneLayer(1, 1, bias=None),) * 8), random_state=None)
         with pytest.raises(ValueError, match="random_state is None; ranks need the same integer"):
             unseeded.fit_rank(SCALED[:, :1])
     finally:
@@ -245,7 +250,7 @@ def test_ranks_need_a_group_that_fits_the_blocks():
         ({"workers": 8}, ValueError, r"workers is 8, but the dictionary has 7 blocks.* 1\.\.7"),
         ({"workers": 0}, ValueError, "workers is 0"),
         ({"workers": 1.5}, TypeError, "workers is 1.5"),
-        ({"dictionary": OneLayer(7, 3)}, TypeError, r"workers need Blocks\(...\)"),
+        ({"dictionary": OneLayer(7, 3, bias=None)}, TypeError, r"workers need Blocks\(...\)"),
         ({"step_w": "lemma"}, ValueError, "step_w is 'lemma'"),
         ({"timeout": 0.0}, ValueError, "timeout is 0.0"),
         ({"report_every": 0}, ValueError, "report_every is 0"),

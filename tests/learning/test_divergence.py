@@ -25,7 +25,7 @@ from koopcore.learning.divergence import check_finite, diverges
 from koopcore.learning.trajectories import pairs
 
 X = rotation()
-TWO = Blocks((StateInclusive(OneLayer(1, 2)),) * 2)
+TWO = Blocks((StateInclusive(OneLayer(1, 2, bias=None)),) * 2)
 
 
 def on_two_workers(kind, dictionary=TWO, **settings):
@@ -77,7 +77,7 @@ def test_states_that_span_more_than_float64_are_refused():
     [
         (TorchDictionary(torch.nn.Softplus(beta=float("nan")), 2), "a feature of the data is nan"),
         (RadialBasis(((1e3, 1e3),)), "all features of the data are 0"),
-        (OneLayer(2, 3, scale=0.0), "all features of the data are 0"),
+        (OneLayer(2, 3, scale=0.0, bias=None), "all features of the data are 0"),
     ],
 )
 def test_features_that_say_nothing_of_the_data_are_refused(dictionary, message):

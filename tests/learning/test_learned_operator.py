@@ -21,7 +21,10 @@ from koopcore.learning import (
 def test_predictions_iterate_the_operator_from_the_first_state_alone(standardize):
     x = rotation(80) + np.array([5.0 * standardize, 0.0])
     learner = AlternatingLearner(
-        StateInclusive(OneLayer(2, 2)), k_step="exact", n_iterations=3, standardize=standardize
+        StateInclusive(OneLayer(2, 2, bias=None)),
+        k_step="exact",
+        n_iterations=3,
+        standardize=standardize,
     ).fit(x[:50])
     if not standardize:
         # Linear and state-inclusive: exact but for the Gram's rounding over 30 steps.
@@ -51,13 +54,13 @@ def test_the_spectrum_is_that_of_k_and_modes_rebuild_the_state():
 
 def test_errors_of_a_diverged_prediction_are_infinite_not_nan():
     x = trajectory(n_points=300)
-    learner = AlternatingLearner(OneLayer(2, 3), n_iterations=2).fit(x)
+    learner = AlternatingLearner(OneLayer(2, 3, bias=None), n_iterations=2).fit(x)
     wild = learner.operator_.__class__(**{**vars(learner.operator_), "operator": 1e9 * np.eye(3)})
     assert prediction_errors(wild, x).multi_step_features == np.inf
 
 
 def test_predictions_refuse_what_they_cannot_start_from():
-    learner = AlternatingLearner(OneLayer(2, 3), n_iterations=2)
+    learner = AlternatingLearner(OneLayer(2, 3, bias=None), n_iterations=2)
     with pytest.raises(AttributeError, match=r"call fit\(X\)"):
         learner.predict([1.0, 0.0])
     learner.fit(rotation())
@@ -84,7 +87,9 @@ def test_predictions_refuse_what_they_cannot_start_from():
     ],
 )
 def test_an_operator_of_parts_that_do_not_fit_cannot_be_made(change, error, message):
-    learned = AlternatingLearner(OneLayer(2, 3), n_iterations=2).fit(rotation()).operator_
+    learned = (
+        AlternatingLearner(OneLayer(2, 3, bias=None), n_iterations=2).fit(rotation()).operator_
+    )
     with pytest.raises(error, match=message):
         LearnedOperator(**{**vars(learned), **change})
 

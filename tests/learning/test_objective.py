@@ -18,7 +18,7 @@ def test_the_gradient_is_the_papers_sum_over_points(lengths):
     data = [rng.standard_normal((n, 2)) for n in lengths]
     w, k = rng.standard_normal((3, 2)), rng.standard_normal((3, 3))
     value, slope_k, slope_w = by_points(w, k, data)
-    actual = gradient(OneLayer(2, 3), w.reshape(-1), k, pairs(data))
+    actual = gradient(OneLayer(2, 3, bias=None), w.reshape(-1), k, pairs(data))
     # The same sums in another order: rounding of some 30 terms of size 1 to 10.
     np.testing.assert_allclose(actual.value, value, rtol=1e-13)
     np.testing.assert_allclose(actual.operator, slope_k, rtol=0, atol=1e-13)
@@ -27,7 +27,7 @@ def test_the_gradient_is_the_papers_sum_over_points(lengths):
 
 def test_a_simultaneous_step_moves_both_from_the_old_point():
     data = pairs(rotation())
-    dictionary = OneLayer(2, 3)
+    dictionary = OneLayer(2, 3, bias=None)
     theta = dictionary.initial(np.random.default_rng(0))
     k = np.eye(3)
     slopes = gradient(dictionary, theta, k, data)
@@ -99,7 +99,7 @@ def test_the_exact_step_is_the_forced_backends(force, monkeypatch):
 
 def test_the_joint_lipschitz_constant_is_the_largest_curvature():
     data = pairs(paper_split(1.0).train[:60])
-    dictionary = StateInclusive(OneLayer(2, 2))
+    dictionary = StateInclusive(OneLayer(2, 2, bias=None))
     rng = np.random.default_rng(3)
     theta, k = dictionary.initial(rng), rng.standard_normal((4, 4))
     point, step = np.concatenate([theta, k.reshape(-1)]), 1e-5

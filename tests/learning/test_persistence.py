@@ -29,12 +29,12 @@ from koopcore.learning.persistence import save_part
 
 DATA = paper_split().train[:80]
 DICTIONARIES = [
-    OneLayer(2, 3, "arctan", 0.5),
+    OneLayer(2, 3, "arctan", 0.5, bias=None),
     Layered(2, (4, 3), "logistic", 0.1, 2.0),
-    StateInclusive(OneLayer(2, 2)),
+    StateInclusive(OneLayer(2, 2, bias=None)),
     Monomials(2, 2, constant=True),
     RadialBasis(((0.0, 1.0), (1.0, 0.0)), 0.7),
-    Blocks((StateInclusive(Layered(1, (3, 2))), OneLayer(1, 2)), ((1,), (0,))),
+    Blocks((StateInclusive(Layered(1, (3, 2))), OneLayer(1, 2, bias=None)), ((1,), (0,))),
 ]
 
 
@@ -67,9 +67,9 @@ def test_a_torch_dictionary_must_be_given_again(tmp_path):
 
 
 def test_saving_again_replaces(tmp_path):
-    save(learned(OneLayer(2, 3)), tmp_path)
-    save(learned(OneLayer(2, 5)), tmp_path)
-    assert load(tmp_path).dictionary == OneLayer(2, 5)
+    save(learned(OneLayer(2, 3, bias=None)), tmp_path)
+    save(learned(OneLayer(2, 5, bias=None)), tmp_path)
+    assert load(tmp_path).dictionary == OneLayer(2, 5, bias=None)
 
 
 def changed(directory, dictionary=None, **changes):
@@ -102,7 +102,7 @@ def changed(directory, dictionary=None, **changes):
     ],
 )
 def test_descriptions_that_are_none_say_why(change, message, tmp_path):
-    save(learned(OneLayer(2, 3)), tmp_path)
+    save(learned(OneLayer(2, 3, bias=None)), tmp_path)
     path = tmp_path / "operator.json"
     path.write_text(
         json.dumps(
@@ -128,7 +128,7 @@ def test_descriptions_that_are_none_say_why(change, message, tmp_path):
         (OneLayer, {"scale": "1"}, "scale is '1'; a finite number"),
         (OneLayer, {"scale": float("nan")}, "scale is nan; a finite number"),
         (OneLayer, {"scale": 1e999}, "scale is inf; a finite number"),
-        (OneLayer, {"bias": 0.5}, "OneLayer has an unknown 'bias'"),
+        (OneLayer, {"bend": 0.5}, "OneLayer has an unknown 'bend'"),
         (Layered, {"widths": 7}, "not iterable"),
         (Layered, {"widths": []}, "widths is empty"),
         (Layered, {"widths": [3, 2.5]}, r"widths\[1\] is 2.5"),
@@ -178,7 +178,7 @@ def files(dictionary, directory):
     ],
 )
 def test_text_that_is_no_description_is_named(text, message, tmp_path):
-    files(OneLayer(2, 3), tmp_path)
+    files(OneLayer(2, 3, bias=None), tmp_path)
     (tmp_path / "operator.json").write_bytes(text)
     with pytest.raises(ValueError, match=message) as caught:
         load(tmp_path)
@@ -186,7 +186,7 @@ def test_text_that_is_no_description_is_named(text, message, tmp_path):
 
 
 def test_a_dictionary_in_a_thousand_others_is_refused(tmp_path):
-    files(StateInclusive(OneLayer(2, 2)), tmp_path)
+    files(StateInclusive(OneLayer(2, 2, bias=None)), tmp_path)
     path = tmp_path / "operator.json"
     wrapped = json.loads(path.read_text())
     for _ in range(900):  # json still reads it; what is built of it is nested as deeply
@@ -201,7 +201,7 @@ def test_a_dictionary_in_a_thousand_others_is_refused(tmp_path):
 @pytest.mark.parametrize("dtype", ["bool", "int64", "uint8", "float16", "float32", "complex64"])
 @pytest.mark.parametrize("name", ["parameters", "operator", "readout", "shift", "scale"])
 def test_numbers_of_another_dtype_are_refused(name, dtype, tmp_path):
-    _, numbers = files(OneLayer(2, 3), tmp_path)
+    _, numbers = files(OneLayer(2, 3, bias=None), tmp_path)
     tensors = load_tensors(numbers)
     with np.errstate(all="ignore"):
         tensors[name] = tensors[name].astype(dtype)
@@ -213,7 +213,7 @@ def test_numbers_of_another_dtype_are_refused(name, dtype, tmp_path):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["parameters", "operator", "readout", "shift", "scale"])
 def test_numbers_that_are_not_finite_are_refused(name, value, tmp_path):
-    _, numbers = files(OneLayer(2, 3), tmp_path)
+    _, numbers = files(OneLayer(2, 3, bias=None), tmp_path)
     tensors = load_tensors(numbers)
     tensors[name].reshape(-1)[-1] = value
     (tmp_path / "operator.safetensors").write_bytes(save_tensors(tensors))
@@ -238,7 +238,7 @@ def test_numbers_that_are_not_finite_are_refused(name, value, tmp_path):
     ],
 )
 def test_numbers_that_do_not_fit_say_why(change, message, tmp_path):
-    _, numbers = files(OneLayer(2, 3), tmp_path)
+    _, numbers = files(OneLayer(2, 3, bias=None), tmp_path)
     (tmp_path / "operator.safetensors").write_bytes(save_tensors(change(load_tensors(numbers))))
     with pytest.raises(ValueError, match=message) as caught:
         load(tmp_path)
@@ -247,7 +247,7 @@ def test_numbers_that_do_not_fit_say_why(change, message, tmp_path):
 
 def test_files_of_two_operators_are_never_mixed(tmp_path):
     # Of equal shapes, as a save leaves them that was interrupted between its two files.
-    dictionary = OneLayer(2, 3)
+    dictionary = OneLayer(2, 3, bias=None)
     files(dictionary, tmp_path / "one")
     other = AlternatingLearner(dictionary, n_iterations=9).fit(DATA).operator_
     save(other, tmp_path / "two")
@@ -291,7 +291,7 @@ def header(numbers, **changes):
     ],
 )
 def test_bytes_that_are_no_safetensors_are_named(broken, tmp_path):
-    _, numbers = files(OneLayer(2, 3), tmp_path)
+    _, numbers = files(OneLayer(2, 3, bias=None), tmp_path)
     path = tmp_path / "operator.safetensors"
     path.write_bytes(broken(numbers))
     with pytest.raises(ValueError, match=r"is no safetensors file|is of U64") as caught:
@@ -301,7 +301,7 @@ def test_bytes_that_are_no_safetensors_are_named(broken, tmp_path):
 
 @pytest.mark.parametrize("name", ["operator.json", "operator.safetensors"])
 def test_files_that_are_not_there_are_named(name, tmp_path):
-    files(OneLayer(2, 3), tmp_path)
+    files(OneLayer(2, 3, bias=None), tmp_path)
     path = tmp_path / name
     content = path.read_bytes()
     path.unlink()
@@ -314,11 +314,11 @@ def test_files_that_are_not_there_are_named(name, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{name}/operator.json is no file"):
         load(path)
-    assert load(tmp_path).dictionary == OneLayer(2, 3)
+    assert load(tmp_path).dictionary == OneLayer(2, 3, bias=None)
 
 
 def test_files_in_each_others_place_are_refused(tmp_path):
-    text, numbers = files(OneLayer(2, 3), tmp_path)
+    text, numbers = files(OneLayer(2, 3, bias=None), tmp_path)
     (tmp_path / "operator.json").write_bytes(numbers)
     (tmp_path / "operator.safetensors").write_bytes(text)
     with pytest.raises(ValueError, match=r"operator\.json is no koopcore learned operator"):
@@ -326,10 +326,10 @@ def test_files_in_each_others_place_are_refused(tmp_path):
 
 
 def test_another_dictionary_than_the_one_learned_with_is_refused(tmp_path):
-    files(OneLayer(2, 3), tmp_path)
-    assert load(tmp_path, OneLayer(2, 3)).dictionary == OneLayer(2, 3)
+    files(OneLayer(2, 3, bias=None), tmp_path)
+    assert load(tmp_path, OneLayer(2, 3, bias=None)).dictionary == OneLayer(2, 3, bias=None)
     with pytest.raises(ValueError, match="its dictionary is not OneLayer"):
-        load(tmp_path, OneLayer(2, 3, "arctan"))
+        load(tmp_path, OneLayer(2, 3, "arctan", bias=None))
     with pytest.raises(TypeError, match="dictionary is a int, without n_states"):
         load(tmp_path, 3)
     linear = TorchDictionary(torch.nn.Linear(2, 3), 2)
@@ -341,8 +341,10 @@ def test_another_dictionary_than_the_one_learned_with_is_refused(tmp_path):
 
 
 def test_settings_from_numpy_are_saved_as_numbers(tmp_path):
-    dictionary = OneLayer(np.int64(2), np.int32(3), scale=np.float32(0.5))
-    assert load(save(learned(dictionary), tmp_path)).dictionary == OneLayer(2, 3, scale=0.5)
+    dictionary = OneLayer(np.int64(2), np.int32(3), scale=np.float32(0.5), bias=None)
+    assert load(save(learned(dictionary), tmp_path)).dictionary == OneLayer(
+        2, 3, scale=0.5, bias=None
+    )
 
 
 def test_random_damage_is_refused_or_changes_nothing(tmp_path):
@@ -427,14 +429,14 @@ def test_another_number_of_ranks_is_refused(tmp_path):
 
 
 def test_nothing_half_written_is_left(tmp_path, monkeypatch):
-    save(learned(OneLayer(2, 3)), tmp_path)
+    save(learned(OneLayer(2, 3, bias=None)), tmp_path)
 
     def full(*_):
         raise OSError("no space left")
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="no space"):
-        save(learned(OneLayer(2, 5)), tmp_path)
+        save(learned(OneLayer(2, 5, bias=None)), tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     monkeypatch.undo()
-    assert load(tmp_path).dictionary == OneLayer(2, 3)
+    assert load(tmp_path).dictionary == OneLayer(2, 3, bias=None)

@@ -35,10 +35,10 @@ def test_several_trajectories_are_never_paired_across_their_ends():
 )
 def test_data_that_cannot_be_learned_from_say_why(data, message):
     with pytest.raises(ValueError, match=message):
-        AlternatingLearner(OneLayer(2, 3)).fit(data)
+        AlternatingLearner(OneLayer(2, 3, bias=None)).fit(data)
 
 
 def test_states_without_a_scale_cannot_be_standardized():
     data = np.hstack([rotation(), np.full((len(rotation()), 1), 3.0)])
     with pytest.raises(ValueError, match=r"states \[2\] never change"):
-        AlternatingLearner(OneLayer(3, 3), standardize=True).fit(data)
+        AlternatingLearner(OneLayer(3, 3, bias=None), standardize=True).fit(data)

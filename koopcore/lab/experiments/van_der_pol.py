@@ -47,13 +47,15 @@ class Variant(NamedTuple):
 
 BARE = (
     Variant(
-        "3 tanh, gradient, step 0.23", OneLayer(2, 3), {"step_k": PAPER_STEP, "step_w": PAPER_STEP}
+        "3 tanh, gradient, step 0.23",
+        OneLayer(2, 3, bias=None),
+        {"step_k": PAPER_STEP, "step_w": PAPER_STEP},
     ),
-    Variant("3 tanh, gradient, 1/L_K", OneLayer(2, 3), {}),
-    Variant("3 arctan, gradient, 1/L_K", OneLayer(2, 3, "arctan"), {}),
+    Variant("3 tanh, gradient, 1/L_K", OneLayer(2, 3, bias=None), {}),
+    Variant("3 arctan, gradient, 1/L_K", OneLayer(2, 3, "arctan", bias=None), {}),
     Variant(
         "3 logistic, exact K",
-        OneLayer(2, 3, "logistic", 0.3),
+        OneLayer(2, 3, "logistic", 0.3, bias=None),
         {"k_step": "exact", "track": "objective"},
     ),
 )
@@ -84,7 +86,7 @@ def variants(mu: float) -> tuple[Variant, ...]:
     inclusive = (
         Variant(
             f"state + {size} {name}, exact K",
-            StateInclusive(OneLayer(2, size, name, scale)),
+            StateInclusive(OneLayer(2, size, name, scale, bias=None)),
             {"k_step": "exact", "track": "objective"},
         )
         for size, (name, scale) in BEST[mu].items()
@@ -156,7 +158,7 @@ def rates(settings: dict[str, Any], mu: float, context: Context) -> dict[str, An
     for seed in range(settings["first_seed"], settings["first_seed"] + settings["seeds"]):
         for name, step in (("constant", PAPER_STEP), ("diminishing", Diminishing(PAPER_STEP))):
             learner = AlternatingLearner(
-                OneLayer(2, 3),
+                OneLayer(2, 3, bias=None),
                 step_k=step,
                 step_w=step,
                 n_iterations=n_iterations,

@@ -1,4 +1,4 @@
-"""The one-layer dictionary ψ(x) = σ(Wx) of the paper."""
+"""The one-layer dictionary ψ(x) = σ(Wx + b); without b, the paper's σ(Wx)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from koopcore.types import FloatArray
 
 @dataclass(frozen=True)
 class OneLayer:
-    """ψ(x) = σ(Wx), the dictionary of Liu, Ding, Chen, Yeung 2020 (Assumption 2).
+    """ψ(x) = σ(Wx + b); with ``bias=None`` σ(Wx), as in Liu, Ding, Chen, Yeung 2020 (Assumption 2).
 
-    n_states, n_features: n and h; θ is W (h, n) by rows. activation: "tanh", "logistic" or
-    "arctan". scale: W starts with independent normal entries of this standard deviation; choose
-    it so that Wx reaches the curved part of σ and not beyond, about 1/|x|.
+    n_states, n_features: n and h; θ is W (h, n) by rows, then b (h,). activation: "tanh",
+    "logistic" or "arctan". scale, bias: W and b start with independent normal entries of these
+    standard deviations; choose ``scale`` so that Wx reaches the curved part of σ and not beyond,
+    about 1/|x|, which is 1/√n for standardized states.
 
-    σ(Wx) without a constant can be made small by a small W: F = 0 at W = 0 is a minimum that says
-    nothing about the system. Prefer `StateInclusive` where the state is to be predicted.
+    Without b, tanh and arctan are odd: no combination of them is even, such as x². σ(Wx) without a
+    constant can be made small by a small W: F = 0 at W = 0 is a minimum that says nothing about
+    the system. Prefer `StateInclusive` where the state is to be predicted.
     Cost of a linearization: 4 M h n flops. Leading axes of θ and states are a batch.
     """
 
@@ -30,6 +32,7 @@ class OneLayer:
     n_features: int
     activation: str = "tanh"
     scale: float = 1.0
+    bias: float | None = 1.0
     batched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -37,26 +40,39 @@ class OneLayer:
         object.__setattr__(self, "n_states", whole("n_states", self.n_states))
         object.__setattr__(self, "n_features", whole("n_features", self.n_features))
         object.__setattr__(self, "scale", not_negative("scale", self.scale))
+        if self.bias is not None:
+            object.__setattr__(self, "bias", not_negative("bias", self.bias))
 
     @property
     def n_parameters(self) -> int:
-        return self.n_features * self.n_states
+        return self.n_features * (self.n_states + (self.bias is not None))
 
     def initial(self, rng: np.random.Generator) -> FloatArray:
-        return self.scale * rng.standard_normal(self.n_parameters)
+        weights = self.scale * rng.standard_normal(self.n_features * self.n_states)
+        if self.bias is None:
+            return weights
+        return np.concatenate([weights, self.bias * rng.standard_normal(self.n_features)])
 
     def features(self, parameters: FloatArray, states: FloatArray) -> FloatArray:
-        return activation(self.activation).value(states @ self.weights(parameters).swapaxes(-1, -2))
+        inner = states @ self.weights(parameters).swapaxes(-1, -2)
+        if self.bias is not None:
+            inner += parameters[..., None, -self.n_features :]
+        return activation(self.activation).value(inner)
 
     def linearized(self, parameters: FloatArray, states: FloatArray) -> tuple[FloatArray, Pullback]:
         outputs = self.features(parameters, states)
         slope = activation(self.activation).slope
 
         def pullback(gradient: FloatArray) -> FloatArray:
-            return ((gradient * slope(outputs)).swapaxes(-1, -2) @ states).reshape(parameters.shape)
+            inner = gradient * slope(outputs)
+            weights = (inner.swapaxes(-1, -2) @ states).reshape(*parameters.shape[:-1], -1)
+            if self.bias is None:
+                return weights
+            return np.concatenate([weights, inner.sum(axis=-2)], axis=-1)
 
         return outputs, pullback
 
     def weights(self, parameters: FloatArray) -> FloatArray:
         """W (…, h, n) as a view of θ (…, p)."""
-        return parameters.reshape(*parameters.shape[:-1], self.n_features, self.n_states)
+        entries = parameters[..., : self.n_features * self.n_states]
+        return entries.reshape(*parameters.shape[:-1], self.n_features, self.n_states)

@@ -64,7 +64,7 @@ class AsynchronousLearner(ParallelLearner):
     def fit(
         self,
         X: Trajectories,
-        y: object = None,
+        y: Trajectories | None = None,
         *,
         initial: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     ) -> AsynchronousLearner:
@@ -72,7 +72,7 @@ class AsynchronousLearner(ParallelLearner):
         `AlternatingLearner` does, and `WorkerError` naming a worker that died or kept silent.
         """
         division = self._division(self.workers)
-        problem, start = self._begin(X, initial)
+        problem, start = self._begin(X, initial, y)
         key, rules, places = secrets.token_bytes(16), self._rules(), division.feature_slices()
         arguments = [
             (number, places, share, rules, key)

@@ -67,7 +67,7 @@ class DistributedLearner(ParallelLearner, SynchronousLearner):
     def fit(
         self,
         X: Trajectories,
-        y: object = None,
+        y: Trajectories | None = None,
         *,
         initial: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     ) -> DistributedLearner:
@@ -77,7 +77,7 @@ class DistributedLearner(ParallelLearner, SynchronousLearner):
         from koopcore.learning.workers.ranks import run_rank
 
         division = self._division(self.workers)
-        problem, start = self._begin(X, initial)
+        problem, start = self._begin(X, initial, y)
         with tempfile.TemporaryDirectory(prefix="koopcore-") as directory:
             meeting = (Path(directory) / "ranks").as_uri()
             arguments = [

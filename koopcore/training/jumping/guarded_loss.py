@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from koopcore.training.parallel.processes import ALONE, Processes
 from koopcore.training.recording.live_buffers import reestimate
 from koopcore.training.recording.parameters import same_bits
 
@@ -34,6 +35,7 @@ class GuardedLoss:
         loss: takes nothing, returns one number: a float or a tensor of one element.
         model: whose parameters the loss may read and must not change.
         generators: further torch generators that the loss draws from, one or several.
+        processes: whose losses are averaged by every call, which all of them make.
 
     Raises (on a call): TypeError if the result is no real scalar; ValueError if the loss changed
     a parameter or accumulated into ``.grad``. A non-finite value is returned, not raised.
@@ -48,6 +50,7 @@ class GuardedLoss:
         loss: Callable[[], Any],
         model: nn.Module,
         generators: torch.Generator | Iterable[torch.Generator] = (),
+        processes: Processes = ALONE,
     ) -> None:
         if not callable(loss):
             raise TypeError(
@@ -57,8 +60,10 @@ class GuardedLoss:
         check_arguments(loss)
         self.loss = loss
         self.model = model
+        self.processes = processes
         self._random = RandomState(generators)
         self._differentiates = False
+        self._raised: Exception | None = None  # by the loss, not by what is checked around it
 
     def __enter__(self) -> GuardedLoss:
         self._parameters = list(self.model.named_parameters())
@@ -78,7 +83,7 @@ class GuardedLoss:
 
     def __call__(self) -> float:
         """Return the loss at the model's present parameters, with the buffers as on entry."""
-        return scalar(self.run(self.loss))
+        return self.processes.mean(lambda: scalar(self.run(self.loss)))
 
     def run(self, function: Callable[[], Any]) -> Any:
         """Return what ``function`` does, under the same conditions; a tensor as a copy of its own.
@@ -110,9 +115,9 @@ class GuardedLoss:
     def rehearse(self) -> None:
         """Call the loss twice and say what is wrong with it; parameters and gradients stay.
 
-        Besides what a call raises: ValueError if the loss changes parameters behind autograd's
-        back, is not finite, or is another one the second time. Cost: two evaluations, and a copy
-        of all parameters and gradients for as long.
+        Besides what a call raises: ValueError if the loss raises anything, changes parameters
+        behind autograd's back, is not finite, or is another one the second time. Cost: two
+        evaluations, and a copy of all parameters and gradients for as long.
         """
         parameters = {n: p for n, p in self.model.named_parameters() if not is_lazy(p)}
         values = {name: p.detach().clone() for name, p in parameters.items()}
@@ -129,6 +134,14 @@ class GuardedLoss:
                         "(through .data); a loss must only read the model"
                     )
                 second = self()
+        except Exception as error:
+            if error is not self._raised or _explained(error):
+                raise
+            raise ValueError(
+                f"the loss failed when attach tried it: {type(error).__name__}: {error}. It is "
+                "called without arguments, at the present parameters and in the model's present "
+                "mode, and must return one number: loss=lambda: criterion(model(x), y)"
+            ) from error
         finally:
             _put_back(parameters, values, gradients)
         if not math.isfinite(first):
@@ -153,17 +166,21 @@ class GuardedLoss:
 
     def _run(self, loss: Callable[[], Any]) -> Any:
         """The loss without gradients, or with them once it was seen to need them."""
-        if not self._differentiates:
-            try:
-                with torch.no_grad():
-                    return loss()
-            except RuntimeError as error:
-                if "does not require grad" not in str(error):
-                    raise
-            self._differentiates = True
-            self._restore()
-        with torch.enable_grad():
-            return loss()
+        try:
+            if not self._differentiates:
+                try:
+                    with torch.no_grad():
+                        return loss()
+                except RuntimeError as error:
+                    if "does not require grad" not in str(error):
+                        raise
+                self._differentiates = True
+                self._restore()
+            with torch.enable_grad():
+                return loss()
+        except Exception as error:
+            self._raised = error
+            raise
 
     def _restore(self) -> None:
         self._random.restore()
@@ -189,6 +206,16 @@ def check_arguments(loss: Callable[..., Any]) -> None:
             "that returns the loss at the model's present parameters: "
             "loss=lambda: criterion(model(x), y)"
         ) from None
+
+
+def _explained(error: Exception) -> bool:
+    """Whether koopcore raised it, as it does for wrong residuals, and says what to do."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__package__", "").startswith(
+        __package__ or "koopcore"
+    )
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from koopcore.operators import fit
@@ -16,8 +15,9 @@ from koopcore.training.jumping import line_search as places
 from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.line_search import Ladder, SearchResult, line_search
 from koopcore.training.jumping.moments import carry_over
+from koopcore.training.optimizers import Stepper, members
+from koopcore.training.parallel.processes import COMPARED
 from koopcore.training.policy import Policy
-from koopcore.training.recording.parameters import real
 from koopcore.training.recording.recording import Recording
 from koopcore.training.settings import Settings
 
@@ -47,13 +47,14 @@ class Jump:
     def __init__(
         self,
         settings: Settings,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Stepper,
         guarded: GuardedLoss | None,
     ) -> None:
         self.settings = settings
         self.optimizer = optimizer
         self.guarded = guarded
         self.kinds = settings.candidates
+        self._compared = 0  # attempts whose winner was compared between processes
 
     def attempt(
         self,
@@ -66,9 +67,10 @@ class Jump:
         averages: of the weights; where "mean" is a candidate, the loss at the shortest of them must
             be beaten as well, for what a mean gains is as a rule what an average has anyway.
         """
+        processes = recording.processes
         recording.balance()
         rows, order = recording.ring.snapshots()
-        if not math.isfinite(float(rows[order[-1]].sum())):
+        if not math.isfinite(processes.mean(lambda: float(rows[order[-1]].sum()))):
             return Outcome(False, reason="the parameters are not finite", postponed=True)
         options = self.settings
         operators = fit(
@@ -80,8 +82,10 @@ class Jump:
             backend=options.backend,
             order=order,
         )
-        hindcast = median_hindcast(operators, recording.n_groups)
-        growth = 0.0 if policy.ready else window_growth(operators, recording)
+        hindcast = processes.mean(lambda: median_hindcast(operators, recording.n_groups))
+        growth = 0.0
+        if not policy.ready:
+            growth = processes.mean(lambda: window_growth(operators, recording))
         if not policy.judge(hindcast, growth):
             reason = f"not predictable yet: hindcast error {hindcast:.2g}, growth {growth:.3g}"
             return Outcome(False, hindcast=hindcast, reason=reason, postponed=True)
@@ -123,7 +127,7 @@ class Jump:
         vector = operators.predict(horizon)
         if recording.n_groups > 1:
             vector = recording.bound()(vector, horizon)
-        if not bool(vector.isfinite().all()):
+        if not recording.processes.all(bool(vector.isfinite().all())):
             return Outcome(False, hindcast=hindcast, reason="the prediction is not finite")
         recording.parameters.write(recording.weights(vector))
         recording.buffers.write(recording.buffer_values(vector))
@@ -153,7 +157,7 @@ class Jump:
             move(vector)
             return guarded()
 
-        barred = averages is not None and bool(averages.members) and "mean" in self.kinds
+        barred = averages is not None and "mean" in self.kinds
         copies = parameters.copy()
         result: SearchResult | None = None
         moved: list[tuple[Tensor, Tensor]] = []
@@ -166,12 +170,13 @@ class Jump:
                 bar = base
                 if barred:
                     assert averages is not None
-                    with parameters.exchanged([real(a) for a in averages.members[0].average]):
+                    with parameters.exchanged(averages.values(averages.names[0])):
                         bar = min(base, finite(guarded()))
                 slack, margin = self.settings.slack, self.settings.margin
                 result = line_search(bar, ladders, evaluate, slack, margin)
                 if result.best is not None:
                     moved = move(result.best.vector())
+            self._compare(recording, result)
         except BaseException:
             result = None
             raise
@@ -188,11 +193,31 @@ class Jump:
         reason = f"best of {len(result.losses)} candidates"
         return Outcome(True, best.kind, best.horizon, base, result.loss, hindcast, count, reason)
 
+    def _compare(self, recording: Recording, result: SearchResult) -> None:
+        """Raise where the first winners are not the same on all ranks: they never should be."""
+        if self._compared == COMPARED:
+            return
+        self._compared += 1
+        best = result.best
+        chosen = "none" if best is None else f"{best.kind} at horizon {best.horizon:g}"
+        recording.processes.same(
+            "the winner of a jump",
+            lambda: {
+                "the candidate": f"{chosen} with loss {result.loss!r}",
+                "the checksum of its parameters": recording.parameters.checksum(),
+            },
+        )
+
     def _carry(self, recording: Recording, operators: Any, kind: str, horizon: float) -> None:
         slowdown = 1.0
         if self.settings.moments == "rescale" and kind == "koopman":
             slowdown = speed_ratio(operators, recording, int(horizon))
-        carry_over(self.settings.moments, self.optimizer, recording.parameters.stepped, slowdown)
+        stepped = recording.parameters.stepped
+        for member in members(self.optimizer):
+            held = {id(p) for group in member.param_groups for p in group["params"]}
+            carry_over(
+                self.settings.moments, member, [p for p in stepped if id(p) in held], slowdown
+            )
 
 
 def finite(loss: float) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from koopcore.partition.layout import Layout
+from koopcore.training.optimizers import Stepper
 from koopcore.training.recording.ring import ALIGNMENT
 from koopcore.training.settings import Patterns
 
@@ -45,7 +46,8 @@ class TrainableParameters:
     """Parameters of ``model`` that ``optimizer`` trains now, in the order of a :class:`Layout`.
 
     Left out are parameters that are frozen, not initialized yet (lazy), of integers, held by
-    another optimizer, or not selected by ``include``/``exclude``; tied ones count once. Complex
+    another optimizer, at a learning rate of 0 while others move, or not selected by
+    ``include``/``exclude``; tied ones count once. Complex
     ones are pairs of real numbers, a last axis of 2. With masters (float32 copies of a bfloat16 or
     float16 model, the tensors that the optimizer really steps), the masters are recorded and a
     jump writes both.
@@ -62,7 +64,7 @@ class TrainableParameters:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Stepper,
         include: Patterns = None,
         exclude: Patterns = None,
         masters: Mapping[str, Tensor] | None = None,
@@ -73,14 +75,16 @@ class TrainableParameters:
         self._marks = self._scan()
         named = dict(model.named_parameters())
         reasons = {}
-        for name, _, trains, kind, held in self._marks:
+        for name, _, trains, kind, held, moving in self._marks:
             if not trains:
                 reasons[name] = "frozen: requires_grad is False"
             elif not held:
                 reasons[name] = "the optimizer does not hold it"
+            elif not moving:
+                reasons[name] = "its learning rate is 0"
             elif kind is None:
                 reasons[name] = "not initialized yet: no forward pass has given it a shape"
-        lost = not any(held for *_, held in self._marks)
+        lost = not any(held for *_, held, _ in self._marks)
         if named and lost:
             raise NothingToRecordError(
                 f"the optimizer holds none of the {len(named)} parameters of "
@@ -119,11 +123,16 @@ class TrainableParameters:
         return self._scan() != self._marks
 
     def _scan(self) -> list[tuple[Any, ...]]:
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        return [
-            (name, id(p), p.requires_grad, _kind(p), id(self._masters.get(name, p)) in held)
-            for name, p in self.model.named_parameters()
-        ]
+        groups = self.optimizer.param_groups
+        held = {id(p) for group in groups for p in group["params"]}
+        moving = {id(p) for group in groups if not stopped(group) for p in group["params"]}
+        marks = []
+        for name, p in self.model.named_parameters():
+            own = id(self._masters.get(name, p))
+            # A schedule may begin at 0 with all of them.
+            moves = own in moving or not moving
+            marks.append((name, id(p), p.requires_grad, _kind(p), own in held, moves))
+        return marks
 
     @torch.no_grad()
     def write(self, values: Sequence[Tensor]) -> None:
@@ -158,10 +167,22 @@ class TrainableParameters:
         """Put back what :meth:`copy` returned, bit by bit."""
         torch._foreach_copy_(self.written(), list(copies))
 
+    @torch.no_grad()
+    def checksum(self) -> str:
+        """Return what replicas of the same parameters have in common, and others do not."""
+        return " ".join(str(bits(t).sum(dtype=torch.int64).item()) for t in self.written())
+
     def written(self) -> list[Tensor]:
         """Return all that a jump writes: parameters and masters."""
         extra = [s for p, s in zip(self.parameters, self.sources, strict=True) if p is not s]
         return [*self.parameters, *extra]
+
+
+def stopped(group: Mapping[str, Any]) -> bool:
+    """Return whether an optimizer's group has a rate of zero; one on a device is not waited for."""
+    rate = group.get("lr")
+    on_device = isinstance(rate, Tensor) and rate.device.type != "cpu"
+    return not on_device and bool(rate == 0)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -187,8 +208,19 @@ def has_lazy(model: nn.Module) -> bool:
     return any(is_lazy(t) for t in chain(model.parameters(), model.buffers()))
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether this is a DTensor, without the seconds that importing its module takes."""
+    return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return ``tensor``, or of a DTensor the shard that this process holds, always the same one."""
+    return getattr(tensor, "_local_tensor") if is_sharded(tensor) else tensor  # noqa: B009
+
+
 def real(tensor: Tensor) -> Tensor:
-    """Return ``tensor``, or a view of a complex one as pairs of real numbers."""
+    """Return :func:`local`, or a view of a complex one as pairs of real numbers."""
+    tensor = local(tensor)
     return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor
 
 
@@ -196,10 +228,14 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors are equal bit by bit, NaN and signed zeros included."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    one, other = real(one.detach()), real(other.detach())
+    return torch.equal(bits(one), bits(other))
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """Return the bits of a tensor as whole numbers."""
+    tensor = real(tensor.detach())
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    kind = kinds[one.element_size()]
-    return torch.equal(one.contiguous().view(kind), other.contiguous().view(kind))
+    return tensor.contiguous().view(kinds[tensor.element_size()])
 
 
 def matched(model: nn.Module, masters: Masters | None) -> dict[str, Tensor]:

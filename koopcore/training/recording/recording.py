@@ -16,6 +16,7 @@ from koopcore.checks import check_fit
 from koopcore.partition.layout import Layout
 from koopcore.partition.partition import Partition
 from koopcore.training.jumping.bounds import GroupBounds
+from koopcore.training.parallel.processes import ALONE, Processes
 from koopcore.training.recording.live_buffers import LiveBuffers
 from koopcore.training.recording.normalized_update import normalized_update
 from koopcore.training.recording.parameters import TrainableParameters
@@ -35,14 +36,21 @@ class Recording:
     Args:
         parameters: those recorded. buffers: the live ones beside them.
         settings: its partition, storage and observables. slots: snapshots in the ring.
+        processes: those that decide together, and hold the parameters' other shards.
 
     Raises ValueError for a partition of another layout, MemoryError where the ring does not fit.
     """
 
     def __init__(
-        self, parameters: TrainableParameters, buffers: LiveBuffers, settings: Settings, slots: int
+        self,
+        parameters: TrainableParameters,
+        buffers: LiveBuffers,
+        settings: Settings,
+        slots: int,
+        processes: Processes = ALONE,
     ) -> None:
         partition = partition_of(parameters.layout, settings.partition)
+        self.processes = processes
         self.parameters = parameters
         self.buffers = buffers
         self.n_groups = partition.n_groups
@@ -65,7 +73,7 @@ class Recording:
         kind: type[DifferenceRing | SnapshotRing]
         kind = DifferenceRing if settings.storage == "bfloat16" else SnapshotRing
         dtype = torch.float32 if settings.storage == "float32" else None
-        self.probe = Probe(parameters.sources)
+        self.probe = Probe(parameters.sources, processes)
         self._bounds: GroupBounds | None = None
         self.ring = kind(tensors, slots, offsets=offsets, size=size, dtype=dtype)
         affine = settings.operator == "affine"
@@ -154,6 +162,8 @@ class Recording:
         check_like(flat, like, "the recording in the saved state")
         self.probe.check_state(state["probe"])
         self.ring.check_state(_joined(state), "the ring in the saved state")
+        if not 0 < state["scale"] < math.inf:
+            raise ValueError(f"the scale in the saved state is {state['scale']}; give a number > 0")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""

@@ -23,7 +23,7 @@ ACTIVATION = ("tanh", "logistic", "arctan")
 
 def learned(mu, seed, step, n=1000):
     return AlternatingLearner(
-        OneLayer(2, 3), step_k=step, step_w=step, n_iterations=n, random_state=seed
+        OneLayer(2, 3, bias=None), step_k=step, step_w=step, n_iterations=n, random_state=seed
     ).fit(paper_split(mu).train)
 
 
@@ -105,7 +105,7 @@ def test_lemma_bounds_hold_for_random_dictionaries_and_data(name):
 def test_steps_of_lemma_1_never_let_f_rise():
     for seed in range(5):
         learner = AlternatingLearner(
-            OneLayer(2, 3), step_w="lemma", n_iterations=300, random_state=seed
+            OneLayer(2, 3, bias=None), step_w="lemma", n_iterations=300, random_state=seed
         ).fit(paper_split(1.0).train)
         assert (np.diff(learner.history_.objective) <= 0.0).all()
         assert learner.history_.stopped == "iterations"

@@ -53,7 +53,7 @@ def test_the_paper_split_starts_predicting_from_the_last_training_state():
 def test_the_papers_errors_are_reached_in_the_state(mu, features, seeds):
     parts = paper_split(mu)
     name, scale = BEST[mu][features]
-    dictionary = StateInclusive(OneLayer(2, features, name, scale))
+    dictionary = StateInclusive(OneLayer(2, features, name, scale, bias=None))
     found = []
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         learner = AlternatingLearner(
@@ -83,7 +83,7 @@ def test_the_bound_is_zero_for_what_is_linear_and_below_what_is_learned():
     # 1e-6: Nelder-Mead stops at changes of 1e-8 of the error.
     assert linear_bound(wave, 2, 0.3) < 1e-6
     parts = paper_split(0.2)
-    learner = AlternatingLearner(OneLayer(2, 3), n_iterations=200).fit(parts.train)
+    learner = AlternatingLearner(OneLayer(2, 3, bias=None), n_iterations=200).fit(parts.train)
     errors = prediction_errors(learner.operator_, parts.test)
     bound = linear_bound(parts.test[1:], 3, 0.1 * 2.0 * np.pi / PERIODS[0.2])
     assert bound < errors.multi_step_states
