@@ -1,210 +1,386 @@
-"""Endpoint times on a GPU: koopcore, a copy, and what libraries offer, all in one run."""
+"""One timing on a GPU, in a process of its own: python benchmarks/gpu_times.py ITEM
 
+Prints a line of JSON: seconds of a call by CUDA events around replays of a recorded graph, and of
+the same call from Python by the wall clock; the error against the reference backend on some groups;
+a note where something could not be done. `gpu_report.py` runs them one after another.
+
+With ``--rehearse MODULE`` the same runs on a few groups under the host emulation of the tests:
+seconds mean nothing then, but the first run on a GPU is not the first run of this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from koopcore.backends import backend_for
+import koopcore as kc
 from koopcore.backends.protocol import Snapshots
-from koopcore.lab.studies.peers.powers import summed
 from koopcore.partition.layout import Layout
 from koopcore.partition.partition import Partition
-from koopcore.torch_ops import Endpoint
 
-REPEATS = 7  # timed replays; the median is reported
-CALLS = 10  # calls between two events, so that the events' own resolution does not matter
+ROOT = Path(__file__).resolve().parents[1]
+RATES = (0.99, 0.95, 0.8)
+LONGEST = 1.5  # seconds that the timed calls of one way take, about
+SAMPLE = 256  # groups of linalg.pinv, which loops over decompositions beyond 32 x 32
 
 
-def window(workload: Any) -> Tensor:
-    """Decaying motions with noise of float32 size: (n, groups·m) on the GPU."""
-    generator = torch.Generator(device="cuda").manual_seed(0)
-    size = workload.groups * workload.m
-    rows = torch.empty((workload.n, size), device="cuda")
-    fixed, *modes = (torch.randn(size, device="cuda", generator=generator) for _ in range(4))
-    for k in range(workload.n):
-        rows[k] = fixed + sum(
-            0.1 * rate**k * mode for rate, mode in zip((0.99, 0.95, 0.8), modes, strict=True)
-        )
-        rows[k] += 1e-4 * torch.randn(size, device="cuda", generator=generator)
+class Workload(NamedTuple):
+    """Groups of m parameters and a window of n snapshots."""
+
+    groups: int
+    m: int
+    n: int
+    horizon: int = 100
+    shift: int = 0  # numbers by which rows are off a multiple of 16 bytes
+    strided: bool = False  # nodes are columns of a matrix, as of transposed weights
+    deficient: bool = False  # one group in a hundred stands still, one has a snapshot twice
+
+    @property
+    def size(self) -> int:
+        """Parameters of a snapshot."""
+        return self.groups * self.m
+
+    @property
+    def floor_bytes(self) -> int:
+        """What any method moves: one read of the window, one write of the prediction, float32."""
+        return 4 * self.size * (self.n + 1)
+
+
+NAMED = {
+    "W1": Workload(10_000, 65, 16),
+    "W2": Workload(100_000, 257, 24),
+    "W3": Workload(134_225, 927, 16),
+}
+CASES = {
+    "W1 deficient": NAMED["W1"]._replace(deficient=True),
+    "W1 misaligned": NAMED["W1"]._replace(shift=1),
+    "W2 misaligned": NAMED["W2"]._replace(shift=1),
+    "strided": Workload(3072, 768, 16, strided=True),
+    "W2 T=1000": NAMED["W2"]._replace(horizon=1000),
+}
+
+
+class Gpu:
+    """A card that torch sees."""
+
+    def __init__(self) -> None:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise SystemExit("gpu_times: this torch sees no CUDA device")
+        from koopcore.backends import backend_for
+
+        self.torch, self.native = torch, backend_for("cuda", "native_cuda")
+        self.generator = torch.Generator(device="cuda").manual_seed(0)
+        self.l2 = int(torch.cuda.get_device_properties(0).L2_cache_size)
+
+    def random(self, *shape: int) -> Any:
+        return self.torch.randn(*shape, device="cuda", generator=self.generator)
+
+    def empty(self, *shape: int) -> Any:
+        return self.torch.empty(*shape, device="cuda")
+
+    def host(self, array: Any) -> Any:
+        return array.cpu().numpy()
+
+    def seconds(self, calls: list[Callable[[], Any]]) -> dict[str, float]:
+        """Of one of ``calls``, which are for buffers in rotation: recorded, and from Python."""
+        side = self.torch.cuda.Stream()
+        with self.torch.cuda.stream(side):
+            for _ in range(2):
+                for call in calls:
+                    call()
+            side.synchronize()
+            found = {"python": self._wall(calls, side)}
+            graph = self.torch.cuda.CUDAGraph()
+            try:
+                with self.torch.cuda.graph(graph, stream=side):
+                    for call in calls:
+                        call()
+            except RuntimeError:  # not everybody's work can be recorded
+                self.torch.cuda.synchronize()
+                return found
+            graph.replay()
+            side.synchronize()
+            found["graph"] = self._events(graph.replay, side) / len(calls)
+        return found
+
+    def _wall(self, calls: list[Callable[[], Any]], side: Any) -> float:
+        def once() -> float:
+            started = time.perf_counter()
+            for call in calls:
+                call()
+            side.synchronize()
+            return time.perf_counter() - started
+
+        return repeated(once) / len(calls)
+
+    def _events(self, run: Callable[[], Any], side: Any) -> float:
+        def once() -> float:
+            first, last = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record(side)
+            run()
+            last.record(side)
+            last.synchronize()
+            return float(first.elapsed_time(last)) / 1e3
+
+        return repeated(once)
+
+    def facts(self) -> dict[str, Any]:
+        properties = self.torch.cuda.get_device_properties(0)
+        return {
+            "torch": self.torch.__version__,
+            "device": properties.name,
+            "multiprocessors": properties.multi_processor_count,
+            "l2_bytes": self.l2,
+            "backends": [backend._asdict() for backend in kc.available_backends()],
+        }
+
+
+class Rehearsal:
+    """The host emulation of the tests, with a few groups."""
+
+    def __init__(self, module: str) -> None:
+        sys.path.insert(0, str(ROOT / "tests"))
+        import emulated_cuda
+
+        from koopcore import arrays
+
+        self.native = emulated_cuda.backend(emulated_cuda.load(Path(module).stem, Path(module)))
+        arrays.memory = arrays.any_memory = emulated_cuda.host_memory
+        arrays.where = lambda array: "CUDA device 0"
+        self.generator, self.l2 = np.random.default_rng(0), 0
+
+    def random(self, *shape: int) -> Any:
+        return self.generator.normal(size=shape).astype(np.float32)
+
+    def empty(self, *shape: int) -> Any:
+        return np.empty(shape, dtype=np.float32)
+
+    def host(self, array: Any) -> Any:
+        return np.array(array)
+
+    def seconds(self, calls: list[Callable[[], Any]]) -> dict[str, float]:
+        started = time.perf_counter()
+        for call in calls:
+            call()
+        return {"python": (time.perf_counter() - started) / len(calls)}
+
+    def facts(self) -> dict[str, Any]:
+        return {"device": "the host emulation", "l2_bytes": self.l2}
+
+
+def repeated(once: Callable[[], float]) -> float:
+    """The median of as many runs as there is time for, by the first one."""
+    first = once()
+    return statistics.median(once() for _ in range(max(3, min(50, int(LONGEST / first)))))
+
+
+def partition(of: Workload) -> Partition:
+    """Groups of m parameters side by side, or in columns of a matrix."""
+    if not of.strided:
+        return Partition.nodes(Layout.from_shapes([(of.groups, of.m, False)]))
+    columns = (range(g, of.size, of.groups) for g in range(of.groups))
+    return Partition.groups(of.size, columns)
+
+
+def ring(device: Any, of: Workload) -> Any:
+    """Decaying motions with noise of float32 size: (n, size); rows are padded as rings of training
+    are, unless ``shift`` is not 0."""
+    width = -(-(of.size + of.shift) // 32) * 32
+    whole = device.empty(of.n, width + (1 if of.shift else 0))
+    rows = whole[:, of.shift : of.shift + of.size]
+    fixed, *modes = (device.random(of.size) for _ in range(4))
+    for k in range(of.n):
+        rows[k] = fixed + 1e-4 * device.random(of.size)
+        for rate, mode in zip(RATES, modes, strict=True):
+            rows[k] += 0.1 * rate**k * mode
+    if of.deficient:
+        by_group = rows.reshape(of.n, of.groups, of.m)
+        by_group[:, ::100] = by_group[0, ::100]
+        by_group[4, 50::100] = by_group[3, 50::100]
     return rows
 
 
-def timed(run: Callable[[], Any], record: bool = True) -> float:
-    """Median seconds of one call, by events around replays of its graph (or around calls)."""
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-        side.synchronize()
-        again = run
-        if record:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=side):
-                run()
-            again = graph.replay
-        seconds = []
-        for _ in range(REPEATS):
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record(side)
-            for _ in range(CALLS):
-                again()
-            last.record(side)
-            last.synchronize()
-            seconds.append(first.elapsed_time(last) / 1e3 / CALLS)
-    return statistics.median(seconds)
+def buffers(device: Any, of: Workload) -> list[Any]:
+    """As many windows as fill the L2 cache four times, so that none is found there."""
+    count = max(1, min(8, -(-4 * device.l2 // of.floor_bytes)))
+    return [ring(device, of) for _ in range(count)]
 
 
-def cholesky(x: Tensor, workload: Any) -> Tensor:
-    """(b) batched Gram, cholesky_ex and powers by doubling in torch, on differences in float64."""
-    steps = differences(x, workload)
-    products = steps[:, :, :-1].mT @ steps
-    factor, _ = torch.linalg.cholesky_ex(products[:, :, :-1])
-    a = torch.cholesky_solve(products[:, :, -1:], factor)
-    companion = torch.diag_embed(torch.ones_like(a[:, 1:, 0]), offset=-1)
-    companion[:, :, -1:] = a
-    return moved(x, steps, summed(companion, a, workload.horizon))
+def error(device: Any, window: Any, out: Any, of: Workload, part: Partition) -> float:
+    """Of some groups' predictions against the reference, as a share of the movement."""
+    chosen = np.unique(np.linspace(1, part.n_groups - 1, 12).astype(np.int64))
+    columns = part.index_matrix(chosen)
+    host = np.stack([device.host(window[k])[columns.ravel()] for k in range(of.n)])
+    groups = Partition.nodes(Layout.from_shapes([(len(chosen), of.m, False)]))
+    expected = kc.fit(host, groups, "affine", backend="reference").predict(of.horizon)
+    found = device.host(out)[columns.ravel()]
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected - host[-1]))
 
 
-def pinv(x: Tensor, workload: Any) -> Tensor:
-    """(c) the papers' A = F'F⁺ by linalg.pinv, through F⁺F' of n x n: A^j F' = F' (F⁺F')^j."""
-    steps = differences(x, workload)
-    inverse = torch.linalg.pinv(steps[:, :, :-1])
-    small, start = inverse @ steps[:, :, 1:], inverse @ steps[:, :, -1:]
-    return moved(x, steps, summed(small, start, workload.horizon))
+def endpoint(device: Any, of: Workload) -> dict[str, Any]:
+    """koopcore's endpoint as `endpoint` takes it, by stages, and in one pass where that fits."""
+    part, native = partition(of), device.native
+    windows = [Snapshots(x, np.arange(of.n)) for x in buffers(device, of)]
+    ways = {"endpoint": native.endpoint, "stages": native.endpoint_in_stages}
+    if native.fits_one_pass(windows[0], part, [of.horizon]):
+        ways["one pass"] = native.endpoint_in_one_pass
+    result: dict[str, Any] = {"seconds": {}, "floor_bytes": of.floor_bytes}
+    out = device.empty(1, of.size)
+    for name, way in ways.items():
+        calls = [lambda x=x, way=way: way(x, part, True, [of.horizon], out) for x in windows]
+        calls[0]()
+        result[f"error {name}"] = error(device, windows[0].array, out[0], of, part)
+        result["seconds"][name] = device.seconds(calls)
+    return result
 
 
-def differences(x: Tensor, workload: Any) -> Tensor:
-    """(n_groups, m, n - 1) float64."""
-    return x.view(workload.n, workload.groups, workload.m).diff(dim=0).permute(1, 2, 0).double()
+def stages(device: Any, of: Workload) -> dict[str, Any]:
+    """Every launch of the stages by itself: what a model of their cost is made from."""
+    from koopcore.backends.native_cuda.launch import Launch
+    from koopcore.backends.native_cuda.queue import queue_stages
+
+    part = partition(of)
+    window = Snapshots(ring(device, of), np.arange(of.n))
+    out = device.empty(1, of.size)
+    on = Launch(device.native._cuda, window, part)
+    recorded: list[tuple[str, tuple[Any, ...]]] = []
+    real = on.module
+
+    class Recorder:
+        def __getattr__(self, name: str) -> Any:
+            found = getattr(real, name)
+            if name not in {"gram", "solve", "rollout", "roll_deficient", "combine"}:
+                return found
+            return lambda *given: (recorded.append((name, given)), found(*given))[1]
+
+    on.module = Recorder()
+    queue_stages(on, True, [of.horizon], 0, on.output(out, 1), ())
+    seconds = {}
+    for name, given in recorded:
+        # The stream is the last field of the last argument: the one that is timed.
+        call = getattr(real, name)
+
+        def run(call: Any = call, given: Any = given) -> None:
+            call(*given[:-1], (on.number, on.memory.stream))
+
+        seconds[name] = device.seconds([run])
+    return {"seconds": seconds, "floor_bytes": of.floor_bytes}
 
 
-def moved(x: Tensor, steps: Tensor, weights: Tensor) -> Tensor:
-    return (x[-1] + (steps[:, :, 1:] @ weights).reshape(-1)).float()
+def copy(device: Any, numbers: int) -> dict[str, Any]:
+    """The floor: a copy, reads and writes counted."""
+    source, target = device.random(numbers), device.empty(numbers)
+
+    def run() -> None:
+        target[:] = source
+
+    return {"seconds": {"copy": device.seconds([run])}, "floor_bytes": 8 * numbers}
 
 
-def cupy_endpoint(x: Tensor, workload: Any, part: Partition) -> Tensor:
-    """(d) the backend cupy_cuda through `fit`."""
-    import koopcore as kc
+def capture(device: Any, tensors: int, numbers: int) -> dict[str, Any]:
+    """148 tensors, as of GPT-2 small, into a row of the ring."""
+    from koopcore.backends.native_cuda.tensors import TensorTable
 
-    predicted: Tensor = kc.fit(x, part, backend="cupy_cuda").predict([workload.horizon])
-    return predicted[0]
-
-
-def ways(x: Tensor, workload: Any, part: Partition) -> dict[str, tuple[Callable[[], Any], bool]]:
-    """The engine's two ways, whichever `endpoint` takes: by stages, and in one pass if it fits."""
-    try:
-        native_cuda: Any = backend_for("cuda", "native_cuda")
-    except RuntimeError:
-        return {}
-    window, horizons = Snapshots(x, np.arange(workload.n)), [workload.horizon]
-
-    def by(way: Callable[..., None]) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            out = x[-1:].clone()
-            way(window, part, True, horizons, out)
-            return out[0]
-
-        return run
-
-    runs = {"in_stages": (by(native_cuda.endpoint_in_stages), True)}
-    if native_cuda.fits_one_pass(window, part, horizons):
-        runs["in_one_pass"] = (by(native_cuda.endpoint_in_one_pass), True)
-    return runs
+    given = [device.random(numbers) for _ in range(tensors)]
+    row = device.empty(tensors * numbers)
+    table = TensorTable(device.native._cuda, given, range(0, tensors * numbers, numbers))
+    seconds = device.seconds([lambda: table.capture(row)])
+    return {"seconds": {"capture": seconds}, "floor_bytes": 8 * tensors * numbers}
 
 
-def methods(x: Tensor, workload: Any, part: Partition) -> dict[str, tuple[Callable[[], Any], bool]]:
-    """Every method and whether a graph can record it."""
-    engine = Endpoint(part, [workload.horizon])
-    runs: dict[str, tuple[Callable[[], Any], bool]] = {
-        "koopcore": (lambda: engine(x)[0], True),
-        **ways(x, workload, part),
-        "torch_cholesky": (lambda: cholesky(x, workload), False),
-    }
-    if 8 * workload.groups * workload.m * workload.n < 2**33:
-        runs["torch_pinv"] = (lambda: pinv(x, workload), False)
-    try:
-        import cupy  # noqa: F401
-    except ImportError:
-        return runs
-    runs["cupy"] = (lambda: cupy_endpoint(x, workload, part), False)
-    return runs
+def peers(device: Any, of: Workload, which: str) -> dict[str, Any]:
+    """What torch offers for the same: all in float64 on differences, as the engine's sums are."""
+    import torch
 
+    from koopcore.lab.studies.peers.powers import summed
 
-def measure_one(workload: Any, bandwidth: float, deadline: float) -> dict[str, Any]:
-    """Seconds of every method that agrees with the engine; notes on those that do not or cannot."""
-    x = window(workload)
-    shapes = [(workload.groups, workload.m, False)]
-    part = Partition.nodes(Layout.from_shapes(shapes))
-    seconds: dict[str, float] = {}
-    notes: dict[str, str] = {}
-    expected: Tensor | None = None
-    for name, (run, record) in methods(x, workload, part).items():
-        if time.monotonic() > deadline:
-            notes[name] = "left out: no time left"
-            continue
-        try:
-            result = run()
-            if expected is None:
-                expected = result
-            moved = (expected - x[-1]).norm()
-            error = float((result - expected).norm() / moved)
-            if not error < 0.05:
-                notes[name] = f"differs from koopcore by {error:.2g} of the movement"
-            seconds[name] = timed(run, record)
-        except (RuntimeError, MemoryError) as problem:  # out of memory, above all
-            notes[name] = str(problem).splitlines()[0]
-            torch.cuda.empty_cache()
+    part, rows = partition(of), ring(device, of)
+    x = torch.as_tensor(rows)
+
+    def run() -> Any:
+        by_group = x.reshape(of.n, of.groups, of.m)
+        steps = by_group.diff(dim=0).permute(1, 2, 0).double()
+        columns = steps[:, :, :-1]
+        if which == "cholesky":
+            products = steps[:, :, :-1].mT @ steps
+            factor, _ = torch.linalg.cholesky_ex(products[:, :, :-1])
+            a = torch.cholesky_solve(products[:, :, -1:], factor)
+            small = torch.diag_embed(torch.ones_like(a[:, 1:, 0]), offset=-1)
+            small[:, :, -1:] = a
+            start = a
+        else:  # the papers' A = F'F⁺ by F⁺F' of n x n: A^j F' = F' (F⁺F')^j
+            inverse = torch.linalg.pinv(columns)
+            small, start = inverse @ steps[:, :, 1:], inverse @ steps[:, :, -1:]
+        weights = summed(small, start, of.horizon)
+        return (x[-1] + (steps[:, :, 1:] @ weights).reshape(-1)).float()
+
+    out = run()
     return {
-        **workload._asdict(),
-        "floor_seconds": workload.floor_bytes / bandwidth,
-        "seconds": seconds,
-        "notes": notes,
+        "seconds": {which: device.seconds([run])},
+        "floor_bytes": of.floor_bytes,
+        "groups": of.groups,
+        f"error {which}": error(device, rows, out, of, part),
     }
 
 
-def copy_bandwidth() -> float:
-    """Bytes per second that a copy of 1 GiB reads and writes, taken together."""
-    source = torch.empty(2**28, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() * 4 / timed(lambda: target.copy_(source))
+def sanitized(device: Any) -> dict[str, Any]:
+    """Two small cases for compute-sanitizer: by stages with a deficient group, and in one pass."""
+    errors = {}
+    for name, of in {
+        "stages": Workload(40, 65, 16, 20, deficient=True),
+        "one pass": Workload(6, 300, 9, 20),
+    }.items():
+        part, window = partition(of), ring(device, of)
+        out = device.empty(1, of.size)
+        device.native.endpoint(Snapshots(window, np.arange(of.n)), part, True, [of.horizon], out)
+        errors[f"error {name}"] = error(device, window, out[0], of, part)
+    return errors
 
 
-def capture_bandwidth() -> float | None:
-    """The same for the capture of 148 tensors of 1 M numbers; None without the native module."""
-    try:
-        from koopcore._native import _cuda
-        from koopcore.backends.native_cuda.tensors import TensorTable
-    except ImportError:
-        return None
-    tensors = [torch.randn(2**20, device="cuda") for _ in range(148)]
-    row = torch.empty(148 * 2**20, device="cuda")
-    captured = TensorTable(_cuda, tensors, range(0, row.numel(), 2**20))
-    return 2 * row.numel() * 4 / timed(lambda: captured.capture(row))
+def items(rehearsed: bool) -> dict[str, Callable[[Any], dict[str, Any]]]:
+    """Everything that can be timed."""
 
+    def size(of: Workload) -> Workload:
+        return of._replace(groups=12, m=min(of.m, 150)) if rehearsed else of
 
-def measure(
-    workloads: list[Any], deadline: float, fits: Callable[[Any, int], bool]
-) -> dict[str, Any]:
-    """All workloads that fit, in their order, until the deadline."""
-    bandwidth = copy_bandwidth()
-    results, left_out = [], []
-    for workload in workloads:
-        free = torch.cuda.mem_get_info()[0]
-        if time.monotonic() > deadline or not fits(workload, free):
-            left_out.append(workload.name)
-            continue
-        results.append(measure_one(workload, bandwidth, deadline))
-        torch.cuda.empty_cache()
-    return {
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(),
-        "copy_bytes_per_second": bandwidth,
-        "capture_bytes_per_second": capture_bandwidth(),
-        "workloads": results,
-        "left_out": left_out,
+    few, many = (64, 8) if rehearsed else (2**28, 2**20)
+    found: dict[str, Callable[[Any], dict[str, Any]]] = {
+        "facts": lambda device: device.facts(),
+        "copy": partial(copy, numbers=few),
+        "capture": partial(capture, tensors=148, numbers=many),
+        "sanitized": sanitized,
     }
+    for name, of in (NAMED | CASES).items():
+        found[f"endpoint {name}"] = partial(endpoint, of=size(of))
+    for name in ("W1", "W2"):
+        found[f"stages {name}"] = partial(stages, of=size(NAMED[name]))
+        found[f"peer cholesky {name}"] = partial(peers, of=size(NAMED[name]), which="cholesky")
+    sample = size(NAMED["W1"]._replace(groups=SAMPLE))
+    found[f"peer pinv of {SAMPLE} groups of W1"] = partial(peers, of=sample, which="pinv")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("item", choices=items(False))
+    parser.add_argument("--rehearse", metavar="MODULE", help="the emulated module of the tests")
+    arguments = parser.parse_args()
+    rehearsed = arguments.rehearse is not None
+    device = Rehearsal(arguments.rehearse) if rehearsed else Gpu()
+    print(json.dumps(items(rehearsed)[arguments.item](device), default=str))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,7 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from koopcore import dmd as dmd
+    from koopcore import learning as learning
     from koopcore import plot as plot
+    from koopcore import spectrum as spectrum
     from koopcore import torch_ops as torch_ops
     from koopcore.backends import available_backends as available_backends
     from koopcore.operators import KoopmanOperators as KoopmanOperators
@@ -27,8 +30,11 @@ _HOME = {
     "Partition": "koopcore.partition.partition",
     "attach": "koopcore.training",
     "available_backends": "koopcore.backends",
+    "dmd": "koopcore.dmd",
     "fit": "koopcore.operators",
+    "learning": "koopcore.learning",
     "plot": "koopcore.plot",
+    "spectrum": "koopcore.spectrum",
     "torch_ops": "koopcore.torch_ops",
 }
 
@@ -39,8 +45,11 @@ __all__ = [
     "__version__",
     "attach",
     "available_backends",
+    "dmd",
     "fit",
+    "learning",
     "plot",
+    "spectrum",
     "torch_ops",
 ]
 
@@ -52,14 +61,17 @@ def __getattr__(name: str) -> Any:
         module = import_module(_HOME[name])
         value = module if _HOME[name] == f"koopcore.{name}" else getattr(module, name)
     except ModuleNotFoundError as error:
-        if error.name != "torch":
+        needed = {"torch": ("torch", "torch"), "sklearn": ("scikit-learn", "dmd")}
+        if error.name not in needed:
             raise
+        package, extra = needed[error.name]
         raise ImportError(
-            f'koopcore.{name} needs torch, which is not installed: pip install "koopcore[torch]"'
+            f"koopcore.{name} needs {package}, which is not installed: "
+            f'pip install "koopcore[{extra}]"'
         ) from error
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

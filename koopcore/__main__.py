@@ -6,12 +6,20 @@ import sys
 
 
 def main() -> None:
-    """Run the command line of `koopcore.cli`, which needs the packages of the extra ``demo``."""
+    """Run the command line of `koopcore.cli`, which needs the packages of the extra ``demo``.
+
+    ``koopcore info`` works without them.
+    """
     try:
         from koopcore import cli
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"typer", "rich"}:
             raise
+        if sys.argv[1:] == ["info"]:  # what helps to find out why something is missing
+            from koopcore.info import report
+
+            print(report())
+            return
         print(
             f"koopcore: the command line needs {error.name}, which is not installed: "
             'pip install "koopcore[demo]"',

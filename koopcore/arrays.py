@@ -107,7 +107,8 @@ class TorchMemory:
         return int(array.data_ptr())
 
     def strides(self, array: Any) -> tuple[int, ...]:
-        return tuple(step * array.element_size() for step in array.stride())
+        width = array.element_size()
+        return tuple([step * width for step in array.stride()])
 
     def keep(self, array: Any) -> None:
         if self._device.type == "cuda":
@@ -214,6 +215,7 @@ class Resident:
 
     def __init__(self, array: Any, of: DeviceMemory) -> None:
         self.array, self._memory = array, of
+        self.number, self.stream = of.number, of.stream  # where it was made
         self.shape = tuple(array.shape)
         self._host: npt.NDArray[Any] | None = None
 

@@ -21,6 +21,7 @@ def report() -> str:
         "",
         f"runs here: {_threads()}, {_instruction_set()}",
         *(f"  {line}" for line in _backends(koopcore.available_backends())),
+        *(f"warning: {line}" for line in _uncovered()),
     ]
     return "\n".join(lines)
 
@@ -61,6 +62,29 @@ def _built() -> list[str]:
         else:
             lines.append(f"{device:5} not built: {part['reason']}")
     return lines
+
+
+def _uncovered() -> list[str]:
+    """CUDA devices in sight that the module has no code for, or code of another kind of device."""
+    try:
+        cuda = import_module("koopcore._native._cuda")
+    except ImportError:
+        return []
+    warnings = []
+    for number in range(cuda.device_count()):
+        try:
+            device, code = cuda.architecture(number), cuda.code(number)
+        except RuntimeError as error:
+            warnings.append(f"CUDA device {number}: {error}")
+            continue
+        if device // 10 != code // 10 or (cuda.fast_double(number) and device != code):
+            warnings.append(
+                f"CUDA device {number} has compute capability {device // 10}.{device % 10} and "
+                f"runs code for {code // 10}.{code % 10}, which is right but may be slow; "
+                f"CUDAARCHS={device} pip install --force-reinstall . builds for it "
+                "(docs/building.md)"
+            )
+    return warnings
 
 
 def _backends(found: list[Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -28,16 +29,23 @@ class HostMemory:
 
     number = 0
     stream = 0
+    # Copies between host and device, and their bytes, since `Runtime.counted` began.
+    uploads = downloads = bytes = allocated = 0
 
     def empty(self, shape, dtype):
         out = np.empty(shape, dtype=dtype)
         out.view(np.uint8).fill(0xFF)  # NaN: what is read without having been written shows
+        HostMemory.allocated += out.nbytes
         return out
 
     def upload(self, array):
+        HostMemory.uploads += 1
+        HostMemory.bytes += array.nbytes
         return np.array(array)
 
     def download(self, array):
+        HostMemory.downloads += 1
+        HostMemory.bytes += array.nbytes
         return np.array(array)
 
     def address(self, array):
@@ -48,6 +56,43 @@ class HostMemory:
 
     def keep(self, array):
         pass
+
+
+class Calls(ctypes.Structure):
+    """`emulation::Calls` of cuda_runtime.h."""
+
+    _fields_ = [
+        (name, ctypes.c_int64) for name in ("launches", "blocks", "attributes", "stream_queries")
+    ]
+
+
+class Runtime:
+    """The emulated CUDA runtime of one module: what it was asked for, and running nothing."""
+
+    def __init__(self, cuda: ModuleType) -> None:
+        self._library = ctypes.CDLL(cuda.__file__)
+        self._library.koopcore_emulated_calls.restype = ctypes.POINTER(Calls)
+        self._calls = self._library.koopcore_emulated_calls().contents
+
+    def counted(self, call) -> dict[str, int]:
+        """What ``call()`` asks the runtime and the memory for."""
+        transfers = ("uploads", "downloads", "bytes", "allocated")
+        for name, _ in Calls._fields_:
+            setattr(self._calls, name, 0)
+        for name in transfers:
+            setattr(HostMemory, name, 0)
+        call()
+        counts = {name: getattr(self._calls, name) for name, _ in Calls._fields_}
+        return counts | {name: getattr(HostMemory, name) for name in transfers}
+
+    @contextlib.contextmanager
+    def idle(self):
+        """Within, launches are counted and nothing runs: what takes time is the host's part."""
+        self._library.koopcore_emulated_idle(1)
+        try:
+            yield
+        finally:
+            self._library.koopcore_emulated_idle(0)
 
 
 def compiled(directory: Path, name: str = MODULE, *flags: str) -> ModuleType:
@@ -62,7 +107,7 @@ def compiled(directory: Path, name: str = MODULE, *flags: str) -> ModuleType:
 
 def compiled_without_fast_double(directory: Path) -> ModuleType:
     """The same as GPUs without fast fp64 have it: other sums of Gram matrices, no one pass."""
-    flags = ("-DKOOPCORE_TWO_FLOAT=1", "-DKOOPCORE_EMULATED_ARCHITECTURE=86")
+    flags = ("-DKOOPCORE_TWO_FLOAT=1", "-DKOOPCORE_EMULATED_CODE=86")
     return compiled(directory, f"{MODULE}_without_fast_double", *flags)
 
 

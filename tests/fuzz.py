@@ -15,13 +15,15 @@ in one call by every backend. What counts as a failure:
     ahead      ``fit(horizon=T)`` and ``fit().predict(T)`` differ by more than the allowance
     truth      ``predict(1)`` is not ``operator`` applied to the last snapshot
 
-The allowance is 1e-3 of the movement, or ten times what the answer itself may be off. That is the
-larger of its response to rounding of the columns and to other cut-offs of the rank, which is what
-F'F⁺ and its powers make of them (`oracle.spread`), and of the error of the singular value
-decomposition in float64, seen from one in extended precision. Both are found only for groups in
-which something differs by more than half of 1e-3. Where the answer may be off by more than 1e-2 of
-the movement only silent errors are looked for, and by more than a tenth at every horizon, none:
-such groups are not judged.
+The allowance is 1e-3 of the movement, or ten times what the answer itself may be off, or, of
+float32 snapshots, a tenth of what it moves if these are rounded otherwise in their last place.
+
+What the answer may be off is the larger of its response to rounding of the columns and to other
+cut-offs of the rank, which is what F'F⁺ and its powers make of them (`oracle.spread`), and of the
+error of the singular value decomposition in float64, seen from one in extended precision. Both are
+found only for groups in which something differs by more than half of 1e-3. Where the answer may be
+off by more than 1e-2 of the movement only silent errors are looked for, and by more than a tenth at
+every horizon, none: such groups are not judged.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ EMULATED = "emulated_cuda"  # the kernels of native_cuda, run by the host
 SLOW = {"numba_cpu": 4, "reference": 16, EMULATED: 16}  # take every N-th round of the families
 CLOSE = 1e-3  # of the movement: what an error may always be
 OPEN = 0.1  # of the movement: an answer that may be off by so much is none
+LAST_PLACE = 2.0**-25  # of a float32 number: what its rounding changes, half a unit at most
 UNCERTAIN = 0.01  # of the movement: and by so much it is only good for finding silent errors
 KINDS = ("crash", "silent", "wrong", "apart", "ahead", "truth")
 
@@ -426,9 +429,8 @@ def judge(batch: Batch, backends: Iterable[str]) -> Tally:
     if not fits:
         return tally
     right = answer(problem.x, problem.method, HORIZONS)
-    doubt = uncertainty(problem, right, fits.values())
+    doubt, allowed = uncertainty(problem, right, fits.values())
     known, certain = doubt < OPEN, doubt < UNCERTAIN
-    allowed = np.maximum(CLOSE, 10.0 * doubt)
     tally.judged = int(known.any(axis=0).sum())
     pairs = itertools.combinations(fits, 2)
     for name, fit in fits.items():
@@ -439,42 +441,52 @@ def judge(batch: Batch, backends: Iterable[str]) -> Tally:
         tally.note("silent", silent, quiet * known, text)
         wrong = ((quiet > allowed) & certain).any(axis=0) & ~silent
         tally.note("wrong", wrong, quiet * certain, text)
-        between = share(fit.values - fit.ahead, right, problem.x.dtype) * certain
+        between = share(fit.values - fit.ahead, right, problem.x.dtype, 2) * certain
         tally.note("ahead", (between > allowed).any(axis=0), between, text)
         if fit.operator is not None and certain[0, probe]:
             check_operator(tally, problem, probe, fit, text)
     for one, other in pairs:
         quiet = certain & ~fits[one].told & ~fits[other].told
-        gap = share(fits[one].values - fits[other].values, right, problem.x.dtype) * quiet
+        apart = fits[one].values - fits[other].values
+        gap = share(apart, right, problem.x.dtype, 2) * quiet
         text = f"{batch} # {one} and {other} {problem}"
         tally.note("apart", (gap > allowed).any(axis=0), gap, text)
     return tally
 
 
-def uncertainty(problem: Problem, right: Answer, fits: Iterable[Predicted]) -> np.ndarray:
-    """What ``right`` may be off by, as a share of the movement: (n_horizons, groups).
+def uncertainty(
+    problem: Problem, right: Answer, fits: Iterable[Predicted]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What ``right`` may be off by, and what is allowed: (n_horizons, groups), of the movement.
 
     Groups of which it has to be known only; ``right`` becomes a better answer where it matters.
     """
-    doubt = np.zeros(right.movement.shape)
+    doubt, allowed = np.zeros(right.movement.shape), np.full(right.movement.shape, CLOSE)
     predictions = [y for fit in fits for y in (fit.values, fit.ahead)]
 
-    def differing(allowed):
+    def differing():
+        least = np.where(doubt < OPEN, allowed / 2.0, np.inf)  # half, as two of them may differ
         errors = [share(y - right.values, right, problem.x.dtype) for y in predictions]
-        return np.flatnonzero(np.any([e > allowed for e in errors], axis=(0, 1)))
+        return np.flatnonzero(np.any([e > least for e in errors], axis=(0, 1)))
 
-    at = differing(np.full(doubt.shape, CLOSE / 2.0))  # half, as two of them may differ
+    at = differing()
     if not at.size:
-        return doubt
+        return doubt, allowed
     doubt[:, at] = spread(problem.x[at], problem.method, HORIZONS)
-    at = differing(np.where(doubt < OPEN, np.maximum(CLOSE, 10.0 * doubt) / 2.0, np.inf))
+    allowed = np.maximum(allowed, 10.0 * doubt)
+    at = differing()
     if not at.size:
-        return doubt
+        return doubt, allowed
     exact = answer(problem.x[at], problem.method, HORIZONS, np.longdouble)
     lost = share(right.values[:, at] - exact.values, exact, problem.x.dtype)
     doubt[:, at] = np.maximum(doubt[:, at], lost)
     right.values[:, at] = exact.values
-    return doubt
+    allowed = np.maximum(allowed, 10.0 * doubt)
+    at = differing() if problem.x.dtype == np.float32 else at[:0]
+    if at.size:
+        own = spread(problem.x[at], problem.method, HORIZONS, rounding=LAST_PLACE)
+        allowed[:, at] = np.maximum(allowed[:, at], 0.1 * own)
+    return doubt, allowed
 
 
 def check_operator(tally: Tally, problem: Problem, group: int, fit: Predicted, text: str) -> None:
@@ -487,6 +499,7 @@ def check_operator(tally: Tally, problem: Problem, group: int, fit: Predicted, t
     by_matrix = x[-1] + matrix @ (x[-1] - x[-2]) if problem.method.affine else matrix @ x[-1]
     step = max(np.linalg.norm(value - x[-1]), np.linalg.norm(x[-1] - x[-2]))
     room = 64 * len(x[0]) * np.finfo(problem.x.dtype).eps * np.abs(x[-1]).max()
+    room += len(x[0]) * unit * float(np.finfo(problem.x.dtype).smallest_subnormal)
     error = np.linalg.norm(by_matrix - value) - room * np.linalg.norm(matrix, 2)
     if error > 1e-2 * step:
         tally.note(

@@ -20,7 +20,7 @@ itself comes in extended precision, by rotations (`number=np.longdouble`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -81,11 +81,17 @@ def answer(
 
 
 def spread(
-    x: np.ndarray, method: Method, horizons: Sequence[int], noise: float = 0.0, seed: int = 0
+    x: np.ndarray,
+    method: Method,
+    horizons: Sequence[int],
+    noise: float = 0.0,
+    rounding: float = 0.0,
+    seed: int = 0,
 ) -> np.ndarray:
     """How far an answer moves (n_horizons, n_groups), as a share of the movement; see above.
 
     noise: what snapshots themselves may be off by, as a share of the longest of a group.
+    rounding: what their numbers may be off by, as a share of each.
     """
     rows, unit = rows_of(x, method.affine, np.float64)
     change = EPSILON * np.sqrt(max(x.shape[1:])) * np.linalg.norm(rows, axis=2, keepdims=True)
@@ -100,23 +106,23 @@ def spread(
     with np.errstate(over="ignore", invalid="ignore"):
         for _ in range(DRAWS):
             nearby = rows + change * rng.normal(size=rows.shape)
+            if rounding > 0.0:
+                off = np.ldexp(x.astype(np.float64), -unit[:, None, None])
+                off *= rounding * rng.normal(size=x.shape)
+                nearby += np.diff(off, axis=1) if method.affine else off
             other = predictions(nearby, inverses(nearby, n, method)[0], method.affine, horizons)
             far = np.maximum(far, np.linalg.norm(other - base, axis=2))
-        for wider in WIDER if method.ridge == 0.0 else ():
-            some, other_rank = inverses(rows, n, method, wider)
-            at = np.flatnonzero(other_rank != rank)
-            if at.size:
-                part = Inverse(*(a[at] for a in some))
-                other = predictions(rows[at], part, method.affine, horizons)
-                far[:, at] = np.maximum(far[:, at], np.linalg.norm(other - base[:, at], axis=2))
+        for at, part in other_ranks(rows, n, method, rank) if method.ridge == 0.0 else ():
+            other = predictions(rows[at], part, method.affine, horizons)
+            far[:, at] = np.maximum(far[:, at], np.linalg.norm(other - base[:, at], axis=2))
         size = movement(rows, base, method.affine)
         share = np.where(size > 0.0, far / np.where(size > 0.0, size, 1.0), 0.0)
     share[~np.isfinite(base).all(axis=2)] = np.inf
     return np.nan_to_num(share, nan=np.inf)
 
 
-def share(error: np.ndarray, of: Answer, dtype: np.dtype) -> np.ndarray:
-    """‖error‖ / movement (n_horizons, n_groups), less the rounding of predictions.
+def share(error: np.ndarray, of: Answer, dtype: np.dtype, predictions: int = 1) -> np.ndarray:
+    """‖error‖ / movement (n_horizons, n_groups), less the rounding of so many ``predictions``.
 
     To their dtype, and of the float64 steps up to T. Predictions stop at the largest number.
     """
@@ -124,7 +130,7 @@ def share(error: np.ndarray, of: Answer, dtype: np.dtype) -> np.ndarray:
     steps = 64.0 * np.asarray(of.horizons)[:, None] * EPSILON
     limit, tiny = float(np.finfo(dtype).max), float(np.finfo(dtype).tiny)
     with np.errstate(over="ignore", invalid="ignore"):
-        room = (8.0 * np.finfo(dtype).eps + steps) * size + tiny
+        room = predictions * ((8.0 * np.finfo(dtype).eps + steps) * size + tiny)
         error = np.where(np.abs(of.values) > 0.5 * limit, 0.0, error)
         unit = np.maximum(np.abs(error).max(axis=2, keepdims=True), np.finfo(np.float64).tiny)
         norm = np.linalg.norm(error / unit, axis=2) * unit[:, :, 0]
@@ -204,32 +210,58 @@ def inverses(
     """F⁺ of every group, of windows of n snapshots, and the ranks (n_groups,).
 
     Singular values of F count above ε max(N, 16) of the largest, and as many of them at most as
-    scaled columns (or scaled parameters, where these are fewer) have above √(ε max(N, 16)).
+    scaled columns have above √(ε max(N, 16)), or scaled parameters, where these are fewer, above
+    2⁻³³.
     wider: what these tolerances are multiplied with.
     """
     f = rows[:, :-1].transpose(0, 2, 1)  # (n_groups, m, N)
     if method.ridge > 0.0:
         return regularized(f, rows[:, -1], n, method)
-    size = f.shape[1] if f.shape[1] < n - 1 else f.shape[2]
-    tolerance = EPSILON * max(size, 16)
     left, sigma, right = decomposed(f)
-    most = (sigma > wider * tolerance * sigma[:, :1]).sum(axis=1)
-    most = np.minimum(most, scaled_rank(f, rows[:, -1], n, method, wider * np.sqrt(tolerance)))
-    if method.rank is not None:
-        most = np.minimum(most, method.rank)
-    keep = np.arange(sigma.shape[1]) < most[:, None]
+    (most,) = ranks(f, sigma, rows[:, -1], n, method, wider)
+    return truncated(left, sigma, right, most), most
+
+
+def truncated(left, sigma, right, rank) -> Inverse:
+    """The inverse of the leading ``rank`` (n_groups,) singular values."""
+    keep = np.arange(sigma.shape[1]) < rank[:, None]
     weight = np.where(keep, 1.0 / np.where(keep, sigma, 1.0), 0.0)
-    return Inverse(left, weight, right), most
+    return Inverse(left, weight, right)
 
 
-def scaled_rank(f, last, n, method, tolerance):
-    """Singular values above ``tolerance`` of the largest, of columns or parameters to unit norm."""
+def ranks(f, sigma, last, n, method, *widths) -> list[np.ndarray]:
+    """How many singular values count (n_groups,), for each width of the tolerances."""
+    small = f.shape[1] < n - 1  # fewer parameters than snapshots
+    tolerance = EPSILON * max(f.shape[1] if small else f.shape[2], 16)
+    resolved = 2.0**-33 if small else np.sqrt(tolerance)
     basis, axis = basis_of(f, last, n, method)
     norms = np.linalg.norm(basis.astype(np.float64), axis=axis, keepdims=True)
-    sigma = np.linalg.svd(
+    scaled = np.linalg.svd(
         basis.astype(np.float64) / np.where(norms > 0.0, norms, 1.0), compute_uv=False
     )
-    return (sigma > tolerance * sigma[:, :1]).sum(axis=1)
+    out = []
+    for wider in widths:
+        most = (sigma > wider * tolerance * sigma[:, :1]).sum(axis=1)
+        most = np.minimum(most, (scaled > wider * resolved * scaled[:, :1]).sum(axis=1))
+        out.append(most if method.rank is None else np.minimum(most, method.rank))
+    return out
+
+
+def other_ranks(rows, n, method, rank) -> Iterator[tuple[np.ndarray, Inverse]]:
+    """Groups, and their inverses of another rank: of every one that some cut-off of `WIDER` gives.
+
+    And of those between: where several singular values are near the cut-off, it may pass between
+    any two of them.
+    """
+    f = rows[:, :-1].transpose(0, 2, 1)
+    parts = decomposed(f)
+    found = np.stack([rank, *ranks(f, parts[1], rows[:, -1], n, method, *WIDER)])
+    least, most = found.min(axis=0), found.max(axis=0)
+    for some in range(int(least.min()), int(most.max()) + 1):
+        at = np.flatnonzero((least <= some) & (some <= most) & (some != rank))
+        if at.size:
+            own = (part[at] for part in parts)
+            yield at, truncated(*own, np.full(len(at), some))
 
 
 def basis_of(f, last, n, method):

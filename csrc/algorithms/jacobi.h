@@ -13,7 +13,7 @@ namespace koopcore {
 constexpr int kJacobiSweeps = 30; // it converges in 6 to 10; the bound only ends bad input
 
 // Rotates the columns of a (N × N, row-major) until they are orthogonal to rounding, and those of w
-// with them.
+// with them, if there is one.
 template <class L>
 KOOPCORE_HD void orthogonalize(typename L::Real *a, typename L::Real *w, int size) {
   using Real = typename L::Real;
@@ -43,7 +43,7 @@ KOOPCORE_HD void orthogonalize(typename L::Real *a, typename L::Real *w, int siz
           a[i * size + p] = c * x - s * y;
           a[i * size + q] = s * x + c * y;
         }
-        for (int i = 0; i < size; ++i) {
+        for (int i = 0; w != nullptr && i < size; ++i) {
           const Real x = w[i * size + p], y = w[i * size + q];
           w[i * size + p] = c * x - s * y;
           w[i * size + q] = s * x + c * y;
@@ -54,13 +54,13 @@ KOOPCORE_HD void orthogonalize(typename L::Real *a, typename L::Real *w, int siz
   }
 }
 
-// v (N × N) <- the leading columns r_i/σ_i, zeros behind them: at most `most` of them (0: all), and
-// none whose σ is within `rank_tolerance` of the largest. u (N × N) <- the columns of W with them.
+// v (N × N) <- the leading columns r_i/σ_i, zeros behind them: at most `most` of them, and none
+// whose σ is within `rank_tolerance` of the largest. u (N × N) <- the columns of W with them.
 // Returns how many. `lower` (N × N), at most 1 in size, is overwritten. work: N² + N.
 template <class L>
-KOOPCORE_HD typename L::Real truncate(typename L::Real *lower, int size, int most,
-                                      typename L::Real *v, typename L::Real *u,
-                                      typename L::Real *work) {
+KOOPCORE_HD typename L::Real truncate(typename L::Real *lower, int size,
+                                      const typename L::Real &most, typename L::Real *v,
+                                      typename L::Real *u, typename L::Real *work) {
   using Real = typename L::Real;
   const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
   Real *w = work, *square = w + size * size, greatest = zero, rank = zero;
@@ -74,12 +74,13 @@ KOOPCORE_HD typename L::Real truncate(typename L::Real *lower, int size, int mos
     greatest = L::max(greatest, square[j]);
   }
   const Real least = greatest * (rank_tolerance(size) * rank_tolerance(size));
-  most = most < 1 ? size : most;
   for (int k = 0; k < size; ++k) {
     Real best = least, pick = L::broadcast(-1.0);
-    if (k < most)
+    const typename L::Mask open = most > k + 0.5;
+    const bool any = L::any(open);
+    if (any)
       for (int j = 0; j < size; ++j) {
-        const typename L::Mask above = square[j] > best;
+        const typename L::Mask above = L::both(open, square[j] > best);
         best = L::select(above, square[j], best);
         pick = L::select(above, L::broadcast(double(j)), pick);
       }
@@ -88,7 +89,7 @@ KOOPCORE_HD typename L::Real truncate(typename L::Real *lower, int size, int mos
     const Real inverse = L::select(some, 1.0 / L::select(some, best, one), zero);
     for (int i = 0; i < size; ++i)
       v[i * size + k] = u[i * size + k] = zero;
-    for (int j = 0; j < size && k < most; ++j) {
+    for (int j = 0; any && j < size; ++j) {
       const typename L::Mask here = L::both(pick > j - 0.5, pick < j + 0.5);
       for (int i = 0; i < size; ++i) {
         v[i * size + k] = L::select(here, lower[i * size + j] * inverse, v[i * size + k]);

@@ -39,6 +39,10 @@ KOOPCORE_HD static constexpr double rank_tolerance(int n) {
   return 2.0 * (n > 16 ? n : 16) * 0x1p-53;
 }
 
+// Of the squares of scaled parameters in a second pass: what is below this share of the largest is
+// not resolved (RESOLVED in backends/protocol.py).
+constexpr double kResolved = 0x1p-66;
+
 // Squares that float64 resolves to the last digit that counts, and whose sums do not overflow.
 // Groups beyond them have no companion fit, nor do those with a distance of a column from the
 // columns before it, squared, below this share of N ‖F‖²: it may be near the cut-off of F.

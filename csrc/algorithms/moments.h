@@ -50,16 +50,22 @@ template <class L, int R, int C>
 KOOPCORE_HD void add_outer_tile(const typename L::Real *a, const typename L::Real *b, int steps,
                                 int m, typename L::Real *sums) {
   typename L::Real s[R][C];
+  KOOPCORE_UNROLL
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c)
-      s[r][c] = sums[r * m + c];
+    KOOPCORE_UNROLL
+  for (int c = 0; c < C; ++c)
+    s[r][c] = sums[r * m + c];
   for (int t = 0; t < steps; ++t, a += m, b += m)
-    for (int r = 0; r < R; ++r)
-      for (int c = 0; c < C; ++c)
-        s[r][c] += a[r] * b[c];
+    KOOPCORE_UNROLL
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c)
-      sums[r * m + c] = s[r][c];
+    KOOPCORE_UNROLL
+  for (int c = 0; c < C; ++c)
+    s[r][c] += a[r] * b[c];
+  KOOPCORE_UNROLL
+  for (int r = 0; r < R; ++r)
+    KOOPCORE_UNROLL
+  for (int c = 0; c < C; ++c)
+    sums[r * m + c] = s[r][c];
 }
 
 template <class L, int R>

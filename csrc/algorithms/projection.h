@@ -35,15 +35,16 @@ KOOPCORE_HD static constexpr int projection_work(int size) {
 }
 
 // v (N × N) <- vectors with v uᵀ the pseudo-inverse of the transposed `columns` (N × N), u (N × N)
-// with columns of the identity or of a rotation, of at most `most` singular values (0: all) and
-// none within `rank_tolerance` of the largest. The columns, at most 1 in size, are zero or linearly
+// with columns of the identity or of a rotation, of at most `most` singular values and none within
+// `rank_tolerance` of the largest. The columns, at most 1 in size, are zero or linearly
 // independent; those of `rank` are not zero. They are overwritten. Returns the rank. σ_1/σ_r is at
 // most the product of the norms, mostly nowhere near the cut-off: then nothing is rotated. work:
 // 3 N² + N.
 template <class L>
-KOOPCORE_HD typename L::Real leading_columns(typename L::Real *columns, int size, int most,
-                                             typename L::Real rank, typename L::Real *v,
-                                             typename L::Real *u, typename L::Real *work) {
+KOOPCORE_HD typename L::Real leading_columns(typename L::Real *columns, int size,
+                                             const typename L::Real &most, typename L::Real rank,
+                                             typename L::Real *v, typename L::Real *u,
+                                             typename L::Real *work) {
   using Real = typename L::Real;
   const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
   const int matrix = size * size;
@@ -55,9 +56,8 @@ KOOPCORE_HD typename L::Real leading_columns(typename L::Real *columns, int size
     u[i] = i % (size + 1) == 0 ? one : zero;
   }
   const double cut_off = rank_tolerance(size) * rank_tolerance(size);
-  typename L::Mask whole = square * inverse_square * cut_off < 1.0;
-  if (most > 0)
-    whole = L::both(whole, rank < most + 0.5);
+  const typename L::Mask whole =
+      L::both(square * inverse_square * cut_off < 1.0, rank < most + 0.5);
   if (!L::any(L::select(whole, zero, one) > 0.5))
     return rank;
   Real *truncated = work, *rotation = truncated + matrix;
@@ -110,7 +110,8 @@ KOOPCORE_HD typename L::Real whiten_pivoted(const typename L::Real *a, const Pro
       columns[i * size + k] = factor[i * size + k] * unscale[i];
   if (model.raw)
     sum_rows<L>(columns, size, false);
-  rank = leading_columns<L>(columns, size, model.rank, rank, v, u, rest);
+  const Real most = L::broadcast(model.rank > 0 ? model.rank : size);
+  rank = leading_columns<L>(columns, size, most, rank, v, u, rest);
 
   // F V = Q u holds to the condition number of F; one correction in the scaled columns, which is
   // what the Gram matrix was factored in, makes it hold to theirs.

@@ -48,7 +48,7 @@ KOOPCORE_HD typename L::Real refit_window(const WindowProducts<L> &of, int n, bo
   const Real scale = L::power_of_two_scale(square);
   for (int i = 0; i < matrix; ++i)
     columns[i] = columns[i] * scale;
-  rank = leading_columns<L>(columns, size, 0, rank, to.v, u, rest);
+  rank = leading_columns<L>(columns, size, L::broadcast(size), rank, to.v, u, rest);
   for (int i = 0; i < matrix; ++i)
     to.v[i] = to.v[i] * scale;
   Real *ahead = columns;

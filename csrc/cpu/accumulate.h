@@ -29,61 +29,123 @@ inline void find_offsets(const Groups &groups, std::ptrdiff_t step, std::int64_t
   }
 }
 
-template <class T> KOOPCORE_INLINE Vec gather_at(const char *row, const std::ptrdiff_t *offset) {
+// The numbers at W addresses: base + offset[lane].
+template <class T> KOOPCORE_INLINE Vec gather_at(const char *base, const std::ptrdiff_t *offset) {
+#if defined(__AVX512F__)
+  const __m512i at = _mm512_loadu_si512(offset);
+  const __m512d none = _mm512_setzero_pd();
+  if (sizeof(T) == sizeof(double))
+    return (Vec)_mm512_mask_i64gather_pd(none, 0xff, at, base, 1);
+  return (Vec)_mm512_maskz_cvtps_pd(
+      0xff, _mm512_mask_i64gather_ps(_mm256_setzero_ps(), 0xff, at, base, 1));
+#else
   Narrow<T> x;
   for (int lane = 0; lane < kLanes; ++lane) {
     T one;
-    __builtin_memcpy(&one, row + offset[lane], sizeof one);
+    __builtin_memcpy(&one, base + offset[lane], sizeof one);
     x[lane] = one;
   }
   return widen(x);
+#endif
 }
 
 // The parameters of W groups of one snapshot, one group per lane.
 template <class T> class GroupRows {
 public:
   GroupRows(const std::ptrdiff_t *offset, int m) : offset_(offset), m_(m) {
-    for (int i = 0; i + kLanes <= m && i < kMostBlocks; ++i)
-      blocks_[i] = is_block(i);
+    for (int i = 0; i < m && i < kMostPlanned; ++i) {
+      plan_[i] = is_block(i) ? block : are_neighbours(i) ? neighbours : apart;
+      // A line that the parameter before lies in, or the block before, has been fetched with it.
+      const int before = i >= kLanes && plan_[i - kLanes] == block ? i - kLanes : i - 1;
+      const std::ptrdiff_t distance = i == 0 ? 0 : at(i) - at(before);
+      fetched_[i] = i > 0 && distance >= 0 && distance < kPrefetchLine;
+    }
   }
 
-  // out (m) <- the row.
+  // out (m) <- the row, while the same of the next W groups is fetched, if they go on as these do.
   void take(const char *row, Vec *out) const {
-    for (int i = 0; i < m_;) {
-      const std::ptrdiff_t *at = offset_ + i * kLanes;
-      // Fetched ahead: the same of the next W groups, if they go on as these do.
-      const std::ptrdiff_t ahead = kLanes * (at[1] - at[0]);
-      if (i + kLanes > m_ || i >= kMostBlocks || !blocks_[i]) {
-        __builtin_prefetch(row + at[0] + ahead);
-        out[i] = gather_at<T>(row, at);
-        ++i;
-        continue;
-      }
-      for (int lane = 0; lane < kLanes; ++lane) {
-        __builtin_prefetch(row + at[lane] + ahead);
-        out[i + lane] = load<T>(row + at[lane]);
-      }
-      transpose(out + i);
-      i += kLanes;
+    take_from(row, out, [&](int lane, const std::ptrdiff_t *from) {
+      return row + from[lane] + kLanes * (from[1] - from[0]);
+    });
+  }
+
+  // out (m) <- the row, while another one is fetched.
+  void take(const char *row, const char *next, Vec *out) const {
+    take_from(row, out, [&](int lane, const std::ptrdiff_t *from) { return next + from[lane]; });
+  }
+
+  // The same with rows of their own for the lanes: addresses as integers.
+  void take(const std::ptrdiff_t *row, const std::ptrdiff_t *next, Vec *out) const {
+    for (int i = 0; i < m_; ++i) {
+      std::ptrdiff_t from[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane)
+        from[lane] = row[lane] + offset_[i * kLanes + lane];
+      if (i >= kMostPlanned || !fetched_[i])
+        for (int lane = 0; lane < kLanes; ++lane)
+          __builtin_prefetch(reinterpret_cast<const char *>(next[lane]) +
+                             offset_[i * kLanes + lane]);
+      out[i] = gather_at<T>(nullptr, from);
     }
   }
 
 private:
-  static constexpr int kMostBlocks = 64;
+  static constexpr int kMostPlanned = 64;
+  // Of parameters i … i + W - 1, or of parameter i.
+  enum Place : char {
+    apart,      // anywhere
+    block,      // neighbours in every group
+    neighbours, // of parameter i in the groups of the lanes
+  };
 
-  // Whether parameters i … i + W - 1 are neighbours in every group.
+  template <class Fetch>
+  KOOPCORE_INLINE void take_from(const char *row, Vec *out, Fetch fetch) const {
+    for (int i = 0; i < m_;) {
+      const std::ptrdiff_t *from = offset_ + i * kLanes;
+      const Place place = i < kMostPlanned ? plan_[i] : apart;
+      if (place == block) {
+        for (int lane = 0; lane < kLanes; ++lane) {
+          __builtin_prefetch(fetch(lane, from), 0, 2);
+          out[i + lane] = load<T>(row + from[lane]);
+        }
+        transpose(out + i);
+        i += kLanes;
+        continue;
+      }
+      if (place == neighbours) {
+        __builtin_prefetch(fetch(0, from), 0, 2);
+        out[i] = load<T>(row + from[0]);
+      } else {
+        if (i >= kMostPlanned || !fetched_[i])
+          for (int lane = 0; lane < kLanes; ++lane)
+            __builtin_prefetch(fetch(lane, from), 0, 2);
+        out[i] = gather_at<T>(row, from);
+      }
+      ++i;
+    }
+  }
+
+  std::ptrdiff_t at(int i) const { return offset_[i * kLanes]; }
+
   bool is_block(int i) const {
-    bool good = true;
-    for (int k = 1; k < kLanes; ++k)
+    bool good = i + kLanes <= m_;
+    for (int k = 1; good && k < kLanes; ++k)
       for (int lane = 0; lane < kLanes; ++lane)
         good &= offset_[(i + k) * kLanes + lane] ==
                 offset_[i * kLanes + lane] + k * std::ptrdiff_t(sizeof(T));
     return good;
   }
 
+  bool are_neighbours(int i) const {
+    bool good = true;
+    for (int lane = 1; lane < kLanes; ++lane)
+      good &= offset_[i * kLanes + lane] == at(i) + lane * std::ptrdiff_t(sizeof(T));
+    return good;
+  }
+
   const std::ptrdiff_t *offset_;
   int m_;
-  bool blocks_[kMostBlocks] = {};
+  Place plan_[kMostPlanned] = {};
+  bool fetched_[kMostPlanned] = {};
 };
 
 // The rows y_t that are summed, in turn: differences, or reflected snapshots.
@@ -125,11 +187,12 @@ private:
   int next_ = 0;
 };
 
-// The summed rows y_t and their changes y_{t+1} - y_t, in blocks.
-template <class T> class RowBlocks {
+// The summed rows y_t and their changes y_{t+1} - y_t, in blocks. Rows: `SummedRows`, or what else
+// has their `take`.
+template <class Rows> class RowBlocks {
 public:
   // memory: (2 kBlockRows + 1) m.
-  RowBlocks(SummedRows<T> rows, int m, Vec *memory)
+  RowBlocks(Rows rows, int m, Vec *memory)
       : rows_(rows), m_(m), y_(memory), change_(memory + (kBlockRows + 1) * m),
         newest_change_(change_) {}
 
@@ -159,7 +222,7 @@ public:
   Vec *newest_change() { return newest_change_; } // (m) y_end - y_{end-1}
 
 private:
-  SummedRows<T> rows_;
+  Rows rows_;
   int m_;
   Vec *y_, *change_, *newest_change_;
   int t_ = 0; // rows added; y_[0] holds row t_ when `ready_`
@@ -170,8 +233,8 @@ private:
 class LongSums {
 public:
   // total (size) <- 0; memory: `size` where the window is long.
-  LongSums(const Window &window, Vec *total, int size, Vec *memory)
-      : total_(total), size_(size), latest_(window.n > kRowsInARow ? memory : total) {
+  LongSums(std::int64_t rows, Vec *total, int size, Vec *memory)
+      : total_(total), size_(size), latest_(rows > kRowsInARow ? memory : total) {
     for (int i = 0; i < size; ++i)
       total_[i] = latest_[i] = Vec{};
   }
@@ -219,8 +282,8 @@ void accumulate(const Window &window, const Groups &groups, bool affine, int m,
   of_groups.take(window.rows[window.n - 1], last);
   if (!affine)
     reflection.set(last, m);
-  LongSums sums(window, c, 2 * m * m, rest + m);
-  RowBlocks<T> blocks({window, affine, of_groups, m, reflection, last, raw}, m, y);
+  LongSums sums(window.n, c, 2 * m * m, rest + m);
+  RowBlocks<SummedRows<T>> blocks({window, affine, of_groups, m, reflection, last, raw}, m, y);
   for (int stop = 0; stop < n_stops; ++stop) {
     blocks.until(
         int(stops[stop]) - 1 - int(affine),
@@ -248,8 +311,9 @@ void accumulate_in_basis(const Window &window, bool affine, int m, const std::in
   Vec *total = reinterpret_cast<Vec *>(scratch), *memory = total + 3 * matrix;
   Vec *raw = memory + 3 * matrix, *z = raw + m, *y = z + kBlockRows * m;
   const GroupRows<T> of_groups(of.offset, m);
-  LongSums sums(window, total, 3 * matrix, memory);
-  RowBlocks<T> blocks({window, affine, of_groups, m, of.reflection, of.last, raw}, m, y);
+  LongSums sums(window.n, total, 3 * matrix, memory);
+  RowBlocks<SummedRows<T>> blocks({window, affine, of_groups, m, of.reflection, of.last, raw}, m,
+                                  y);
   for (int stop = 0; stop < n_stops; ++stop) {
     blocks.until(
         int(stops[stop]) - 1 - int(affine),

@@ -76,9 +76,9 @@ struct FitWork {
 
 constexpr int kMostHoldoutLevels = 8;
 
-// Of a second pass: V of the first one, a vector, what the fit needs, and the sums.
+// Of a second pass: V of the first one, vectors, what the fit needs, and the sums.
 std::size_t refit_work(int m) {
-  return std::size_t(m * m + m + second_pass_work(m)) + basis_scratch(m) / kLanes;
+  return std::size_t(m * m + 3 * m + second_pass_work(m)) + basis_scratch(m) / kLanes;
 }
 
 // What the rollouts and the first pass need.
@@ -183,6 +183,21 @@ Vec fit_by_moments(const FeatureFitJob &job, const Moments &sums, int columns, b
   return project<SimdLanes>(model, arrays, condition, work.rest);
 }
 
+// Whether moments of a float32 window resolve too little beside the newest step (`reach` and UNSURE
+// in backends/second_pass.py).
+template <class T>
+IntVec loses_step(const FeatureFitJob &job, const Moments &sums, const Vec &condition) {
+  Vec movement{}, step{};
+  for (int i = 0; i < job.m; ++i) {
+    const Vec moved = sums.last[i] - gather_at<T>(job.window.rows[0], sums.offset + i * kLanes);
+    const Vec newest = job.affine ? sums.newest[i] : sums.change[i];
+    movement += moved * moved;
+    step += newest * newest;
+  }
+  const double steps = 2.0 * double(job.window.n - 1);
+  return condition * condition * movement * 0x1p-53 > step * (steps * steps * 0x1p-6);
+}
+
 void put_operators(const FeatureFitJob &job, const FitWork &work, std::int64_t first, int count) {
   const int m = job.m, matrix = m * m;
   from_lanes(work.k, matrix, count, matrix, job.operators + first * matrix);
@@ -251,7 +266,8 @@ void fit_of(const FeatureFitJob &job, std::int64_t first, int count, double *scr
         sure = rank;
       return;
     }
-    put_fit(job, sums, first, count, sure > 0.0 ? rank : Vec{}, condition, error, work);
+    const IntVec known = SimdLanes::both(sure > 0.0, ~loses_step<T>(job, sums, condition));
+    put_fit(job, sums, first, count, known ? rank : Vec{}, condition, error, work);
   };
   accumulate<T>(job.window, job.groups, job.affine, m, stops.at, stops.count, first, count, scratch,
                 after);
@@ -263,14 +279,15 @@ void refit_of(const FeatureFitJob &job, std::int64_t first, int count, double *s
   const int m = job.m, matrix = m * m;
   const Stops stops(job);
   FitWork work = share_out(reinterpret_cast<Vec *>(scratch + accumulation_scratch(m)), m);
-  Vec *v = work.rest + stage_work(m, job.horizons), *held = v + matrix, *rest = held + m;
+  Vec *v = work.rest + stage_work(m, job.horizons), *held = v + matrix;
+  Vec *squares = held + m, *rest = squares + 2 * m;
   auto *basis = reinterpret_cast<double *>(rest + second_pass_work(m));
-  Vec error = Vec{} + __builtin_nan(""), condition, trace[2] = {};
+  Vec error = Vec{} + __builtin_nan(""), condition;
   const ProjectionArrays<SimdLanes> to{nullptr, nullptr,      work.g, work.k,
                                        work.z,  work.readout, work.v, nullptr};
   const auto after = [&](int stop, const Moments &sums) {
     for (int i = 0; i < m; ++i)
-      trace[stop] += sums.c[i * m + i];
+      squares[stop * m + i] = sums.c[i * m + i];
     if (!stops.is_whole(stop)) {
       for (int i = 0; i < m; ++i)
         held[i] = sums.newest[i];
@@ -286,7 +303,7 @@ void refit_of(const FeatureFitJob &job, std::int64_t first, int count, double *s
       int most = stops.columns(at);
       most = job.rank > 0 && job.rank < most ? job.rank : most;
       const BasisSums<SimdLanes> of{in_basis, in_basis + matrix, in_basis + 2 * matrix};
-      const Vec rank = refit<SimdLanes>(trace[at], of, m, most < m ? most : 0, v, to, rest);
+      const Vec rank = refit<SimdLanes>(squares + at * m, of, m, most < m ? most : m, v, to, rest);
       if (!whole) {
         error = hindcast_of<T>(job, sums, work);
         return;
@@ -303,14 +320,370 @@ void refit_of(const FeatureFitJob &job, std::int64_t first, int count, double *s
                 after);
 }
 
+// -- Long windows: the basis from some rows, the sums from all, in spans of rows
+// -------------------
+//
+// A lane is a group and a part of the span's rows: of fewer than W groups each has several lanes,
+// whose sums are added in the end. What a span's sums are does not depend on threads.
+
+constexpr int kMostSkipped = 16;  // of so many rows one is enough for a basis
+constexpr int kRowsForBasis = 16; // times m rows, at least
+constexpr int kRowsAhead = 24;    // fetched before they are summed
+constexpr int kSamplesAhead = 8;  // of the rows for the basis
+constexpr double kNoise =
+    0x1p20; // a direction of 1/kNoise of its column: maybe rounding, not motion
+// Of the sums in the basis: what rounding of fewer rows, or of other rows, may have left of 1.
+constexpr double kFarFromOne = 1024.0;
+
+// Groups that have lanes of their own: a power of two, `count` at least.
+int lanes_apart(int count) {
+  int apart = 1;
+  while (apart < count)
+    apart *= 2;
+  return apart;
+}
+
+// Adds the lanes of each group and gives all of them the sum.
+void add_copies(Vec *sums, int size, int apart) {
+  for (int i = 0; i < size && apart < kLanes; ++i) {
+    Vec total{};
+    for (int lane = 0; lane < kLanes; ++lane)
+      total[lane % apart] += sums[i][lane];
+    for (int lane = 0; lane < kLanes; ++lane)
+      sums[i][lane] = total[lane % apart];
+  }
+}
+
+// u·cond², the share that rounding of moments may have of their smallest direction: where it is
+// less in all lanes, a span sums moments, and not products in the basis (UNSURE in
+// backends/second_pass.py, for float32 a quarter of it).
+constexpr double kPlainFloat = 0x1p-8 * 0x1p53, kPlainDouble = 0x1p-40 * 0x1p53;
+
+// What is known of W groups before their sums: x_n, the reflection, the basis V and its way back.
+struct LongBasis {
+  Vec *last, *v, *whitener, *back, *twice, *norm, *condition, *sure, *plain;
+  Vec *noise; // 1 for the columns of V that may be of rounding
+
+  LongBasis(double *memory, int m) {
+    last = reinterpret_cast<Vec *>(memory);
+    v = last + m;
+    whitener = v + m;
+    back = whitener + m * m;
+    twice = back + m * m;
+    norm = twice + 1;
+    condition = norm + 1;
+    sure = condition + 1;
+    plain = sure + 1;
+    noise = plain + 1;
+  }
+  Reflection<SimdLanes> reflection() const { return {v, *twice, *norm}; }
+  bool by_moments() const { return (*plain)[0] > 0.0; }
+};
+
+// The rows y_t of W lanes, from rows of their own on.
+template <class T> class SpanRows {
+public:
+  SpanRows(const FeatureFitJob &job, const GroupRows<T> &groups, const LongBasis &basis,
+           const std::int64_t *start, Vec *raw, const std::int64_t *fetched = nullptr)
+      : job_(job), groups_(groups), basis_(basis), reflection_(basis.reflection()), raw_(raw) {
+    together_ = true;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      row_[lane] = start[lane];
+      fetched_[lane] = fetched != nullptr ? fetched[lane] : start[lane] + kRowsAhead;
+      together_ &= start[lane] == start[0];
+    }
+    if (job.affine)
+      next(raw_);
+  }
+
+  void take(Vec *out) {
+    next(out);
+    const int m = job_.m;
+    if (job_.affine) {
+      for (int i = 0; i < m; ++i) {
+        const Vec current = out[i];
+        out[i] = current - raw_[i];
+        raw_[i] = current;
+      }
+      return;
+    }
+    for (int i = 0; i < m; ++i)
+      out[i] -= basis_.last[i];
+    reflection_.apply(out, m);
+  }
+
+private:
+  const char *at(std::int64_t row) const {
+    const std::int64_t newest = job_.window.n - 1;
+    return job_.window.rows[row < newest ? row : newest];
+  }
+
+  void next(Vec *out) {
+    if (together_) {
+      return groups_.take(at(row_[0]++), at(fetched_[0]++), out);
+    }
+    std::ptrdiff_t row[kLanes], ahead[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      row[lane] = reinterpret_cast<std::ptrdiff_t>(at(row_[lane]++));
+      ahead[lane] = reinterpret_cast<std::ptrdiff_t>(at(fetched_[lane]++));
+    }
+    groups_.take(row, ahead, out);
+  }
+
+  const FeatureFitJob &job_;
+  const GroupRows<T> &groups_;
+  const LongBasis &basis_;
+  Reflection<SimdLanes> reflection_;
+  Vec *raw_;
+  std::int64_t row_[kLanes], fetched_[kLanes];
+  bool together_;
+};
+
+template <class T>
+void sample_basis(const FeatureFitJob &job, std::int64_t first, int count, double *memory,
+                  double *scratch) {
+  const int m = job.m, matrix = m * m;
+  const LongBasis basis(memory, m);
+  Vec *c = reinterpret_cast<Vec *>(scratch), *y = c + matrix, *raw = y + m, *work = raw + m;
+  auto *offset = reinterpret_cast<std::ptrdiff_t *>(work + first_basis_work(m));
+  find_offsets(job.groups, job.window.step, first, count, offset);
+  const int apart = lanes_apart(count), copies = kLanes / apart;
+  for (int lane = count; lane < kLanes; ++lane) // the first groups again
+    for (int i = 0; i < m; ++i)
+      offset[i * kLanes + lane] = offset[i * kLanes + (lane % apart < count ? lane % apart : 0)];
+  const GroupRows<T> of_groups(offset, m);
+  of_groups.take(job.window.rows[job.window.n - 1], basis.last);
+  Reflection<SimdLanes> reflection{basis.v, Vec{}, Vec{}};
+  if (!job.affine)
+    reflection.set(basis.last, m);
+  *basis.twice = reflection.twice;
+  *basis.norm = reflection.norm;
+  for (int i = 0; i < matrix; ++i)
+    c[i] = Vec{};
+  const std::int64_t columns = job.window.n - 1 - int(job.affine);
+  std::int64_t skip = columns / (kRowsForBasis * m);
+  skip = skip < 1 ? 1 : skip > kMostSkipped ? kMostSkipped : skip;
+  const std::int64_t rows = columns / skip / copies;
+  // Not at equal distances, with which some oscillation would be in step.
+  const auto sampled = [&](std::int64_t k, std::int64_t *start) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const std::int64_t at = k * copies + lane / apart;
+      start[lane] = at * skip + std::int64_t((std::uint32_t(at) * 2654435761u) >> 16) % skip;
+    }
+  };
+  for (std::int64_t k = 0; k < rows; ++k) {
+    std::int64_t start[kLanes], fetched[kLanes];
+    sampled(k, start);
+    sampled(k + kSamplesAhead, fetched);
+    SpanRows<T>(job, of_groups, basis, start, raw, fetched).take(y);
+    add_outer<SimdLanes>(y, y, 1, m, true, c);
+  }
+  add_copies(c, matrix, apart);
+  first_basis<SimdLanes>(c, m, false, basis.whitener, *basis.condition, work, basis.back);
+  for (int k = 0; k < m; ++k) {
+    Vec greatest{};
+    for (int i = 0; i < m; ++i) {
+      const Vec entry = basis.whitener[i * m + k] / SimdLanes::power_of_two_scale(c[i * m + i]);
+      greatest = SimdLanes::max(greatest, SimdLanes::abs(entry));
+    }
+    basis.noise[k] = greatest > kNoise ? Vec{} + 1.0 : Vec{};
+  }
+  *basis.sure = in_range(c, m) ? Vec{} + 1.0 : Vec{};
+  const double most = job.window.is_double ? kPlainDouble : kPlainFloat;
+  const IntVec far = ~(*basis.condition * *basis.condition < most);
+  *basis.plain = SimdLanes::any(far) ? Vec{} : Vec{} + 1.0;
+}
+
+// sums (2, m, m): Σ z zᵀ, of which the lower triangle is enough, and Σ (y' - y) zᵀ over the rows
+// `begin` … `end` - 1, z the rows in the basis, or the rows themselves.
+template <class T>
+void sum_span(const FeatureFitJob &job, std::int64_t first, int count, double *memory,
+              std::int64_t begin, std::int64_t end, Vec *sums, double *scratch) {
+  const int m = job.m, matrix = m * m;
+  const LongBasis basis(memory, m);
+  Vec *latest = reinterpret_cast<Vec *>(scratch), *raw = latest + 2 * matrix, *z = raw + m;
+  Vec *y = z + kBlockRows * m;
+  auto *offset = reinterpret_cast<std::ptrdiff_t *>(y + (2 * kBlockRows + 1) * m);
+  find_offsets(job.groups, job.window.step, first, count, offset);
+  const int apart = lanes_apart(count), copies = kLanes / apart;
+  for (int lane = count; lane < kLanes; ++lane)
+    for (int i = 0; i < m; ++i)
+      offset[i * kLanes + lane] = offset[i * kLanes + (lane % apart < count ? lane % apart : 0)];
+  const GroupRows<T> of_groups(offset, m);
+  const std::int64_t each = (end - begin) / copies, left = (end - begin) % copies;
+  LongSums all(each + 1, sums, 2 * matrix, latest);
+  const auto add = [&](const Vec *rows, const Vec *change, int some, const Vec *share) {
+    const Vec *of = z;
+    if (!basis.by_moments())
+      multiply<SimdLanes, Left::plain>(rows, basis.whitener, some, m, m, z);
+    else if (share == nullptr)
+      of = rows;
+    else
+      for (int i = 0; i < some * m; ++i)
+        z[i] = rows[i];
+    if (share != nullptr)
+      for (int i = 0; i < some * m; ++i)
+        z[i] = z[i] * *share;
+    add_outer<SimdLanes>(of, of, some, m, true, all.latest());
+    add_outer<SimdLanes>(change, of, some, m, false, all.latest() + matrix);
+  };
+  std::int64_t start[kLanes];
+  if (each > 0) {
+    for (int lane = 0; lane < kLanes; ++lane)
+      start[lane] = begin + lane / apart * each;
+    RowBlocks<SpanRows<T>> blocks({job, of_groups, basis, start, raw}, m, y);
+    blocks.until(
+        int(each),
+        [&](const Vec *rows, const Vec *change, int some) { add(rows, change, some, nullptr); },
+        [&] { all.put_aside(); });
+  }
+  if (left > 0) { // a row a lane, and no row for some
+    Vec share{};
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const std::int64_t copy = lane / apart;
+      share[lane] = copy < left ? 1.0 : 0.0;
+      start[lane] = copy < left ? end - left + copy : begin;
+    }
+    RowBlocks<SpanRows<T>> blocks({job, of_groups, basis, start, raw}, m, y);
+    blocks.until(
+        1, [&](const Vec *rows, const Vec *change, int some) { add(rows, change, some, &share); },
+        [&] { all.put_aside(); });
+  }
+}
+
+// The fit from the sums of the spans, of which `before` are those of the hindcast's window.
+template <class T>
+void fit_spans(const FeatureFitJob &job, std::int64_t first, int count, double *memory,
+               const Vec *spans, int n_spans, int before, double *scratch) {
+  const int m = job.m, matrix = m * m;
+  const LongBasis basis(memory, m);
+  const Stops stops(job);
+  FitWork work = share_out(reinterpret_cast<Vec *>(scratch), m);
+  Vec *total = work.rest + stage_work(m, job.horizons), *inner = total + 2 * matrix;
+  Vec *change = inner + matrix, *across = change + matrix, *c = across + matrix;
+  Vec *newest = c + matrix, *step = newest + m;
+  Vec *raw = step + m, *rest = raw + m;
+  auto *offset = reinterpret_cast<std::ptrdiff_t *>(rest + second_pass_work(m));
+  find_offsets(job.groups, job.window.step, first, count, offset);
+  const GroupRows<T> of_groups(offset, m);
+  const Moments sums{c, nullptr, basis.last, newest, step, offset, basis.reflection()};
+  const ProjectionArrays<SimdLanes> to{nullptr, nullptr,      work.g, work.k,
+                                       work.z,  work.readout, work.v, nullptr};
+  for (int i = 0; i < 2 * matrix; ++i)
+    total[i] = Vec{};
+  Vec error = Vec{} + __builtin_nan("");
+  int done = 0;
+  for (int stop = 0; stop < stops.count; ++stop) {
+    const bool whole = stops.is_whole(stop);
+    for (; done < (whole ? n_spans : before); ++done)
+      for (int i = 0; i < 2 * matrix; ++i)
+        total[i] += spans[done * 2 * matrix + i];
+    for (int i = 0; i < m; ++i)
+      for (int j = 0; j < m; ++j)
+        inner[i * m + j] = total[j <= i ? i * m + j : j * m + i];
+    for (int i = 0; i < matrix; ++i)
+      change[i] = total[matrix + i];
+    add_copies(inner, matrix, lanes_apart(count));
+    add_copies(change, matrix, lanes_apart(count));
+    if (basis.by_moments()) { // into the basis now
+      for (int i = 0; i < m; ++i)
+        c[i * m + i] = inner[i * m + i];
+      multiply<SimdLanes, Left::plain>(inner, basis.whitener, m, m, m, across);
+      multiply<SimdLanes, Left::transposed>(basis.whitener, across, m, m, m, inner);
+      multiply<SimdLanes, Left::plain>(change, basis.whitener, m, m, m, rest);
+      for (int i = 0; i < matrix; ++i)
+        change[i] = rest[i];
+    } else {
+      multiply<SimdLanes, Left::plain>(basis.back, inner, m, m, m, across);
+    }
+    for (int i = 0; i < m && !basis.by_moments(); ++i) {
+      Vec square{};
+      for (int k = 0; k < m; ++k)
+        square += across[i * m + k] * basis.back[i * m + k];
+      c[i * m + i] = square;
+    }
+    std::int64_t start[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane)
+      start[lane] = stops.columns(stop) - 1;
+    SpanRows<T> rows(job, of_groups, basis, start, raw);
+    rows.take(step);
+    rows.take(newest);
+    for (int i = 0; i < m; ++i) {
+      step[i] = newest[i] - step[i];
+      work.g[i] = newest[i];
+    }
+    Vec sure = *basis.sure;
+    if (whole) { // whether the rows that the basis is of speak for all
+      inverse_root<SimdLanes>(inner, m, work.k, rest);
+      Vec greatest{}, inverse{};
+      for (int i = 0; i < m; ++i) {
+        const Vec root = work.k[i * m + i], own = inner[i * m + i];
+        greatest = greatest > own ? greatest : own;
+        const IntVec noise = basis.noise[i] > 0.5;
+        sure = SimdLanes::select(root > 0.0, sure, SimdLanes::select(noise, sure, Vec{}));
+        inverse = SimdLanes::select(noise, inverse, SimdLanes::max(inverse, root * root));
+      }
+      sure = greatest * inverse < kFarFromOne ? sure : Vec{};
+    }
+    const BasisSums<SimdLanes> of{inner, across, change};
+    Vec *squares = raw;
+    for (int i = 0; i < m; ++i)
+      squares[i] = c[i * m + i];
+    const Vec rank = refit<SimdLanes>(squares, of, m, m, basis.whitener, to, rest);
+    if (!whole) {
+      error = hindcast_of<T>(job, sums, work);
+      continue;
+    }
+    for (int i = 0; i < m; ++i)
+      work.state[i] = newest[i] - step[i]; // the newest column of F
+    multiply<SimdLanes, Left::transposed>(work.v, work.state, m, m, 1, work.probe);
+    put_fit(job, sums, first, count, sure > 0.0 ? rank : Vec{}, *basis.condition, error, work);
+  }
+}
+
 } // namespace
 
+std::size_t long_basis_size(int m) { return std::size_t(2 * m * m + 3 * m + 5) * kLanes; }
+std::size_t span_sums_size(int m) { return std::size_t(2 * m * m) * kLanes; }
+
+std::size_t long_scratch(const FeatureFitJob &job) {
+  const int m = job.m, matrix = m * m;
+  const std::size_t summing = std::size_t(2 * matrix + (3 * kBlockRows + 4) * m);
+  const std::size_t fitting = std::size_t(4 * matrix + 6 * m) + stage_work(m, job.horizons) +
+                              std::size_t(6 * matrix + 3 * m + second_pass_work(m) + m);
+  const std::size_t sampling = std::size_t(matrix + 3 * m + first_basis_work(m));
+  std::size_t most = summing > fitting ? summing : fitting;
+  most = sampling > most ? sampling : most;
+  return most * kLanes;
+}
+
+void long_basis(const FeatureFitJob &job, std::int64_t first, int count, double *basis,
+                double *scratch) {
+  (job.window.is_double ? sample_basis<double> : sample_basis<float>)(job, first, count, basis,
+                                                                      scratch);
+}
+
+void span_sums(const FeatureFitJob &job, std::int64_t first, int count, double *basis,
+               std::int64_t begin, std::int64_t end, double *sums, double *scratch) {
+  (job.window.is_double ? sum_span<double> : sum_span<float>)(job, first, count, basis, begin, end,
+                                                              reinterpret_cast<Vec *>(sums),
+                                                              scratch);
+}
+
+void long_fit(const FeatureFitJob &job, std::int64_t first, int count, double *basis,
+              const double *sums, int n_spans, int before, double *scratch) {
+  (job.window.is_double ? fit_spans<double> : fit_spans<float>)(job, first, count, basis,
+                                                                reinterpret_cast<const Vec *>(sums),
+                                                                n_spans, before, scratch);
+}
+
 std::size_t feature_fit_scratch(const FeatureFitJob &job) {
-  return accumulation_scratch(job.m) + fit_work(job.m, job.again, job.horizons) * kLanes;
+  return accumulation_scratch(job.m) +
+         fit_work(job.m, job.passes == Passes::second, job.horizons) * kLanes;
 }
 
 void feature_fit_batch(const FeatureFitJob &job, std::int64_t first, int count, double *scratch) {
-  if (job.again)
+  if (job.passes == Passes::second)
     (job.window.is_double ? refit_of<double> : refit_of<float>)(job, first, count, scratch);
   else
     (job.window.is_double ? fit_of<double> : fit_of<float>)(job, first, count, scratch);

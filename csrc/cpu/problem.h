@@ -162,13 +162,17 @@ struct ScatterJob {
   double nanoseconds() const { return double(count()) * m * n_rows; }
 };
 
+// How a fit of the feature side looks at its snapshots: moments alone; moments for a basis, and a
+// second pass in it; or moments of some rows for the basis (`sampled`, of long windows).
+enum class Passes { moments, second, sampled };
+
 struct FeatureFitJob {
   Window window;
   Groups groups;
   int m;
   bool affine;
   int holdout;
-  bool again;  // by a second pass in the basis that the moments find
+  Passes passes;
   int rank;    // of a second pass: singular values to keep; 0 keeps all
   bool ranged; // groups whose squares are out of range have no finite residual
   double *operators, *whitener, *readout; // (groups, m, m), or null: not wanted
@@ -181,7 +185,7 @@ struct FeatureFitJob {
   std::int64_t count() const { return groups.count; }
   double nanoseconds() const {
     const double once = window.n * (1.0 + 0.1 * m) + m * (4.0 + 0.3 * m);
-    return double(count()) * m * (again ? 4.0 : 1.0) * once;
+    return double(count()) * m * (passes == Passes::second ? 4.0 : 1.0) * once;
   }
 };
 

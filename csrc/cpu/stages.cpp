@@ -5,6 +5,7 @@
 #include "algorithms/lanes.h"
 #include "cpu/plan.h"
 
+#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -282,6 +283,93 @@ void combine(const Kernels &kernels, const CombineJob &job) {
                     }
                   }
                   kernels.combine_pieces(job, pieces, rows, count, scratch);
+                });
+}
+
+namespace {
+
+// Spans of rows, where there are few groups: some for every thread there may be, and long enough
+// for what a span costs besides its rows.
+constexpr std::int64_t kSpanTasks = 64, kLeastSpan = 512;
+// Snapshots of a span, in bytes: it is read for one batch of groups after the other, which a file
+// that is larger than the memory should be in the page cache for.
+constexpr double kSpanBytes = 3e7;
+// Windows below it are read batch by batch, where that leaves no thread idle; and sums in doubles,
+// above which they are.
+constexpr double kHeldBytes = 3e8, kMostSums = 1e8;
+
+// Where the spans of `columns` rows end; `shorter`, the hindcast's window, ends one of them.
+std::vector<std::int64_t> span_ends(std::int64_t columns, std::int64_t shorter,
+                                    std::int64_t batches, double bytes) {
+  const std::int64_t wanted =
+      std::max((kSpanTasks + batches - 1) / batches, std::int64_t(bytes / kSpanBytes));
+  const std::int64_t spans = std::clamp<std::int64_t>(wanted, 1, columns / kLeastSpan + 1);
+  const std::int64_t each = (columns + spans - 1) / spans;
+  std::vector<std::int64_t> ends;
+  for (std::int64_t end = each; end < columns; end += each)
+    ends.push_back(end);
+  if (shorter > 0)
+    ends.push_back(shorter);
+  ends.push_back(columns);
+  std::sort(ends.begin(), ends.end());
+  ends.erase(std::unique(ends.begin(), ends.end()), ends.end());
+  return ends;
+}
+
+} // namespace
+
+void feature_fit_long(const Kernels &kernels, const FeatureFitJob &job) {
+  const std::int64_t lanes = kernels.lanes, batches = (job.count() + lanes - 1) / lanes;
+  const std::int64_t columns = job.window.n - 1 - int(job.affine);
+  const std::int64_t shorter = std::max<std::int64_t>(columns - job.holdout, 0);
+  const double bytes = double(job.window.n) * double(job.window.size) * double(job.window.step);
+  const std::vector<std::int64_t> ends = span_ends(columns, shorter, batches, bytes);
+  const std::int64_t spans = std::int64_t(ends.size());
+  const int before = int(std::find(ends.begin(), ends.end(), shorter) - ends.begin()) + 1;
+  const std::size_t basis_size = kernels.long_basis_size(job.m);
+  const std::size_t each = kernels.span_sums_size(job.m), scratch_size = kernels.long_scratch(job);
+  const auto count_of = [&](std::int64_t batch) {
+    return int(std::min(lanes, job.count() - batch * lanes));
+  };
+  const auto sum = [&](std::int64_t batch, std::int64_t span, double *basis, double *sums,
+                       double *scratch) {
+    kernels.span_sums(job, batch * lanes, count_of(batch), basis, span > 0 ? ends[span - 1] : 0,
+                      ends[span], sums, scratch);
+  };
+  const bool held = bytes < kHeldBytes && (batches >= kSpanTasks / 2 || columns < 2 * kLeastSpan);
+  if (held || double(batches) * double(spans * each) > kMostSums) { // a batch after the other
+    const std::size_t memory = round_up(basis_size) + round_up(spans * each);
+    for_each_task(batches, job.nanoseconds(), memory + scratch_size,
+                  [&](std::int64_t batch, double *scratch) {
+                    double *basis = scratch, *sums = basis + round_up(basis_size);
+                    double *rest = scratch + memory;
+                    const std::int64_t first = batch * lanes;
+                    kernels.long_basis(job, first, count_of(batch), basis, rest);
+                    for (std::int64_t span = 0; span < spans; ++span)
+                      sum(batch, span, basis, sums + span * each, rest);
+                    kernels.long_fit(job, first, count_of(batch), basis, sums, int(spans), before,
+                                     rest);
+                  });
+    return;
+  }
+  const std::size_t room = round_up(basis_size);
+  std::vector<double> memory(batches * (room + spans * each) + 8);
+  void *at = memory.data();
+  std::size_t space = memory.size() * sizeof(double);
+  std::align(64, 0, at, space);
+  double *bases = static_cast<double *>(at), *sums = bases + batches * room;
+  for_each_task(
+      batches, 0.1 * job.nanoseconds(), scratch_size, [&](std::int64_t batch, double *scratch) {
+        kernels.long_basis(job, batch * lanes, count_of(batch), bases + batch * room, scratch);
+      });
+  for_each_task(
+      batches * spans, job.nanoseconds(), scratch_size, [&](std::int64_t task, double *scratch) {
+        sum(task / spans, task % spans, bases + task / spans * room, sums + task * each, scratch);
+      });
+  for_each_task(batches, 0.1 * job.nanoseconds(), scratch_size,
+                [&](std::int64_t batch, double *scratch) {
+                  kernels.long_fit(job, batch * lanes, count_of(batch), bases + batch * room,
+                                   sums + batch * spans * each, int(spans), before, scratch);
                 });
 }
 

@@ -41,4 +41,7 @@ void companion_endpoint(const Kernels &kernels, const Window &window, const Grou
                         const double *coefficients, bool affine, const Horizons &horizons,
                         const Output &out);
 
+// feature_fit of long windows, Passes::sampled: threads over spans of rows as over groups.
+void feature_fit_long(const Kernels &kernels, const FeatureFitJob &job);
+
 } // namespace koopcore::cpu

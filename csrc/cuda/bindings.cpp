@@ -3,6 +3,7 @@
 //
 // Mirrors cpu/bindings.cpp.
 #include "cuda/arguments.h"
+#include "cuda/code.h"
 
 namespace koopcore::cuda {
 namespace {
@@ -28,19 +29,27 @@ CompanionArrays companion_of(const py::tuple &out) {
 
 void bind_queries(py::module_ &m) {
   m.attr("most_horizons") = kMostHorizons;
-  m.attr("direct_steps") = kDirectSteps;
   m.attr("batch") = kBatch;
   m.attr("tensor_block") = kTensorBlock;
   m.def("device_count", &device_count, "CUDA devices of this machine; 0 without a driver.");
   m.def("device_problem", &device_problem, "Why device_count() is 0; '' where it is not.");
-  m.def("architecture", &architecture, py::arg("device"), "90 for compute capability 9.0.");
+  m.def(
+      "architecture", [](int device) { return device_of(device).architecture; }, py::arg("device"),
+      "90 for a device of compute capability 9.0.");
+  m.def(
+      "code", [](int device) { return device_of(device).code; }, py::arg("device"),
+      "The same of what the code that runs on the device was compiled for.");
   m.def(
       "check_device", [](int device) { device_of(device); }, py::arg("device"),
       "Raises RuntimeError if this module has no code for the device.");
-  m.def("fast_double", &fast_double, py::arg("device"),
-        "Whether fp64 runs at half the rate of fp32 or more.");
-  m.def("gram_noise", &gram_noise, py::arg("device"), py::arg("n"), py::arg("is_double"),
-        "Relative error of Gram matrices on this device in units of fp64 sums.");
+  m.def(
+      "fast_double", [](int device) { return fast_double(device_of(device).code); },
+      py::arg("device"), "Whether the device's code takes fp64 to run at half the rate of fp32.");
+  m.def(
+      "gram_noise",
+      [](int device, int n, bool is_double) { return gram_noise(device_of(device), n, is_double); },
+      py::arg("device"), py::arg("n"), py::arg("is_double"),
+      "Relative error of Gram matrices on this device in units of fp64 sums.");
 }
 
 void bind_companion(py::module_ &m) {
@@ -56,6 +65,8 @@ void bind_companion(py::module_ &m) {
   m.def("solve_space", [](std::int64_t groups, int n, int device) {
     return solve_space(device_of(device), groups, n);
   });
+  m.def("solve_bytes", &solve_bytes, py::arg("n"),
+        "Bytes of shared memory that a block of `solve` takes where a block may have so many.");
   m.def("solve", [](Address gram, std::int64_t groups, int n, bool affine, int holdout,
                     double noise, const py::tuple &out, Address space, const py::tuple &target) {
     const Target on(target);
@@ -109,7 +120,7 @@ void bind_one_pass(py::module_ &m) {
           const Target on(target);
           expect(share, 4, "a share");
           expect(how, 3, "how to fit");
-          one_pass(window_of(window), groups_of(groups),
+          one_pass(on.device, window_of(window), groups_of(groups),
                    {pointer_at<std::int64_t>(share, 0), at<std::int64_t>(share, 1),
                     at<int>(share, 2), at<int>(share, 3)},
                    {at<bool>(how, 0), at<int>(how, 1), at<double>(how, 2)},

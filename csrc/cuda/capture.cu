@@ -51,10 +51,11 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 } // namespace
 
-void check_code() {
+int code_of_device() {
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void *>(copy_blocks)),
         "looking for this device's code");
+  return attributes.ptxVersion; // of machine code too: what it was made from
 }
 
 void copy_tensors(const Tensors &tensors, char *row, Kind kind, bool into_row, Stream stream) {

@@ -1,6 +1,7 @@
 // What can be asked of a device without touching it, and the checks that precede every launch.
 #include "cuda/device.h"
 
+#include "cuda/code.h"
 #include "cuda/launch.h"
 
 #include <map>
@@ -36,26 +37,22 @@ std::string device_problem() {
 namespace {
 
 Device ask(int number) {
-  Device device{number, 0, 0};
-  int shared = 0;
+  Device device{number, 0, 0, code_of_device(), 0};
+  int shared = 0, major = 0, minor = 0;
   check(cudaDeviceGetAttribute(&device.processors, cudaDevAttrMultiProcessorCount, number),
         "asking for the number of multiprocessors");
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, number),
         "asking for the shared memory of a block");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number),
+        "asking for the compute capability");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, number),
+        "asking for the compute capability");
+  device.architecture = 10 * major + minor;
   device.shared_memory = std::size_t(shared);
   return device;
 }
 
 } // namespace
-
-int architecture(int number) {
-  int major = 0, minor = 0;
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number),
-        "asking for the compute capability");
-  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, number),
-        "asking for the compute capability");
-  return 10 * major + minor;
-}
 
 const Device &device_of(int number) {
   static std::mutex lock;
@@ -65,7 +62,6 @@ const Device &device_of(int number) {
   if (device != known.end())
     return device->second;
   const DeviceScope scope(number);
-  check_code(); // once per device: whether this module has code for it
   return known.emplace(number, ask(number)).first->second;
 }
 
@@ -74,7 +70,12 @@ void check_stream(int device, Stream stream) {
   if (reinterpret_cast<std::uintptr_t>(stream) <= 2) // the default streams are of every device
     return;
   int owner = device;
-  check(cudaStreamGetDevice(stream, &owner), "asking for the stream's device");
+  const cudaError_t error = cudaStreamGetDevice(stream, &owner);
+  if (error == cudaErrorCallRequiresNewerDriver || error == cudaErrorNotSupported) {
+    cudaGetLastError(); // a driver from before CUDA 12.8 cannot say: the caller is believed
+    return;
+  }
+  check(error, "asking for the stream's device");
   if (owner != device)
     throw std::invalid_argument("the stream is of device " + std::to_string(owner) +
                                 ", the arrays are on device " + std::to_string(device) +
@@ -85,14 +86,9 @@ void check_stream(int device, Stream stream) {
 #endif
 }
 
-bool fast_double(int number) {
-  const int of = architecture(number);
-  return of == 80 || of == 90 || of == 100;
-}
-
-double gram_noise(int number, int n, bool is_double) {
+double gram_noise(const Device &device, int n, bool is_double) {
   // Pairs of floats leave 1.4e-14 where fp64 sums leave 1.1e-16.
-  return is_double || n > kMostWhole || fast_double(number) ? 1.0 : 128.0;
+  return is_double || n > kMostWhole || fast_double(device.code) ? 1.0 : 128.0;
 }
 
 } // namespace koopcore::cuda

@@ -132,6 +132,8 @@ __global__ void __launch_bounds__(32 * kMostWarps, resident_blocks(NT))
       predict(tile, groups, group, n, moves + h * n, at.slot[h], out, parameters);
     __syncthreads();
   }
+#else
+  __trap(); // better than outputs that nobody has written
 #endif
 }
 
@@ -157,9 +159,14 @@ std::size_t one_pass_bytes(int n, int columns, int warps, int horizons, bool is_
   return bytes;
 }
 
-void one_pass(const Window &window, const Groups &groups, const Share &share, const OnePass &how,
-              const Horizons &at, const CompanionArrays &fields, double *gram, const Output &out,
-              const Tensors &parameters, Stream stream) {
+void one_pass(const Device &device, const Window &window, const Groups &groups, const Share &share,
+              const OnePass &how, const Horizons &at, const CompanionArrays &fields, double *gram,
+              const Output &out, const Tensors &parameters, Stream stream) {
+  if (!fast_double(device.code))
+    throw std::invalid_argument("one pass needs fast fp64, and the code of device " +
+                                std::to_string(device.number) + " is of compute capability " +
+                                std::to_string(device.code / 10) + "." +
+                                std::to_string(device.code % 10) + "; go by stages");
   const char *name = "fit and prediction in one pass";
   for_kernel(window.is_double, window.n, share.columns, share.warps, at.count,
              [&](auto kernel, std::size_t bytes) {

@@ -13,6 +13,7 @@ namespace koopcore::cuda {
 // What the launches need to know of a device.
 struct Device {
   int number, processors;
+  int architecture, code;    // what it is, and what the code that it runs was compiled for: 90
   std::size_t shared_memory; // bytes that a block may have
 };
 
@@ -43,6 +44,7 @@ std::int64_t gram_space(const Plan &plan, int n);
 void solve(const Device &device, const double *gram, std::int64_t groups, int n, bool affine,
            int holdout, double noise, const CompanionArrays &out, double *space, Stream stream);
 std::int64_t solve_space(const Device &device, std::int64_t groups, int n);
+std::size_t solve_bytes(int n); // of shared memory
 
 // weights (n_horizons, groups, n), growth (n_horizons, groups). `last`: the longest horizon.
 void rollout(const Device &device, const double *coefficients, std::int64_t groups, int columns,
@@ -75,12 +77,12 @@ struct OnePass {
 
 // The companion fit of the groups in `share` and their predictions, from one read of the snapshots:
 // for windows of up to 32 snapshots, horizons of up to kDirectSteps, groups whose snapshots fit
-// shared memory, and devices where fp64 is fast. Without
+// shared memory, and devices whose code has fast fp64 (code.h), else std::invalid_argument. Without
 // `coefficients` only ranks are written. Gram matrices of deficient groups go to `gram` (side by
 // side), unless that is null; their predictions mean nothing until `combine_deficient`.
-void one_pass(const Window &window, const Groups &groups, const Share &share, const OnePass &how,
-              const Horizons &at, const CompanionArrays &fields, double *gram, const Output &out,
-              const Tensors &parameters, Stream stream);
+void one_pass(const Device &device, const Window &window, const Groups &groups, const Share &share,
+              const OnePass &how, const Horizons &at, const CompanionArrays &fields, double *gram,
+              const Output &out, const Tensors &parameters, Stream stream);
 // of shared memory:
 std::size_t one_pass_bytes(int n, int columns, int warps, int horizons, bool is_double);
 
@@ -89,8 +91,9 @@ void combine_deficient(const Window &window, const Groups &groups, const std::in
                        int columns, const double *weights, int n_horizons, const Output &out,
                        const Tensors &parameters, Stream stream);
 
-// Throws if this module has no code for the current device.
-void check_code();
+// The compute capability that the current device's code was compiled for (90 for 9.0); throws if
+// this module has no code for it.
+int code_of_device();
 
 // Copies between tensors and a row of `kind` where tensor t stands from start[t] on.
 void copy_tensors(const Tensors &tensors, char *row, Kind kind, bool into_row, Stream stream);

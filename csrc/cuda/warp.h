@@ -1,17 +1,9 @@
 // What a warp does together: shuffles of numbers, and the fp64 tensor-core product of 8 × 4 × 8.
 #pragma once
 
-#include <cuda_runtime.h>
+#include "cuda/code.h"
 
-// fp64 runs at full or half rate on the data-centre parts (A100, H100/H200, B200) and at 1/64 on
-// the others, which sum in pairs of floats instead. The host emulation of the tests sets this.
-#ifndef KOOPCORE_TWO_FLOAT
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 800 && __CUDA_ARCH__ != 900 && __CUDA_ARCH__ != 1000
-#define KOOPCORE_TWO_FLOAT 1
-#else
-#define KOOPCORE_TWO_FLOAT 0
-#endif
-#endif
+#include <cuda_runtime.h>
 
 // Dynamic shared memory of the block, aligned to 16 bytes.
 #ifndef KOOPCORE_SHARED

@@ -148,7 +148,11 @@ class Composed(Backend):
     ) -> FeatureSolved:
         """The fits that moments gave, with the groups that they resolve too little fitted again."""
         size = int(part.sizes[0])
-        unsure = second_pass.unsure(solved.condition, solved.rank, size, snapshots)
+        condition = solved.condition * second_pass.reach(self, snapshots, part)
+        unsure = second_pass.unsure(condition, solved.rank, size, snapshots)
+        # What moments call rounding may be a direction all the same.
+        deficient = np.flatnonzero((solved.rank > 0) & (solved.rank < size))
+        unsure = np.union1d(unsure, deficient)
         unsure = unsure[np.isfinite(solved.residual[unsure])]
         if not unsure.size:
             return solved

@@ -1,8 +1,8 @@
 """The engine's stages in C++: SIMD and threads over groups; the arithmetic is in csrc/cpu.
 
 Mirrors backends/reference.py stage by stage. The instruction set is chosen when the first stage
-runs (KOOPCORE_ISA forces one), the number of threads is KOOPCORE_NUM_THREADS or what the process
-may use. Results do not depend on the number of threads.
+runs (KOOPCORE_ISA forces one), the number of threads is that of backends/threads.py. Results do not
+depend on it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,24 @@ import numpy.typing as npt
 from koopcore._native import build_record
 from koopcore.backends import second_pass
 from koopcore.backends.composed import Composed
-from koopcore.backends.protocol import Ahead, Companion, FeatureSolved, Projection, Snapshots
+from koopcore.backends.large_groups import FEW, LARGE, LARGE_ALONE, feature_fit
+from koopcore.backends.protocol import (
+    Ahead,
+    Companion,
+    FeatureSolved,
+    Projection,
+    Snapshots,
+    WholeCompanion,
+)
+from koopcore.backends.threads import thread_count
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray
+
+MOST_THREADS = 4096  # that the module takes
+MOMENTS, SECOND, SAMPLED = range(3)
+"""Passes of a fit on the feature side: `Passes` in csrc/cpu/problem.h."""
+LONG, LONG_FOR_ITS_GROUPS = 128, 8
+"""Windows of so many snapshots, and so many times the parameters of a group, are long."""
 
 
 class NativeCpu(Composed):
@@ -29,16 +44,29 @@ class NativeCpu(Composed):
     device = "cpu"
 
     def __init__(self, module: Any) -> None:
-        self._cpu = module
+        self._module = module
+
+    @property
+    def _cpu(self) -> Any:
+        """The module, with as many threads as `thread_count` says now."""
+        self._module.set_num_threads(min(thread_count(), MOST_THREADS))
+        return self._module
+
+    def _groups(self, part: Partition) -> Any:
+        """The partition's segments, checked once; kept with it, for training loops."""
+        groups = part.kept.get(self.name)
+        if groups is None:
+            groups = part.kept[self.name] = self._cpu.Groups(tuple(part.segments))
+        return groups
 
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
-        result: FloatArray = self._cpu.gram(snapshots.array, snapshots.order, part.segments)
+        result: FloatArray = self._cpu.gram(snapshots.array, snapshots.order, self._groups(part))
         return result
 
     def feature_gram(
         self, snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
     ) -> FloatArray:
-        result: FloatArray = self._cpu.feature_gram(*snapshots, part.segments, affine, stops)
+        result: FloatArray = self._cpu.feature_gram(*snapshots, self._groups(part), affine, stops)
         return result
 
     def solve(self, gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
@@ -56,7 +84,9 @@ class NativeCpu(Composed):
 
         With ``ahead`` a small group is predicted while its snapshots are in the cache.
         """
-        return Companion(*self._cpu.gram_solve(*snapshots, part.segments, affine, holdout, ahead))
+        groups = self._groups(part)
+        solved, whole = self._cpu.gram_solve(*snapshots, groups, affine, holdout, ahead)
+        return (WholeCompanion if whole else Companion)._make(solved)
 
     def project(
         self, a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
@@ -88,7 +118,7 @@ class NativeCpu(Composed):
     def combine(
         self, snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
     ) -> None:
-        self._cpu.combine(*snapshots, part.segments, weights, out)
+        self._cpu.combine(*snapshots, self._groups(part), weights, out)
 
     def feature_fit(
         self,
@@ -101,18 +131,31 @@ class NativeCpu(Composed):
         """W groups at a time, while their matrices are in the cache; no operators where ``ahead``.
 
         Float64 resolves more than moments do in nearly all groups: they are fitted by the second
-        pass at once.
+        pass at once. In long windows some rows find its basis; groups for which they do not speak
+        are fitted by two full passes.
         """
-        if snapshots.array.dtype == np.float64:
-            return self._feature_fit(
-                snapshots, part, affine, holdout, ahead, again=True, ranged=True
-            )
-        solved = self._feature_fit(snapshots, part, affine, holdout, ahead)
-        unsure = second_pass.unsure(solved.condition, solved.rank, int(part.sizes[0]), snapshots)
-        unsure = np.union1d(unsure, np.flatnonzero(solved.rank == 0))
+        m, n = int(part.sizes[0]), len(snapshots.order)
+        double = snapshots.array.dtype == np.float64
+        how = affine, holdout, ahead
+        if m >= LARGE or (m >= LARGE_ALONE and part.n_groups <= FEW):
+            solved = feature_fit(snapshots, part, *how)
+            unsure = np.flatnonzero(solved.rank == 0)
+        elif m == 1 and n < LONG * part.n_groups:  # of one parameter there is one direction
+            return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
+        elif n >= LONG and n >= LONG_FOR_ITS_GROUPS * m:
+            solved = self._feature_fit(snapshots, part, *how, passes=SAMPLED, ranged=double)
+            unsure = np.flatnonzero(solved.rank == 0)
+        elif double:
+            return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
+        else:
+            solved = self._feature_fit(snapshots, part, *how)
+            unsure = second_pass.unsure(solved.condition, solved.rank, m, snapshots)
+            unsure = np.union1d(unsure, np.flatnonzero(solved.rank < m))
         if not unsure.size:
             return solved
-        again = self.feature_refit(snapshots, part.subset(unsure), affine, holdout, None, ahead)
+        again = self._feature_fit(
+            snapshots, part.subset(unsure), *how, passes=SECOND, ranged=double
+        )
         return second_pass.replaced(solved, unsure, again)
 
     def feature_refit(
@@ -125,7 +168,7 @@ class NativeCpu(Composed):
         ahead: Ahead | None = None,
     ) -> FeatureSolved:
         return self._feature_fit(
-            snapshots, part, affine, holdout, ahead, again=True, rank=rank or 0
+            snapshots, part, affine, holdout, ahead, passes=SECOND, rank=rank or 0
         )
 
     def _feature_fit(
@@ -136,12 +179,12 @@ class NativeCpu(Composed):
         holdout: int,
         ahead: Ahead | None,
         *,
-        again: bool = False,
+        passes: int = MOMENTS,
         rank: int = 0,
         ranged: bool = False,
     ) -> FeatureSolved:
-        """By moments or ``again``; ``ranged``: groups `out_of_range` have no finite residual."""
-        given = *snapshots, part.segments, affine, holdout, ahead, again, rank, ranged
+        """How often the snapshots are read; ``ranged``: out of range, the residual is NaN."""
+        given = *snapshots, self._groups(part), affine, holdout, ahead, passes, rank, ranged
         ranks, condition, residual, hindcast, operator, whitener, start, readout = (
             self._cpu.feature_fit(*given)
         )
@@ -158,7 +201,8 @@ class NativeCpu(Composed):
         out: npt.NDArray[Any],
     ) -> None:
         """Rollout and combine, the weights never leaving the cache."""
-        self._cpu.companion_endpoint(*snapshots, part.segments, coefficients, affine, horizons, out)
+        groups = self._groups(part)
+        self._cpu.companion_endpoint(*snapshots, groups, coefficients, affine, horizons, out)
 
     def feature_endpoint(
         self,
@@ -176,7 +220,7 @@ class NativeCpu(Composed):
             return
         self._cpu.feature_endpoint(
             *snapshots,
-            part.segments,
+            self._groups(part),
             projection.operator,
             projection.start,
             readout,
@@ -187,12 +231,12 @@ class NativeCpu(Composed):
 
     def gather(self, snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
         result: FloatArray = self._cpu.gather(
-            snapshots.array, snapshots.order[np.asarray(rows, dtype=np.int64)], part.segments
+            snapshots.array, snapshots.order[np.asarray(rows, dtype=np.int64)], self._groups(part)
         )
         return result
 
     def scatter(self, part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
-        self._cpu.scatter(part.segments, values, out)
+        self._cpu.scatter(self._groups(part), values, out)
 
 
 def load() -> NativeCpu:

@@ -48,6 +48,12 @@ class Companion(NamedTuple):
     hindcast: FloatArray  # (n_groups,) error of predicting x_n from x_{n-holdout}, / movement
 
 
+class WholeCompanion(Companion):
+    """One of which every rank is known to be N and every coefficient finite."""
+
+    __slots__ = ()
+
+
 class Projection(NamedTuple):
     """Dense fits: A⁺ = V Vᵀ, and the operator K = Vᵀ H V on the r whitened coordinates.
 
@@ -91,6 +97,11 @@ class Backend(ABC):
 
     name: ClassVar[str]
     device: ClassVar[Literal["cpu", "cuda"]]
+    is_spread: ClassVar[bool] = False  # groups have parameters elsewhere: sizes here say nothing
+
+    def total(self, sums: FloatArray) -> FloatArray:
+        """``sums`` over a group's parameters here, added up over all places that hold some."""
+        return sums
 
     @abstractmethod
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
@@ -307,6 +318,12 @@ def rank_tolerance(n: int) -> float:
     """
     return 2.0 * max(n, 16) * 2.0**-53
 
+
+RESOLVED = 2.0**-66
+"""Of the squares of scaled parameters in a second pass, as a share of the largest: 2⁻³³ of lengths.
+
+What it finds of a direction s has an error of about u/(2²⁶ s²) of itself: 1e-4 there.
+"""
 
 SQUARES = 2.0**-800, 2.0**1000
 """‖F‖² between these: squares keep the last digit that counts, and their sums do not overflow."""

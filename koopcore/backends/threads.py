@@ -1,23 +1,33 @@
-"""How many threads the CPU backends use: KOOPCORE_NUM_THREADS, else the processors allowed."""
+"""How many threads the CPU backends use: as many as the user, torch or OpenMP say."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 
 def thread_count() -> int:
-    """KOOPCORE_NUM_THREADS, an int >= 1, or the number of processors this process may run on.
+    """KOOPCORE_NUM_THREADS; else torch's number, where it is imported, or OMP_NUM_THREADS.
 
-    Read at every call, so that a change takes effect at once. Raises ValueError on anything else.
+    Otherwise the number of processors this process may run on. So N processes on one machine, of
+    which torchrun lets each use one thread, do not take N times the processors. Read at every call,
+    so that a change takes effect at once. Raises ValueError for a KOOPCORE_NUM_THREADS that is no
+    int >= 1.
     """
     given = os.environ.get("KOOPCORE_NUM_THREADS", "").strip()
     if given:
         if not given.isdecimal() or int(given) < 1:
             raise ValueError(
                 f"KOOPCORE_NUM_THREADS is {given!r}; give a whole number >= 1, or unset it to use "
-                "every processor this process may run on"
+                "as many threads as torch"
             )
         return int(given)
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_num_threads"):  # not while it is being imported
+        return int(torch.get_num_threads())
+    openmp = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if openmp.isdecimal() and int(openmp) >= 1:  # what else it may be is OpenMP's to say
+        return int(openmp)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

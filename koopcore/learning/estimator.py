@@ -1,11 +1,12 @@
 """What every learner is, in scikit-learn's conventions: settings, data in, operator and score out.
 
-scikit-learn itself is not imported.
+scikit-learn itself is imported only where it asks, which it then has been.
 """
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field, fields
+import sys
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -35,8 +36,10 @@ class Learner:
     """The settings that every learner has, and predictions once it has learned.
 
     A learner's ``__init__`` only stores its settings, under their names; ``fit`` checks them and
-    sets ``operator_`` (a `LearnedOperator`) and ``history_``. So `sklearn.base.clone` and pickle
-    work.
+    sets ``operator_`` (a `LearnedOperator`) and ``history_``. So `sklearn.base.clone`, pickle,
+    Pipeline, GridSearchCV (with a splitter that keeps the order, such as TimeSeriesSplit) and
+    cross_val_score work, and a dictionary's own settings are parameters too:
+    ``set_params(dictionary__degree=3)``.
 
     dictionary: ψ. n_iterations: T. readout: "auto", "least-squares" or "state-inclusive".
     standardize: learn on (x - mean) / standard deviation. ridge: Tikhonov term of exact solves
@@ -62,19 +65,53 @@ class Learner:
         return [setting.name for setting in fields(cls) if setting.init]
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The settings by name; ``deep`` is scikit-learn's and changes nothing here."""
-        return {name: getattr(self, name) for name in self._names()}
+        """The settings by name; ``deep``: the dictionary's own too, as ``dictionary__degree``."""
+        settings = {name: getattr(self, name) for name in self._names()}
+        own = getattr(self.dictionary, "__dataclass_fields__", {}) if deep else {}
+        for name, setting in own.items():
+            if setting.init:
+                settings[f"dictionary__{name}"] = getattr(self.dictionary, name)
+        return settings
 
     def set_params(self, **params: Any) -> Any:
-        """Change arguments of ``__init__``; ValueError for a name it does not have."""
+        """Change arguments of ``__init__``; ValueError for a name it does not have.
+
+        ``dictionary__name`` is a setting of the dictionary, of which a changed copy is made.
+        """
+        if "dictionary" in params:  # first: the other parameters may be of the new one
+            self.dictionary = params["dictionary"]
+        known = self.get_params()
+        within = {}
         for name, value in params.items():
-            if name not in self._names():
+            if name not in known:
                 raise ValueError(
-                    f"{name!r} is no parameter of {type(self).__name__}; "
-                    f"{', '.join(self._names())} are"
+                    f"{name!r} is no parameter of {type(self).__name__}; {', '.join(known)} are"
                 )
-            setattr(self, name, value)
+            if name in self._names():
+                setattr(self, name, value)
+            else:
+                within[name.removeprefix("dictionary__")] = value
+        if within:
+            self.dictionary = replace(self.dictionary, **within)  # type: ignore[type-var]
         return self
+
+    @property
+    def n_features_in_(self) -> int:
+        """Width of the states that were learned from."""
+        return len(self._learned().shift)
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn may expect: several outputs, no target, real dense finite data."""
+        from sklearn.utils import InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type=None,
+            target_tags=TargetTags(required=False),
+            transformer_tags=None,
+            classifier_tags=None,
+            regressor_tags=None,
+            input_tags=InputTags(three_d_array=True),
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self._changed())})"
@@ -121,7 +158,10 @@ class Learner:
 
     def _learned(self) -> LearnedOperator:
         if not hasattr(self, "operator_"):
-            raise AttributeError(f"this {type(self).__name__} has not learned yet; call fit(X)")
+            message = f"this {type(self).__name__} has not learned yet; call fit(X)"
+            exceptions = sys.modules.get("sklearn.exceptions")
+            kind = AttributeError if exceptions is None else exceptions.NotFittedError
+            raise kind(message)
         return self.operator_
 
     def _check(self) -> None:

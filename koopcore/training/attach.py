@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +13,11 @@ from koopcore.training.attached import Attached
 from koopcore.training.hooks import attached
 from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.span import Residuals
+from koopcore.training.optimizers import Stepper, members, model_of, stepper_of
+from koopcore.training.parallel.processes import ProcessGroup, processes_for
 from koopcore.training.recording.parameters import Masters, unwrapped
 from koopcore.training.settings import Options, Settings
+from koopcore.training.statistics import JumpRecord
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -22,18 +25,16 @@ elif TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-#: What an optimizer has that was made by ``Optimizer.__init__``, and its wrappers have not.
-_HOOKS = "_optimizer_step_post_hooks"
-
-
 def attach(
-    optimizer: torch.optim.Optimizer,
-    model: nn.Module,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    model: nn.Module | Sequence[nn.Module],
     *,
     loss: Callable[[], Any] | None = None,
     residuals: Callable[[], Any] | None = None,
     masters: Masters | None = None,
     generators: torch.Generator | Iterable[torch.Generator] = (),
+    process_group: ProcessGroup = "auto",
+    on_jump: Callable[[JumpRecord], object] | None = None,
     **options: Unpack[Options],
 ) -> Attached:
     """Let ``optimizer`` jump ahead along the Koopman trajectory of ``model``'s parameters.
@@ -50,8 +51,10 @@ def attach(
 
     Args:
         optimizer: any ``torch.optim.Optimizer``; it stays the user's object. Wrappers that hold one
-            as ``.optimizer`` are seen through.
+            as ``.optimizer`` are seen through. Several that step parts of one model, in a list, are
+            one attachment: a step is over when each of those with gradients has stepped.
         model: the ``nn.Module`` whose parameters it holds; compiled and DDP models are unwrapped.
+            Several in a list are one, their parameters named ``0.weight``, ``1.weight``, ...
             What trains is looked at again at every window: frozen parameters stay where they are,
             unfrozen, added and, after their first forward pass, lazy ones are recorded.
         loss: no arguments; returns the loss at the model's present parameters as one number. It
@@ -66,12 +69,17 @@ def attach(
         masters: float32 masters of a bfloat16/float16 model (the tensors that ``optimizer``
             steps), by name or in module order; a jump writes both.
         generators: torch generators that ``loss`` draws from, restored for each candidate.
+        process_group: of torch.distributed, whose ranks decide together: their losses are averaged,
+            so each gives its own batch, and a failure on one is a rejection on all. "auto": the
+            default group where there is one. None: this process decides alone. Every rank attaches
+            the same, with the same options. docs/parallel.md says what is sent.
+        on_jump: called with the :class:`JumpRecord` of each attempt, accepted or not.
         options: ``window``, ``stride``, ``partition``, ``candidates``, ... with types, defaults
             and meaning in :class:`koopcore.training.Settings`.
 
     Returns:
-        :class:`Attached`: ``stats``, ``regime``, ``recorded``, ``averaged()``, ``reset()``,
-        ``state_dict()``, ``load_state_dict()``, ``detach()``.
+        :class:`Attached`: ``stats``, ``regime``, ``recorded``, ``averaged()``, ``pause()``,
+        ``resume()``, ``reset()``, ``state_dict()``, ``load_state_dict()``, ``detach()``.
 
     Raises:
         TypeError, ValueError: options, an optimizer that does not hold the parameters, attaching
@@ -84,35 +92,34 @@ def attach(
     Cost: ``(window + 4) P`` numbers of memory and one copy of the parameters per stride; per
     attempt one pass over the ring, and one more pass and one ``loss`` per candidate. After
     rejections the distance between attempts doubles up to 64 windows, in which nothing is recorded.
-    Under noise a quarter of a read and write of the parameters a step.
+    Under noise a sixth of a read and write of the parameters a step.
 
     Not in place of L-BFGS on a small full-batch problem whose optimizer may change, and not where
     ``loss`` costs as much as many steps.
 
     Source: Dogra & Redman, NeurIPS 2020, Algorithm 1, with a line search in place of its fixed T.
     """
-    stepper = inner_optimizer(optimizer)
-    settings = Settings.of(options)
-    squares = None if residuals is None else Residuals(residuals)
-    loss = squares if loss is None else loss
-    guarded = None if loss is None else GuardedLoss(loss, unwrapped(model), generators)
-    with torch.inference_mode(False):  # whose tensors could not be recorded into later
-        return Attached(stepper, model, settings, guarded, squares, masters)
+    processes = processes_for(process_group)
+    with processes.together(0, "attach"), torch.inference_mode(False):
+        # Outside of inference mode, whose tensors could not be recorded into later.
+        stepper = unattached(stepper_of(optimizer))
+        module = model_of(model)
+        if on_jump is not None and not callable(on_jump):
+            raise TypeError(f"on_jump is {type(on_jump).__name__}; give a function of a JumpRecord")
+        settings = Settings.of(options)
+        squares = None if residuals is None else Residuals(residuals)
+        loss = squares if loss is None else loss
+        guarded = None
+        if loss is not None:
+            guarded = GuardedLoss(loss, unwrapped(module), generators, processes)
+        return Attached(stepper, module, settings, guarded, squares, masters, processes, on_jump)
 
 
-def inner_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return the torch optimizer, also out of a wrapper; raise where koopcore is attached to it."""
-    inner: Any = optimizer
-    while isinstance(inner, torch.optim.Optimizer) and not hasattr(inner, _HOOKS):
-        inner = getattr(inner, "optimizer", None)
-    if not isinstance(inner, torch.optim.Optimizer):
-        raise TypeError(
-            f"the first argument is {type(optimizer).__name__}; attach(optimizer, model) takes "
-            "the torch.optim.Optimizer that steps the model"
-        )
-    if attached(inner):
+def unattached(stepper: Stepper) -> Stepper:
+    """Return ``stepper``; ValueError where koopcore is attached to it."""
+    if any(attached(member) for member in members(stepper)):
         raise ValueError(
             "koopcore is attached to this optimizer already; keep the object that attach "
             "returned, and detach() it before attaching again"
         )
-    return inner
+    return stepper

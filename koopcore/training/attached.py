@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from time import perf_counter
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 
 from koopcore.training.averaged import AveragedWeights, Which
 from koopcore.training.averaging import AverageFamily
 from koopcore.training.hooks import Hooks
-from koopcore.training.jumping.guarded_loss import GuardedLoss
+from koopcore.training.jumping.guarded_loss import GuardedLoss, same_gradient
 from koopcore.training.jumping.jump import Jump, Outcome
 from koopcore.training.jumping.span import Residuals, SpanJump
+from koopcore.training.optimizers import Stepper, members
+from koopcore.training.parallel.processes import ALONE, PeerError, Processes
 from koopcore.training.policy import INTERVAL, policy_for
 from koopcore.training.recording.live_buffers import LiveBuffers
 from koopcore.training.recording.normalized_update import check_supported
@@ -36,7 +38,7 @@ from koopcore.training.state import check_like, check_range, same
 from koopcore.training.statistics import JumpRecord, Statistics
 
 #: Of the format of saved states.
-VERSION = 2
+VERSION = 3
 
 #: Attempts in vain, and steps under noise without a look at the averages, after which a warning
 #: says that the run gains nothing.
@@ -61,14 +63,17 @@ class Attached:
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Stepper,
         model: nn.Module,
         settings: Settings,
         guarded: GuardedLoss | None,
         residuals: Residuals | None,
         masters: Masters | None,
+        processes: Processes = ALONE,
+        on_jump: Callable[[JumpRecord], object] | None = None,
     ) -> None:
         self.settings = settings
+        self._processes = processes
         self.optimizer = optimizer
         self.model = unwrapped(model)
         self._stats = Statistics()
@@ -90,16 +95,23 @@ class Attached:
         self._pace = 0  # the stride that the steps below belong to
         self._blended: frozenset[int] = frozenset()  # steps of a stride, counted back from its last
         self._step = 0
+        self._next = 0  # step after which there is something to do again
+        self._past: list[Tensor] | None = None  # weights before a step whose gradient is compared
+        self._counted = 0  # steps that the averages know of
         self._checked = False  # whether settings and loss were tried on the model
         self._fresh = True  # whether the next snapshot begins a window
         self._resumed = False  # whether a state was loaded that goes with those of model, optimizer
         self._warned = False
+        self._paused = False
+        self._on_jump = on_jump
         self._seen = False  # whether averages were ever asked for
         self._enter()
         if not has_lazy(self.model):
             self._record()
             self._check()
-        self._hooks: Hooks | None = Hooks(optimizer, self.model, self._after_step, self._weights)
+        self._hooks: Hooks | None = Hooks(
+            members(optimizer), self.model, self._after_step, self._weights, self._on_any_rank
+        )
 
     @property
     def stats(self) -> Statistics:
@@ -116,6 +128,20 @@ class Attached:
     def regime(self) -> str:
         """What the trajectory is now: "undecided", "smooth", "between" or "noise"."""
         return self._judge.regime
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether :meth:`detach` was not called yet."""
+        return self._hooks is not None
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether parameters are DTensors, whose state every rank has a part of.
+
+        :meth:`state_dict` has to be called on all ranks then, and torch.distributed.checkpoint
+        saves and loads it.
+        """
+        return self._recording is not None and self._recording.parameters.shards is not None
 
     def __repr__(self) -> str:
         stats = self.stats
@@ -138,24 +164,59 @@ class Attached:
         """Run after every step of the optimizer; nearly always returns at once."""
         if self._hooks is not None and self._hooks.loaded and not self._resumed:
             self.reset()
-        self._resumed = False
         self._step += 1
+        if self._step >= self._next and not self._paused:
+            self._wake()
+            self._next = self._plan()
+
+    def _plan(self) -> int:
+        """Return the next step after which there is something to do."""
+        step, policy, family = self._step, self._policy, self._averages.family
+        due = []
+        if family is not None:
+            due.append(step + family.to_come)
+        if self._judge.auto:
+            due.append(max(step, self._judge.next) + 1)
+        if not policy.over:
+            ahead = max(step + 1 - policy.start, 1)
+            soonest = min((-ahead - k) % policy.stride for k in self._blended_steps())
+            due.append(policy.start + ahead + soonest)
+        return min(due, default=1 << 62)
+
+    def _blended_steps(self) -> frozenset[int]:
+        """Which steps of a stride are recorded, counted back from its last."""
+        policy = self._policy
+        if policy.stride != self._pace:
+            self._pace = policy.stride
+            self._blended = frozenset(self.settings.averaged_steps(policy.stride, policy.record))
+        return self._blended
+
+    def _count(self) -> AverageFamily | None:
+        """Tell the averages how many steps there were since the last time; return them."""
         family = self._averages.family
         if family is not None:
+            family.taken += self._step - self._counted
+        self._counted = self._step
+        return family
+
+    def _wake(self) -> None:
+        """Do what is due after this step."""
+        self._resumed = False
+        if self._past is not None:
+            self._settle()
+        family = self._count()
+        if family is not None and family.due:
             begun = perf_counter()
-            self._took(family.update)
+            self._took(family.blend)
             self._stats.add_recording(perf_counter() - begun)
-        judge, policy = self._judge, self._policy
-        if judge.due(self._step):
+        policy = self._policy
+        if self._judge.due(self._step):
             self._probe()
         ahead = self._step - policy.start
         if ahead < 0 or policy.over:
             return
-        if policy.stride != self._pace:
-            self._pace = policy.stride
-            self._blended = frozenset(self.settings.averaged_steps(policy.stride, policy.record))
         to_come = -ahead % policy.stride  # steps until the next snapshot is due
-        if to_come not in self._blended or ahead == 0:
+        if to_come not in self._blended_steps() or ahead == 0:
             return
         begun = perf_counter()
         recording = self._begin() if self._fresh else self._recording
@@ -168,7 +229,7 @@ class Attached:
             self._stats.snapshots += 1
         self._stats.add_recording(perf_counter() - begun)
         ready = to_come == 0 and policy.due(recording.ring.count, self._step)
-        if ready and judge.may_jump:
+        if ready and self._judge.may_jump:
             self._attempt(recording)
 
     def _probe(self) -> None:
@@ -179,11 +240,47 @@ class Attached:
             return
         if recording.probe.ring.full:
             before = self._judge.regime
-            hindcast, cosine = recording.probe.signals()
+            try:
+                with self._processes.together(self._step, "judging the regime"):
+                    hindcast, cosine = recording.probe.signals()
+            except PeerError:
+                recording.probe.ring.clear()
+                return
             recording.probe.ring.keep(self._judge.window(hindcast, cosine, self._step))
-            if self._judge.regime != before:
-                self._enter()
+            self._turn(before)
             self._warn()
+        self._stats.add_recording(perf_counter() - begun)
+
+    def _turn(self, before: str) -> None:
+        """Take in what the judge has found, or compare a gradient for it first."""
+        if self._judge.doubt and self._hooks is not None:
+            self._hooks.before = self._settle
+        if self._judge.regime != before:
+            self._enter()
+
+    def _settle(self, later: bool = False) -> None:
+        """Tell the judge, before a step, whether its gradient is that of the loss.
+
+        later: the gradient is not there yet; compare it after the step, at the weights of now.
+        """
+        begun, before = perf_counter(), self._judge.regime
+        parameters = None if self._recording is None else self._recording.parameters
+        if later and parameters is not None:
+            self._past, self._next = parameters.copy(), 0
+            return
+        past, self._past = self._past, None
+        full = self._residuals is not None  # which are of the full batch
+        if not full and self._guarded is not None and parameters is not None:
+            copies = parameters.copy()
+            try:
+                if past is not None:
+                    parameters.restore(past)
+                full = same_gradient(self._guarded, parameters.stepped)
+            finally:
+                if past is not None:
+                    parameters.restore(copies)
+        self._judge.settle(self._step, full)
+        self._turn(before)
         self._stats.add_recording(perf_counter() - begun)
 
     def _enter(self) -> None:
@@ -193,12 +290,13 @@ class Attached:
         self._policy.enter(regime, self._step)
         if self._policy.start != start:
             self._fresh = True
+        self._next = 0
         self._stats.regimes.append((self._step, regime))
 
     def _warn(self) -> None:
         """Say once that the run gains nothing, why, and what would."""
         stats = self._stats
-        if self._warned:
+        if self._warned or self._processes.rank:
             return
         if self._judge.regime == "noise":
             if self._seen or self._averages.family is None or self._step < UNSEEN:
@@ -229,6 +327,10 @@ class Attached:
             return False
         return True
 
+    def _on_any_rank(self, value: bool) -> bool:
+        with self._processes.together(self._step, "a step"):
+            return not self._processes.all(not value)
+
     def _weights(self) -> list[Tensor]:
         return [] if self._recording is None else self._recording.parameters.written()
 
@@ -255,7 +357,11 @@ class Attached:
         # An exception in the loss ends the attempt with everything put back: begin a new window.
         self._fresh = True
         family, before = self._averages.family, self._judge.regime
-        outcome = self._jump.attempt(recording, policy, family)
+        try:
+            with self._processes.together(self._step, "a jump"):
+                outcome = self._jump.attempt(recording, policy, family)
+        except PeerError as error:
+            outcome = Outcome(False, reason=str(error))
         losses = outcome.loss_before, outcome.loss_after
         policy.attempted(self._step, outcome.hindcast, *losses, outcome.evaluations)
         self._judge.attempt(outcome.hindcast, self._step)
@@ -273,9 +379,10 @@ class Attached:
             recording.ring.keep(policy.keep)
             self._fresh = False
         self._report(outcome, stride, perf_counter() - begun)
-        if self._judge.regime != before:
-            self._enter()
+        self._turn(before)
         self._warn()
+        if self._on_jump is not None:
+            self._on_jump(self._stats.history[-1])
 
     def _report(self, outcome: Outcome, stride: int, seconds: float) -> None:
         self._stats.add(
@@ -313,7 +420,12 @@ class Attached:
         settings = self.settings
         try:
             parameters = TrainableParameters(
-                self.model, self.optimizer, settings.include, settings.exclude, self._masters
+                self.model,
+                self.optimizer,
+                settings.include,
+                settings.exclude,
+                self._masters,
+                self._processes,
             )
         except NothingToRecordError as error:
             if not self._checked:
@@ -332,22 +444,56 @@ class Attached:
                 self._averages.family = AverageFamily(parameters.stepped, settings.decays)
             else:
                 family.follow(parameters.stepped)
-        self._recording = Recording(parameters, self._buffers, settings, self._policy.window)
+        self._recording = Recording(
+            parameters, self._buffers, settings, self._policy.window, self._processes
+        )
 
     def _check(self) -> None:
         """Say now what a fit or the loss would complain of later."""
         assert self._recording is not None
-        self._recording.check(self.settings)
-        if self._guarded is not None:
-            self._guarded.rehearse()
-            if self._residuals is not None:
-                self._residuals.check(self._guarded)
+        with self._processes.together(self._step, "attach"):
+            self._recording.check(self.settings)
+            self._processes.same("what is attached", self._described)
+            if self._guarded is not None:
+                self._guarded.rehearse()
+                if self._residuals is not None:
+                    self._residuals.check(self._guarded)
         self._checked = True
+
+    def _described(self) -> dict[str, str]:
+        """What has to be the same on all ranks."""
+        options = {
+            f"the option {field.name}": getattr(self.settings, field.name)
+            for field in fields(self.settings)
+        }
+        shown = {name: "a function" if callable(v) else repr(v) for name, v in options.items()}
+        guard = "none" if self._guarded is None else "a function"
+        return {
+            **shown,
+            "loss": guard if self._residuals is None else "residuals",
+            "the optimizer": ", ".join(type(m).__name__ for m in members(self.optimizer)),
+            "the layout of the recorded parameters": self._fingerprint(),
+        }
 
     def _restart(self) -> None:
         self._fresh = True
+        self._past = None
+        self._next = 0
         self._judge.restart(self._step)
         self._policy.restart(self._step)
+
+    def pause(self) -> None:
+        """Leave the run alone until :meth:`resume`: steps are counted, and nothing else is done.
+
+        On all ranks alike. Twice is as once. It is no part of the state: pause a resumed run again.
+        """
+        self._paused = True
+
+    def resume(self) -> None:
+        """Go on after :meth:`pause`, as after :meth:`reset`."""
+        if self._paused:
+            self._paused = False
+            self.reset()
 
     def reset(self) -> None:
         """Begin a new window, and the average anew, with the weights as they are.
@@ -356,8 +502,9 @@ class Attached:
         ``load_state_dict`` of the model, its modules and the optimizer is noticed without it.
         """
         self._restart()
-        if self._averages.family is not None:
-            self._averages.family.restart()
+        family = self._count()
+        if family is not None:
+            family.restart()
 
     @contextmanager
     def averaged(self, which: Which = None) -> Iterator[str]:
@@ -375,10 +522,10 @@ class Attached:
             None is the longest average whose memory is a tenth of the steps at most.
 
         Yields the name. Batch-norm statistics are re-estimated at the average by one run of
-        ``loss``. Asking ``loss`` for all candidates costs one evaluation each; when that would take
-        more than 1 % of the run, the last answer stands, so name one where each call must give the
-        same. RuntimeError before the first step, after :meth:`detach`, and where nothing trains;
-        ValueError for what there is not.
+        ``loss``. Asking ``loss`` for all candidates costs one evaluation each; when that would
+        take more than 0.5 % of the run, the last answer stands, so name one where each call must
+        give the same. RuntimeError before the first step, after :meth:`detach`, and where
+        nothing trains; ValueError for what there is not.
         """
         self._stay_attached("averaged()")
         self._look()
@@ -389,7 +536,10 @@ class Attached:
                 "averaged() before the first step: averages begin with it; call it after"
             )
         self._seen = True
-        with self._averages.applied(which, self._recording) as name:
+        self._count()
+        with ExitStack() as stack:
+            with self._processes.together(self._step, "averaged()"):
+                name = stack.enter_context(self._averages.applied(which, self._recording))
             yield name
 
     def averaged_state_dict(self, which: Which = None) -> dict[str, Any]:
@@ -428,6 +578,7 @@ class Attached:
         """
         self._stay_attached("state_dict()")
         self._look()
+        self._count()
         recording = self._recording
         return {
             "version": VERSION,
@@ -459,7 +610,11 @@ class Attached:
                 if names != self._buffers.names:
                     self._buffers.adopt(names)
                     recording = Recording(
-                        recording.parameters, self._buffers, self.settings, recording.ring.slots
+                        recording.parameters,
+                        self._buffers,
+                        self.settings,
+                        recording.ring.slots,
+                        self._processes,
                     )
                 recording.check_state(state["recording"])
             except BaseException:
@@ -469,8 +624,10 @@ class Attached:
             self._recording = recording
         family = self._averages.family
         if state["layout"] and family is not None and self._recording is not None:
-            family.load_state_dict(state["averages"], self._recording.parameters.names)
-        self._step = state["step"]
+            parameters = self._recording.parameters
+            family.load_state_dict(parameters.pieces(state["averages"]), parameters.names)
+        self._step = self._counted = state["step"]
+        self._next = 0
         self._fresh = state["fresh"]
         if state["jumps"] and isinstance(self._jump, SpanJump) and self._recording is not None:
             self._jump.load_state_dict(state["jumps"], self._recording)
@@ -535,7 +692,7 @@ class Attached:
         family, recording = self._averages.family, self._recording
         if family is None or recording is None:
             return {}
-        return family.state_dict(recording.parameters.names)
+        return recording.parameters.spread(family.state_dict(recording.parameters.names))
 
     def _jumps_state(self) -> dict[str, Any]:
         if self._recording is None or not isinstance(self._jump, SpanJump):
@@ -547,6 +704,7 @@ class Attached:
         if family is None or recording is None:
             check_like(state, {}, "the averages in the saved state")
         else:
+            state = recording.parameters.pieces(state)
             family.check_state(state, recording.parameters.names)
 
     def _stay_attached(self, what: str) -> None:

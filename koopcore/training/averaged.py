@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from time import perf_counter
 from typing import TypeAlias
 
@@ -15,11 +16,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from koopcore.training.averaging import AverageFamily
 from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.line_search import regression
-from koopcore.training.recording.parameters import real
 from koopcore.training.recording.recording import Recording
 
 #: Share of the run's time that asking the guard loss which average is best may take.
-BUDGET = 0.01
+BUDGET = 0.005
 #: Weights that were best do not count as such any more when the run is so many times as long.
 STALE = 2
 #: Without a loss the longest average is taken whose memory is this share of the steps at most.
@@ -34,8 +34,8 @@ class AveragedWeights:
     Candidates are the weights themselves, the averages and lines of :class:`AverageFamily`, and of
     the recorded snapshots their mean ("lawa") and the end of the least-squares line through them
     ("regression"). The loss is asked for the best one so far and its neighbours in length, and for
-    the others too, as far as all that costs less than 1 % of the run; otherwise the last answer
-    stands.
+    the others too, as far as all that costs less than 0.5 % of the run; otherwise the last
+    answer stands.
 
     family: None where no averages are kept. guarded: None where there is no loss.
     """
@@ -57,7 +57,7 @@ class AveragedWeights:
         found["weights"] = lambda: [s.detach().clone() for s in recording.parameters.sources]
         family = self.family
         if family is not None:
-            found |= {name: _real(family, name) for name in family.names}
+            found |= {name: partial(family.values, name) for name in family.names}
         ring = recording.ring
         if ring.count >= 3:
             found["lawa"] = lambda: recording.weights(_mean(recording))
@@ -102,14 +102,15 @@ class AveragedWeights:
 
     def _affordable(self, evaluations: int) -> bool:
         left = BUDGET * (perf_counter() - self._begun) - self.seconds
-        return self._cost * evaluations <= left
+        affordable = self._cost * evaluations <= left
+        return affordable if self.guarded is None else self.guarded.processes.all(affordable)
 
     def _as_known(self, candidates: dict[str, Callable[[], list[Tensor]]]) -> str:
         """The last answer; but weights that were best early in a run do not stay so."""
         family = self.family
-        if self.best == "weights" and family is not None and family.members:
+        if self.best == "weights" and family is not None:
             if family.taken > STALE * self._asked_at:
-                return f"{family.members[0].decay:g}"
+                return f"{family.decays[0]:g}"
         return self.best or "weights"
 
     def _evaluate(
@@ -143,15 +144,11 @@ class AveragedWeights:
         return names[max(0, at - 1) : at + 2]
 
     def _by_length(self, candidates: dict[str, Callable[[], list[Tensor]]]) -> str:
-        if self.family is None or not self.family.members:
+        if self.family is None:
             return "lawa" if "lawa" in candidates else "weights"
-        decays = [member.decay for member in self.family.members]
+        decays = self.family.decays
         enough = [d for d in decays if 1.0 <= MEMORY * self.family.taken * (1.0 - d)]
         return f"{(enough or decays[:1])[-1]:g}"
-
-
-def _real(family: AverageFamily, name: str) -> Callable[[], list[Tensor]]:
-    return lambda: [real(value) for value in family.values(name)]
 
 
 def _mean(recording: Recording) -> Tensor:

@@ -10,8 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from koopcore.training.recording.ring import SnapshotRing
-from koopcore.training.state import check_like, check_range
+from koopcore.training.recording.parameters import real
+from koopcore.training.recording.ring import (
+    Slices,
+    SnapshotRing,
+    allocate,
+    one_device,
+    place,
+    wide_dtype,
+)
+from koopcore.training.state import check_finite, check_like, check_range
 
 
 class ExponentialAverage:
@@ -34,34 +42,12 @@ class ExponentialAverage:
         self.decay = decay
         self.average = [_accumulator(p) for p in self.parameters]
 
-    def update(self, share: float | None = None) -> None:
-        """Take the present parameters in; call it after each optimizer step.
-
-        share: of the present parameters in the new average; None: ``1 - decay``.
-        """
+    def update(self) -> None:
+        """Take the present parameters in; call it after each optimizer step."""
         pairs = zip(self.parameters, self.average, strict=True)
         with torch.no_grad():
             present = [p if p.dtype == a.dtype else p.to(a.dtype) for p, a in pairs]
-            torch._foreach_lerp_(
-                self.average, present, 1.0 - self.decay if share is None else share
-            )
-
-    def follow(self, parameters: Sequence[Tensor]) -> None:
-        """Average ``parameters`` from now on: those it had go on, the others begin here."""
-        known = {id(p): a for p, a in zip(self.parameters, self.average, strict=True)}
-        self.parameters = list(parameters)
-        self.average = []
-        for p in self.parameters:
-            old = known.get(id(p))
-            if old is None or old.shape != p.shape:
-                self.average.append(_accumulator(p))
-            else:
-                self.average.append(old.to(p.device, _wide(p)))
-
-    def restart(self) -> None:
-        """Begin again from the present parameters, which a jump has moved away from the average."""
-        with torch.no_grad():
-            torch._foreach_copy_(self.average, self.parameters)
+            torch._foreach_lerp_(self.average, present, 1.0 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -70,8 +56,8 @@ class ExponentialAverage:
             yield
 
 
-#: Updates of an average within its memory of ``1 / (1 - decay)`` steps: more cost and do not help.
-UPDATES = 5
+#: Updates of the shortest average within its memory, and of the longer ones within theirs.
+UPDATES, LONGER_UPDATES = 4, 1.5
 #: An average whose memory is longer than a third of the run so far averages that third: started
 #: with its full memory it would consist of the first weights.
 THIRD = 3
@@ -82,81 +68,167 @@ APART = 1.2
 class AverageFamily:
     """Exponential averages of several lengths, kept at once, and the lines that they span.
 
-        a_k <- a_k + s_k (x - a_k),   s_k = max(1 - decay_k^e, 3 e / t),   e = 1 / (5 (1 - decay_k))
+    The shortest averages the weights ``x``, each longer one the one before it, ``a_0 = x``:
 
-    every ``e`` steps, ``t`` steps after the beginning, which is the last jump. The mean age of what
-    is in an average, its lag ``l``, is known; two averages span the line ``a_1 + (a_1 - a_2) l_1 /
+        a_k <- a_k + s_k (a_{k-1} - a_k),   s_k = max(1 - (1 - 1/m_k)^{e_k}, 3 e_k / t)
+
+    every ``e_k`` steps, and when it is asked for, ``t`` steps after the beginning, which is the
+    last jump. The memories
+    ``m_k = 1/(1 - decay_k) - 1/(1 - decay_{k-1})`` add up to that of the decay: what is in
+    ``a_k`` is as old, on average, as in an exponential average of ``decay_k``, and the noise of
+    single steps is gone from all after the first, so that they need few updates.
+
+    That mean age, the lag ``l``, is known; two averages span the line ``a_1 + (a_1 - a_2) l_1 /
     (l_2 - l_1)`` whose end is where the weights are now, without the lag (double exponential
     smoothing, Brown 1963).
 
     Args:
-        parameters: floating-point tensors; averages are in float32 (float64 if they are).
+        parameters: floating-point tensors on one device, complex ones as pairs of real numbers;
+            averages are in float32 (float64 if one of them is).
         decays: per step, ascending, each in [0, 1).
 
-    Cost: a copy of the parameters per decay; per step a fifth of one read and write of them for
+    taken: steps since the beginning. every: steps between the updates of each average, multiples
+    of the first.
+
+    Cost: a copy of the parameters per decay; per step an eighth of one read and write of them for
     0.98, 0.99, 0.995 and 0.999 together. Not for normalization statistics: re-estimate those.
     Source: Polyak & Juditsky 1992; several lengths at once as in Karras et al. 2024.
     """
 
     def __init__(self, parameters: Sequence[Tensor], decays: Sequence[float]) -> None:
-        self.members = [ExponentialAverage(parameters, decay) for decay in decays]
-        self.every = [max(1, round(1.0 / (UPDATES * (1.0 - decay)))) for decay in decays]
-        self.lags = [0.0] * len(decays)  # at the last update
-        self.taken = 0  # steps since the beginning
+        self.decays = list(decays)
+        ages = [1.0 / (1.0 - decay) for decay in decays]
+        self._memories = [a - b for a, b in zip(ages, [0.0, *ages], strict=False)]
+        first = ages[0] if ages else 1.0
+        period = max(1, round(first / UPDATES))
+        self.every = [period] + [
+            period * max(1, round(memory / (LONGER_UPDATES * period)))
+            for memory in self._memories[1:]
+        ]
+        self.lags = [0.0] * len(self.decays)  # at the last updates
+        self.taken = 0
+        self._place(parameters)
+        self.restart()
+
+    def _place(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = list(parameters)
+        tensors = [real(p) for p in self.parameters]
+        dtype = wide_dtype(tensors)
+        offsets, size = place(tensors, None, None)
+        self.rows = allocate((len(self.decays), size), dtype, one_device(tensors))
+        self._slices = Slices([t.shape for t in tensors], offsets, size)
+        self._views = [self._slices.of(row) for row in self.rows]
 
     def update(self) -> None:
-        """Take the present parameters in where that is due; call it after each optimizer step."""
+        """Count a step, and take its parameters in where that is due; call it after each step."""
         self.taken += 1
+        if self.due:
+            self.blend()
+
+    @property
+    def due(self) -> bool:
+        """Whether the parameters after the last step counted are to be taken in."""
+        return self.taken % self.every[0] == 0
+
+    @property
+    def to_come(self) -> int:
+        """Steps until that is so again."""
+        return self.every[0] - self.taken % self.every[0]
+
+    @torch.no_grad()
+    def blend(self) -> None:
+        """Take the present parameters into the averages whose turn it is."""
         for k, every in enumerate(self.every):
-            if self.taken % every == 0:
-                member = self.members[k]
-                share = max(1.0 - member.decay**every, min(1.0, THIRD * every / self.taken))
-                self.lags[k] = (1.0 - share) * (self.lags[k] + every)
-                member.update(share)
+            if self.taken % every:
+                continue
+            share = self._share(k, every)
+            age = self.lags[k - 1] + self.taken % self.every[k - 1] if k else 0.0
+            self.lags[k] = (1.0 - share) * (self.lags[k] + every) + share * age
+            if k:
+                self.rows[k].lerp_(self.rows[k - 1], share)
+            else:
+                torch._foreach_lerp_(self._views[0], self._present(), share)
+
+    def _present(self) -> list[Tensor]:
+        dtype = self.rows.dtype
+        return [p if p.dtype == dtype else p.to(dtype) for p in map(real, self.parameters)]
+
+    def _share(self, k: int, steps: int) -> float:
+        """Of its source in the average ``k``, ``steps`` after the update before."""
+        kept = (1.0 - 1.0 / max(self._memories[k], 1.0)) ** steps
+        return max(1.0 - kept, min(1.0, THIRD * steps / self.taken))
+
+    def _age(self, k: int) -> float:
+        """The mean age of what is in the average ``k``, were it updated now, in steps."""
+        steps = self.taken % self.every[k]
+        if not steps:
+            return self.lags[k]
+        share = self._share(k, steps)
+        return (1.0 - share) * (self.lags[k] + steps) + share * (self._age(k - 1) if k else 0.0)
+
+    @torch.no_grad()
+    def _row(self, k: int) -> Tensor:
+        """The average ``k``, were it updated now."""
+        steps = self.taken % self.every[k]
+        if not steps:
+            return self.rows[k]
+        if k:
+            source = self._row(k - 1)
+        else:
+            source = torch.zeros_like(self.rows[0])
+            torch._foreach_copy_(self._slices.of(source), self._present())
+        return torch.lerp(self.rows[k], source, self._share(k, steps))
 
     @property
     def names(self) -> list[str]:
         """Return what can be asked for now: averages by their decay, lines as ``line 0.98``."""
-        decays = [member.decay for member in self.members]
-        lags = self._lags()
+        ages = [self._age(k) for k in range(len(self.decays))]
         lines = [
-            f"line {decays[k]:g}"
-            for k in range(len(decays) - 1)
-            if lags[k] > 0 and lags[k + 1] > APART * lags[k]
+            f"line {self.decays[k]:g}"
+            for k in range(len(self.decays) - 1)
+            if ages[k] > 0 and ages[k + 1] > APART * ages[k]
         ]
-        return [f"{decay:g}" for decay in decays] + lines
+        return [f"{decay:g}" for decay in self.decays] + lines
 
     def values(self, name: str) -> list[Tensor]:
-        """Return the average or the line of one of :attr:`names`."""
-        shown = [f"{member.decay:g}" for member in self.members]
-        if name in shown:
-            return self.members[shown.index(name)].average
+        """Return the average or the line of one of :attr:`names`, as if updated now."""
+        shown = [f"{decay:g}" for decay in self.decays]
         k = shown.index(name.removeprefix("line "))
-        lags = self._lags()
-        near, far = self.members[k].average, self.members[k + 1].average
-        return list(torch._foreach_lerp(near, far, -lags[k] / (lags[k + 1] - lags[k])))
-
-    def _lags(self) -> list[float]:
-        since = [self.taken % every for every in self.every]
-        return [lag + s for lag, s in zip(self.lags, since, strict=True)]
+        row = self._row(k)
+        if name not in shown:
+            near, far = self._age(k), self._age(k + 1)
+            row = torch.lerp(row, self._row(k + 1), -near / (far - near))
+        return self._slices.of(row)
 
     def follow(self, parameters: Sequence[Tensor]) -> None:
         """Average ``parameters`` from now on: those it had go on, the others begin here."""
-        for member in self.members:
-            member.follow(parameters)
+        known = {id(p): k for k, p in enumerate(self.parameters)}
+        before = self._views
+        self._place(parameters)
+        self._fill()
+        for k, p in enumerate(self.parameters):
+            at = known.get(id(p))
+            for new, old in zip(self._views, before, strict=True):
+                if at is not None and old[at].shape == new[k].shape:
+                    new[k].copy_(old[at])
 
     def restart(self) -> None:
-        """Begin again from the present parameters."""
+        """Begin again from the present parameters, which a jump has moved away."""
         self.taken = 0
-        self.lags = [0.0] * len(self.members)
-        for member in self.members:
-            member.restart()
+        self.lags = [0.0] * len(self.decays)
+        self._fill()
+
+    @torch.no_grad()
+    def _fill(self) -> None:
+        if self.decays:
+            torch._foreach_copy_(self._views[0], [real(p) for p in self.parameters])
+            self.rows[1:] = self.rows[0]
 
     def state_dict(self, names: Sequence[str]) -> dict[str, Any]:
         """Return copies of all averages by decay and by the ``names`` of the parameters."""
         averages = {
-            f"{m.decay:g}": dict(zip(names, [a.clone() for a in m.average], strict=True))
-            for m in self.members
+            f"{decay:g}": dict(zip(names, [a.clone() for a in views], strict=True))
+            for decay, views in zip(self.decays, self._views, strict=True)
         }
         return {"taken": self.taken, "lags": list(self.lags), "averages": averages}
 
@@ -170,14 +242,15 @@ class AverageFamily:
             isinstance(lag, int | float) and 0 <= lag < math.inf for lag in lags
         ):
             raise ValueError(f"{where}['lags'] is {lags!r}; {len(self.lags)} numbers are needed")
+        check_finite((a for named in state["averages"].values() for a in named.values()), where)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], names: Sequence[str]) -> None:
         """Continue from :meth:`state_dict`."""
         self.taken, self.lags = state["taken"], [float(lag) for lag in state["lags"]]
-        for member in self.members:
-            saved = state["averages"][f"{member.decay:g}"]
-            for name, average in zip(names, member.average, strict=True):
+        for decay, views in zip(self.decays, self._views, strict=True):
+            saved = state["averages"][f"{decay:g}"]
+            for name, average in zip(names, views, strict=True):
                 average.copy_(saved[name])
 
 

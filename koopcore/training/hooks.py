@@ -5,26 +5,26 @@ Nothing else of the optimizer or the model is touched, and :meth:`Hooks.remove` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from koopcore.training.recording.parameters import same_bits
+from koopcore.training.recording.parameters import local, same_bits, stopped
 
 _MARK = "_koopcore_attached"
 
 
 class Hooks:
-    """Call ``stepped()`` after each step of ``optimizer``, and notice when states are loaded.
+    """Call ``stepped()`` after each step of all optimizers, and notice when states are loaded.
 
     Calls of ``optimizer.step`` that are no steps of training do not count:
 
-    * no parameter has a gradient, so that none moves;
-    * torch's checkpoint functions make the optimizer's state by a step on gradients of zero, and
-      with a rate of zero where there is one: looked for in the first step and at a rate of zero;
+    * no parameter has a gradient, or every rate is zero, so that none moves: weights that the user
+      has stopped stay, and torch's checkpoint functions make the optimizer's state that way;
+    * where there is no rate they do it by gradients of zero: looked for in the first step;
     * a fused optimizer has left the step out because GradScaler found infinities (others are not
       called at all then); reading that flag waits for the device, and only GradScaler sets it;
     * the call of ``super().step()`` inside a subclass's ``step``, for which torch runs the hooks
@@ -35,33 +35,43 @@ class Hooks:
     next step, as for a validation at an average, are no other state; they are compared with copies
     that live until then. Scripted modules cannot be watched.
 
+    before: called once, before the next step with a gradient, with whether that is still to be
+    computed, by a closure.
+
     Inside ``torch.compile`` the hooks break the graph instead of being traced.
 
     Args:
         weights: the tensors by which that is judged, asked for when a state is loaded.
+        any_rank: whether something is true on any of the processes that train together.
     """
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Sequence[torch.optim.Optimizer],
         model: nn.Module,
         stepped: Callable[[], None],
         weights: Callable[[], list[Tensor]],
+        any_rank: Callable[[bool], bool] = bool,
     ) -> None:
         self.loaded = False
+        self.before: Callable[[bool], None] | None = None
         self._stepped = stepped
         self._weights = weights
         self._copies: list[Tensor] | None = None
-        self._first = True
+        self._round = Round(optimizers)
+        self._any_rank = any_rank
+        self._stepped_before: set[int] = set()
         self._pending = False
         self._gradients = False
         before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
         setattr(after, _MARK, True)
-        self._handles = [
-            optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(after),
-            optimizer.register_load_state_dict_post_hook(self._after_optimizer_load),
-        ]
+        self._handles: list[Any] = []
+        for optimizer in optimizers:
+            self._handles += [
+                optimizer.register_step_pre_hook(before),
+                optimizer.register_step_post_hook(after),
+                optimizer.register_load_state_dict_post_hook(self._after_optimizer_load),
+            ]
         loading = OnLoad(self._before_load)
         for module in model.modules():
             if not isinstance(module, torch.jit.ScriptModule):
@@ -83,6 +93,7 @@ class Hooks:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._pending = True
+        self._round.begins(optimizer)
         closure = any(value is not None for value in (*args[1:], *kwargs.values()))
         self._gradients = closure or has_gradient(optimizer)
         if self._copies is not None:
@@ -90,19 +101,53 @@ class Hooks:
             if not all(same_bits(now, before) for now, before in pairs):
                 self.loaded = True
             self._copies = None
+        if self.before is not None and self._gradients:
+            before, self.before = self.before, None
+            before(closure)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._pending:
             return
         self._pending = False
-        present = has_gradient(optimizer)  # or cleared already by another hook
-        if not (self._gradients or present) or overflowed(optimizer):
+        if not (self._gradients or has_gradient(optimizer)) or overflowed(optimizer):
             return
-        if present and (self._first or resting(optimizer)) and not moves(optimizer):
+        if resting(optimizer):
             return
-        self._first = False
+        if id(optimizer) not in self._stepped_before:
+            # The gradients are perhaps cleared already, by another hook.
+            if not self._any_rank(not has_gradient(optimizer) or moves(optimizer)):
+                return
+        self._stepped_before.add(id(optimizer))
+        if not self._round.ends(optimizer):
+            return
         self._stepped()
         self.loaded = False
+
+
+class Round:
+    """When a step of several optimizers is over: each of those that step at all has stepped.
+
+    Which do is learned from the round before: one whose parameters have no gradients does not. A
+    round in which fewer step than were expected is noticed as the next begins, and not counted.
+    """
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self._expected = {id(o) for o in optimizers}
+        self._stepped: set[int] = set()
+
+    def begins(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take in that ``optimizer`` is about to step."""
+        if id(optimizer) in self._stepped:
+            self._expected = self._stepped
+            self._stepped = set()
+
+    def ends(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Take in that ``optimizer`` has stepped; return whether the round is over."""
+        self._stepped.add(id(optimizer))
+        if not self._stepped >= self._expected:
+            return False
+        self._expected, self._stepped = self._stepped, set()
+        return True
 
 
 class OnLoad:
@@ -134,12 +179,17 @@ def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def has_gradient(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether any parameter has a gradient; nearly always the first one has."""
-    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                return True
+    return False
 
 
 def moves(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether a gradient is anything but zero. Waits for the device."""
     for gradient in _gradients(optimizer):
+        gradient = local(gradient)
         values = gradient.coalesce().values() if gradient.is_sparse else gradient
         if bool(values.any()):
             return True
@@ -148,11 +198,7 @@ def moves(optimizer: torch.optim.Optimizer) -> bool:
 
 def resting(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether every group's rate is zero; a rate on a device is not waited for."""
-    for group in optimizer.param_groups:
-        rate = group.get("lr")
-        if (isinstance(rate, Tensor) and rate.device.type != "cpu") or rate != 0:
-            return False
-    return True
+    return all(stopped(group) for group in optimizer.param_groups)
 
 
 def overflowed(optimizer: torch.optim.Optimizer) -> bool:

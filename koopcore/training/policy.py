@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-import torch
-
 from koopcore.training.jumping.line_search import geometric
+from koopcore.training.optimizers import Stepper
 from koopcore.training.regime import Regime
 from koopcore.training.settings import NOISE_STRIDE, SCHEDULED, Settings, Steps
 from koopcore.training.state import check_like, check_range, restore
@@ -66,7 +65,7 @@ class AdaptivePolicy:
       run that gains nothing makes a number of attempts logarithmic in its length.
     * A jump whose gain is gone at the next attempt, twice in a row, counts as a rejection.
     * The stride, unless given, halves where the hindcast error is below 1 % of the movement and
-      grows by half above 10 %, from 2 to 10 steps; under noise it is 25.
+      grows by half above 10 %, from 2 to 10 steps; under noise it is 40.
     * ``warmup`` steps pass before the first window; with ``"auto"`` windows are fitted but no loss
       is evaluated until hindcast error and growth say that the trajectory can be predicted.
     """
@@ -404,9 +403,7 @@ class FixedSchedule:
 Policy: TypeAlias = AdaptivePolicy | FixedSchedule | SpanPolicy
 
 
-def policy_for(
-    settings: Settings, optimizer: torch.optim.Optimizer, residuals: bool = False
-) -> Policy:
+def policy_for(settings: Settings, optimizer: Stepper, residuals: bool = False) -> Policy:
     """Return a fresh policy; ``ladder=None`` is 2 for optimizers with Adam's moments, else 4."""
     if residuals:
         return SpanPolicy(settings.stride)
@@ -414,7 +411,7 @@ def policy_for(
         return FixedSchedule(*settings.schedule, settings.stride or SCHEDULED)
     ladder = settings.ladder
     if ladder is None:
-        ladder = 2.0 if "betas" in getattr(optimizer, "defaults", {}) else 4.0
+        ladder = 2.0 if "betas" in optimizer.defaults else 4.0
     return AdaptivePolicy(
         settings.window, settings.stride, settings.max_horizon, settings.warmup, ladder
     )

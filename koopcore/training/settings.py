@@ -27,9 +27,9 @@ Patterns: TypeAlias = str | Sequence[str] | None
 
 #: Optimizer steps per snapshot of a ``schedule`` without ``stride``.
 SCHEDULED = 6
-#: Under noise nothing is fitted: the window's mean and its regression line reach over so many
-#: steps, nine snapshots of 25.
-NOISE_STRIDE = 25
+#: Under noise nothing is fitted: the window's mean and its regression line reach over nine
+#: snapshots so many steps apart.
+NOISE_STRIDE = 40
 #: Strides from which on a snapshot is the mean over all of it, unless ``record`` says otherwise.
 LONG = 8
 
@@ -224,15 +224,13 @@ class Settings:
 
         ``"mean"`` takes eight or more, evenly spaced: neighbours are so alike that more would cost
         and not help. The spacing is odd, since high rates flip the weights from step to step.
-        Without ``record`` ``usual`` counts, and under noise, at a stride of 25, two have to do.
+        Without ``record`` ``usual`` counts, and under noise, at a stride of 40, one has to do.
         """
         record = self.record
         if record is None:
             record = usual
-        if record is None and stride >= NOISE_STRIDE:
-            return tuple(range(0, stride, stride // 2 + 1))
         if record is None:
-            record = 2 if stride < LONG else "mean"
+            record = 2 if stride < LONG else "mean" if stride < NOISE_STRIDE else "last"
         if isinstance(record, str):
             spacing = max(1, stride // 8)
             spacing -= spacing % 2 == 0
@@ -280,7 +278,12 @@ def several(name: str, value: Any, accepted: Sequence[str]) -> tuple[str, ...]:
             "order in which they are tried"
         )
     for word in words:
-        one_of(name, word, accepted)
+        if not isinstance(word, str) or word not in accepted:
+            numbers = " (how far they reach: max_horizon=, ladder=)" * (not isinstance(word, str))
+            raise ValueError(
+                f"{name} is {value!r}, and {word!r} is no kind of them; give one or several of the "
+                f"names {', '.join(accepted)}{numbers}"
+            )
     if not words:
         raise ValueError(f"{name} is empty; choose from {', '.join(accepted)}")
     if len(set(words)) < len(words):

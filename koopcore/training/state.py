@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -56,6 +56,16 @@ def check_range(given: int, least: int, most: int, where: str) -> None:
     """Raise ValueError unless ``least <= given <= most``."""
     if not least <= given <= most:
         raise ValueError(f"{where} is {given}; {least}..{most} is possible")
+
+
+def check_finite(tensors: Iterable[Tensor], where: str) -> None:
+    """Raise ValueError if a tensor holds a number that is not finite."""
+    for tensor in tensors:
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"{where} holds numbers that are not finite: it was saved after the run had "
+                "diverged, or altered; load an earlier one, or go on without it"
+            )
 
 
 def _words(value: Any) -> str:

@@ -204,46 +204,96 @@ def test_a_stream_of_another_device(native, monkeypatch):
     monkeypatch.undo()
 
 
-def test_missing_barriers_would_show(kernels):
-    """The same results when the threads of a block run in the opposite order."""
-    code = (
+def test_a_driver_that_cannot_say_whose_a_stream_is_is_no_error(kernels):
+    """cudaStreamGetDevice came with CUDA 12.8; the module is for every driver of CUDA 12."""
+    code = """
+monkeypatch(emulated_cuda.HostMemory, stream=0x100)
+print(native.rollout(np.ones((1, 3)), False, [2])[0].shape)
+"""
+    assert on_a_device_of_its_own(kernels, code, KOOPCORE_EMULATED_OLD_DRIVER="1") == "(1, 1, 4)\n"
+
+
+@pytest.mark.parametrize("architecture", [90, 100, 120])
+def test_what_runs_is_decided_by_what_was_compiled(two_float, architecture):
+    """Code of 8.6, translated by the driver of a later device, is what the launches are for."""
+    code = """
+ring = np.cumsum(np.random.default_rng(0).normal(size=(9, 400)), axis=0).astype(np.float32)
+part, out = Partition.groups(400, [range(400)]), np.full((1, 400), np.nan, np.float32)
+native.endpoint(Snapshots(ring, np.arange(9)), part, True, [5], out)
+expected = kc.fit(ring, part, backend="reference").predict([5])
+assert np.abs(out - expected).max() < 1e-5 * np.abs(expected).max(), out
+print(cuda.architecture(0), cuda.code(0), cuda.fast_double(0), cuda.gram_noise(0, 9, False))
+"""
+    said = on_a_device_of_its_own(two_float, code, KOOPCORE_EMULATED_ARCHITECTURE=str(architecture))
+    assert said == f"{architecture} 86 False 128.0\n"
+
+
+def test_a_trap_ends_the_launch_with_an_error(two_float):
+    """Should the host ever launch one pass for such code again, its kernel says so."""
+    code = """
+from koopcore.backends.native_cuda.launch import Launch
+from koopcore.backends.native_cuda.queue import queue_one_pass
+ring, part = np.ones((9, 200), np.float32), Partition.groups(200, [range(200)])
+on = Launch(cuda, Snapshots(ring, np.arange(9)), part)
+out = on.output(np.zeros((1, 200), np.float32), 1)
+try:
+    queue_one_pass(on, True, 0, [3], (0, on.space(1), 0, 0, 0), 0, out, ())
+except RuntimeError as error:
+    print(error)
+"""
+    said = on_a_device_of_its_own(two_float, code, KOOPCORE_EMULATED_SAYS="90")
+    assert said == "fit and prediction in one pass: an emulated error\n"
+
+
+def on_a_device_of_its_own(module, code, **environment):
+    """What ``code`` prints with an emulated device that reads ``environment`` as it starts."""
+    begin = (
         "import sys, numpy as np, emulated_cuda\n"
         "from pathlib import Path\n"
+        "import koopcore as kc\n"
         "from koopcore import arrays\n"
         "from koopcore.partition.partition import Partition\n"
         "from koopcore.backends.protocol import Snapshots\n"
-        f"cuda = emulated_cuda.load('_cuda_emulated', Path({kernels.__file__!r}))\n"
+        f"cuda = emulated_cuda.load({module.__name__!r}, Path({module.__file__!r}))\n"
         "native = emulated_cuda.backend(cuda)\n"
-        "from koopcore.backends.native_cuda import plan as native_cuda_plan\n"
-        "native_cuda_plan.ONE_PASS_SIZE = 0\n"
         "arrays.memory = arrays.any_memory = emulated_cuda.host_memory\n"
         "arrays.where = lambda array: 'CUDA device 0'\n"
-        "x = np.cumsum(np.random.default_rng(0).normal(size=(16, 20000)), axis=0)\n"
-        "part = Partition.groups(20000, [range(70), range(100, 400), range(500, 20000)])\n"
-        "window = Snapshots(x.astype(np.float32), np.arange(16))\n"
-        "gram = native.gram(window, part)\n"
-        "part = part.subset([0, 1])\n"
-        "out = np.zeros((2, 20000), np.float32)\n"
-        "native.endpoint_in_one_pass(window, part, True, [4, 9], out)\n"
-        "x[:, :70] += 1e8 * x[3, :70]\n"  # a second pass for one, a unit of its own for the other
-        "x[4, :70] = x[3, :70]\n"
-        "x[:, 100:400] *= 2.0**600\n"
-        "again = np.zeros((2, 20000))\n"
-        "native.endpoint_in_stages(Snapshots(x, np.arange(16)), part, True, [4, 9], again)\n"
-        "hindcast = np.asarray(native.gram_solve(window, part, False, 3).hindcast)\n"
-        "sys.stdout.write((gram.tobytes() + out.tobytes() + again.tobytes() + "
-        "hindcast.tobytes()).hex())"
+        "def monkeypatch(of, **values):\n"
+        "    for name, value in values.items(): setattr(of, name, value)\n"
     )
     places = os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-            cwd=emulated_cuda.ROOT / "tests", env={**os.environ, "PYTHONPATH": places, **extra},
-        ).stdout
-        for extra in ({}, {"KOOPCORE_EMULATION_BACKWARDS": "1"})
-    ]  # fmt: skip
-    assert outputs[0]
-    assert outputs[0] == outputs[1]
+    done = subprocess.run(
+        [sys.executable, "-c", begin + code], capture_output=True, text=True,
+        cwd=emulated_cuda.ROOT / "tests",
+        env={**os.environ, "PYTHONPATH": places, **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_missing_barriers_would_show(kernels):
+    """The same results when the threads of a block run in the opposite order."""
+    code = """
+from koopcore.backends.native_cuda import plan as native_cuda_plan
+native_cuda_plan.ONE_PASS_SIZE = 0
+x = np.cumsum(np.random.default_rng(0).normal(size=(16, 20000)), axis=0)
+part = Partition.groups(20000, [range(70), range(100, 400), range(500, 20000)])
+window = Snapshots(x.astype(np.float32), np.arange(16))
+gram = native.gram(window, part)
+part = part.subset([0, 1])
+out = np.zeros((2, 20000), np.float32)
+native.endpoint_in_one_pass(window, part, True, [4, 9], out)
+x[:, :70] += 1e8 * x[3, :70]  # a second pass for one, a unit of its own for the other
+x[4, :70] = x[3, :70]
+x[:, 100:400] *= 2.0**600
+again = np.zeros((2, 20000))
+native.endpoint_in_stages(Snapshots(x, np.arange(16)), part, True, [4, 9], again)
+hindcast = np.asarray(native.gram_solve(window, part, False, 3).hindcast)
+print(b"".join(array.tobytes() for array in (gram, out, again, hindcast)).hex())
+"""
+    forwards = on_a_device_of_its_own(kernels, code)
+    assert len(forwards) > 1000
+    assert forwards == on_a_device_of_its_own(kernels, code, KOOPCORE_EMULATION_BACKWARDS="1")
 
 
 @pytest.mark.parametrize("n", [5, 16, 24, 32])
@@ -258,7 +308,7 @@ def test_sums_in_pairs_of_floats(native_two_float, n):
     on = Launch(native_two_float._cuda, snapshots, part)
     assert on.noise == 128.0  # it is that module, and no other
     got = on.empty(3, packed_size(n))
-    queue_gram(on, got, side_by_side=False)
+    queue_gram(on, on.address(got), side_by_side=False)
     # 128 u is what the pivot tolerance of these devices (gram_noise) allows for.
     assert gram_error(got, expected, n) < 128 * 2.0**-53
     # Float32 sums would be a million times worse.

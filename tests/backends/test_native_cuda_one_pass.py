@@ -13,7 +13,9 @@ from trajectories import generic, smooth
 import koopcore as kc
 from koopcore.backends.native_cuda import launch as native_cuda_launch
 from koopcore.backends.native_cuda import plan as native_cuda_plan
+from koopcore.backends.native_cuda.launch import Launch
 from koopcore.backends.native_cuda.plan import shares, tile_columns
+from koopcore.backends.native_cuda.queue import queue_one_pass
 from koopcore.backends.protocol import Ahead, Snapshots
 from koopcore.partition.partition import Partition
 
@@ -118,7 +120,7 @@ def test_a_rollout_beyond_every_limit_keeps_the_last_snapshot(native, launches):
     rng = np.random.default_rng(0)
     ring = np.cumsum(rng.normal(size=(3, 20)) * 100.0 ** np.arange(3)[:, None], axis=0)
     out = np.zeros((1, 20))
-    native.endpoint(Snapshots(ring, np.arange(3)), part, True, [1000], out)
+    native.endpoint(Snapshots(ring, np.arange(3)), part, True, [150], out)
     assert "one_pass" in launches
     # d_2 = a d_1 with |a| > 1: a^1000 is beyond 1e30 or vanishes; here it is beyond.
     d = np.diff(ring, axis=0)
@@ -144,7 +146,7 @@ def test_one_pass_and_stages_side_by_side(native, launches, monkeypatch, affine)
 
 
 @pytest.mark.parametrize(
-    ("n", "horizons"), [(33, [3]), (9, [1025]), (9, list(range(1, 66)))], ids=str
+    ("n", "horizons"), [(33, [3]), (9, [151]), (9, list(range(1, 66)))], ids=str
 )
 def test_what_goes_in_stages(native, launches, n, horizons):
     part = Partition.groups(100, [range(50), range(50, 100)])
@@ -155,9 +157,11 @@ def test_what_goes_in_stages(native, launches, n, horizons):
 
 
 def test_small_groups_go_in_stages():
-    part = Partition.groups(400, [range(128), range(128, 257)])
-    assert native_cuda_plan.for_one_pass(part, 1000).tolist() == [False, True]
-    assert native_cuda_plan.for_one_pass(part, 100).tolist() == [False, False]
+    part = Partition.groups(400, [range(48), range(48, 176), range(176, 305)])
+    assert native_cuda_plan.for_one_pass(part, 1000).tolist() == [False, True, True]
+    assert native_cuda_plan.for_one_pass(part, 100).tolist() == [False, False, False]
+    many = pieced([128] * native_cuda_plan.FEW + [129])
+    assert np.flatnonzero(native_cuda_plan.for_one_pass(many, 1000)).tolist() == [30_000]
 
 
 def test_groups_beyond_shared_memory_are_refused_by_one_pass(native):
@@ -174,6 +178,17 @@ def test_devices_with_slow_fp64_go_in_stages(native, launches, monkeypatch):
     part = Partition.groups(100, [range(100)])
     native.endpoint(Snapshots(generic(9, 100), np.arange(9)), part, True, [3], out)
     assert "one_pass" not in launches
+
+
+def test_code_without_fast_fp64_refuses_one_pass(native_two_float):
+    """Its kernel is empty there: better an error than outputs that nobody has written."""
+    part = Partition.groups(200, [range(200)])
+    window, out = Snapshots(generic(9, 200), np.arange(9)), np.full((1, 200), 7.0)
+    on = Launch(native_two_float._cuda, window, part)
+    fields = (0, on.space(1), 0, 0, 0)
+    with pytest.raises(ValueError, match=r"one pass needs fast fp64, .* compute capability 8\.6"):
+        queue_one_pass(on, True, 0, [3], fields, 0, on.output(out, 1), ())
+    assert (out == 7.0).all()
 
 
 def test_every_group_has_the_columns_that_its_segments_take():

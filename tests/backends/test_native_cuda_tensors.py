@@ -13,7 +13,7 @@ from trajectories import generic
 from koopcore import arrays
 from koopcore.backends.native_cuda import launch as native_cuda_launch
 from koopcore.backends.native_cuda import plan as native_cuda_plan
-from koopcore.backends.native_cuda.launch import divided
+from koopcore.backends.native_cuda.launch import Launch, divided
 from koopcore.backends.native_cuda.tensors import TensorTable
 from koopcore.backends.protocol import Snapshots
 from koopcore.partition.partition import Partition
@@ -84,7 +84,7 @@ def test_predictions_straight_into_parameters(native, cuda, monkeypatch, least):
     part = Partition.groups(80, [range(30), range(30, 64), range(70, 76)])
     ring = torch.from_numpy(generic(5, 80).astype(np.float32))
     window = Snapshots(ring, np.arange(5))
-    assert (divided(cuda, window, part, [3])[0] is part) == (least == 0)
+    assert (divided(Launch(cuda, window, part), [3])[0] is part) == (least == 0)
     rows = torch.empty(1, 80)
     native.endpoint(window, part, True, [3], rows)
     native.endpoint(window, part, True, [3], None, TensorTable(cuda, parameters, starts))

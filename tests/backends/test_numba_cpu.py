@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from backend_cases import REFERENCE, in_order, same_bits, side_by_side, walks
 
 pytest.importorskip("numba")
 
+import koopcore
 from koopcore.backends.numba import backend as numba_backend
 from koopcore.backends.numba import runtime, views
 from koopcore.backends.numba.backend import NumbaCpu
@@ -166,7 +168,31 @@ def test_the_number_of_threads_is_read_at_every_call(monkeypatch):
     monkeypatch.setenv("KOOPCORE_NUM_THREADS", " 3 ")
     assert thread_count() == 3
     monkeypatch.delenv("KOOPCORE_NUM_THREADS")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert thread_count() == 7
+    monkeypatch.delenv("OMP_NUM_THREADS")
     assert thread_count() >= 1
+
+
+def test_threads_are_as_many_as_torch_uses(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.delenv("KOOPCORE_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert thread_count() == threads
+            fit_one_group()
+            _cpu = pytest.importorskip("koopcore._native._cpu")
+            assert _cpu.num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def fit_one_group():
+    rows = np.random.default_rng(0).standard_normal((5, 64)).cumsum(0)
+    koopcore.fit(rows, koopcore.Partition.groups(64, [slice(0, 64)]))
 
 
 SCRIPT = """
@@ -184,8 +210,9 @@ print(sum(stats.cache_hits.values()) if stats.cache_path else "uncached")
 """
 
 
-def run(cache):
-    environment = dict(os.environ, NUMBA_CACHE_DIR=str(cache))
+def run(cache, variable="NUMBA_CACHE_DIR"):
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    environment[variable] = str(cache)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False
     )
@@ -195,6 +222,13 @@ def run(cache):
 
 def test_a_second_process_loads_what_the_first_compiled(tmp_path):
     assert [run(tmp_path), run(tmp_path)] == ["0", "1"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="XDG_CACHE_HOME is Linux's")
+def test_machine_code_lies_in_the_users_cache_and_not_in_the_package(tmp_path):
+    run(tmp_path, "XDG_CACHE_HOME")
+    assert list(tmp_path.glob("koopcore/**/*.nbc"))
+    assert not list((Path(koopcore.__file__).parent / "backends/numba").glob("**/*.nbc"))
 
 
 @pytest.mark.skipif(

@@ -122,6 +122,10 @@ def test_importing_koopcore_imports_nothing_heavy(statement, tmp_path):
     assert run_python(code, tmp_path) == ""
 
 
+def test_nothing_but_public_names_is_listed():
+    assert dir(koopcore) == sorted(koopcore.__all__)
+
+
 @pytest.mark.parametrize("name", koopcore.__all__)
 def test_every_public_name_resolves_and_is_listed(name, tmp_path):
     assert name in dir(koopcore)

@@ -200,6 +200,21 @@ def test_a_missing_command_line_package_is_one_line_too(missing, tmp_path):
     assert 'pip install "koopcore[demo]"' in done.stderr
 
 
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_info_needs_no_command_line_package(missing, tmp_path):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "sys.argv = ['koopcore', 'info']\n"
+        "from koopcore.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"koopcore {koopcore.__version__}")
+    assert done.stderr == ""
+
+
 def test_info_names_version_build_backends_and_threads(koopcore_command, monkeypatch):
     monkeypatch.setenv("KOOPCORE_NUM_THREADS", "3")
     code, out, _ = koopcore_command("info")

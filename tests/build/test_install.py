@@ -220,7 +220,7 @@ def configure(source, build, *options, **env):
             {"CUDACXX": "/nonexistent"},
             "KOOPCORE_CUDA=ON, but no CUDA compiler found",
         ),
-        (["-DKOOPCORE_CUDA=1"], {}, "KOOPCORE_CUDA is '1'; accepted are AUTO, ON and OFF"),
+        (["-DKOOPCORE_CUDA=1"], {}, "KOOPCORE_CUDA is '1'; accepted are AUTO, ON, OFF and LIBRARY"),
         (["-DKOOPCORE_CPU=YES"], {}, "KOOPCORE_CPU is 'YES'; accepted are AUTO, ON and OFF"),
     ],
 )

@@ -20,8 +20,8 @@
 #include <vector>
 
 #define KOOPCORE_EMULATED 1
-#ifndef KOOPCORE_EMULATED_ARCHITECTURE
-#define KOOPCORE_EMULATED_ARCHITECTURE 90
+#ifndef KOOPCORE_EMULATED_CODE // what the kernels were compiled for
+#define KOOPCORE_EMULATED_CODE 90
 #endif
 #define __global__
 #define __device__
@@ -55,6 +55,22 @@ inline dim3 blockDim, gridDim;
 namespace emulation {
 
 inline bool backwards = std::getenv("KOOPCORE_EMULATION_BACKWARDS") != nullptr;
+// What the device calls itself, which need not be what the kernels were compiled for.
+inline const char *called = std::getenv("KOOPCORE_EMULATED_ARCHITECTURE");
+inline int architecture = called != nullptr ? std::atoi(called) : KOOPCORE_EMULATED_CODE;
+// What the runtime says that they were compiled for: the same, unless a test wants it to lie.
+inline const char *said = std::getenv("KOOPCORE_EMULATED_SAYS");
+inline int code = said != nullptr ? std::atoi(said) : KOOPCORE_EMULATED_CODE;
+// A driver from before CUDA 12.8 has no cudaStreamGetDevice.
+inline bool old_driver = std::getenv("KOOPCORE_EMULATED_OLD_DRIVER") != nullptr;
+
+// What the runtime was asked for; see `Runtime` of tests/emulated_cuda.py.
+struct Calls {
+  std::int64_t launches, blocks, attributes, stream_queries;
+};
+inline Calls calls = {};
+inline bool idle = false;    // count launches and run nothing: what is left is the host's own cost
+inline bool trapped = false; // a kernel has ended in __trap
 constexpr std::size_t kStack = 256 * 1024;
 
 #if defined(__x86_64__)
@@ -127,6 +143,14 @@ inline void run_fiber() {
   block.body();
   block.fibers[block.current].done = true;
   yield();
+}
+
+inline void trap() { // the thread never goes on, and the launch fails
+  trapped = true;
+  Fiber &fiber = block.fibers[block.current];
+  fiber.done = true;
+  for (;;)
+    yield();
 }
 
 inline void resume(unsigned int thread) {
@@ -227,6 +251,7 @@ inline void multiply_add_8x4x8(double a, double b, double &c0, double &c1) {
 
 } // namespace emulation
 
+inline void __trap() { emulation::trap(); }
 inline void __syncthreads() { emulation::block_barrier(); }
 inline void __syncwarp(unsigned int = 0) { emulation::warp_barrier(); }
 template <class T> T __shfl_sync(unsigned int, T value, int lane) {
@@ -262,7 +287,9 @@ inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
 // ------------------------------------------------------------------------------ the runtime's API
 using cudaError_t = int;
 using cudaStream_t = struct CUstream_st *;
-constexpr cudaError_t cudaSuccess = 0, cudaErrorNoKernelImageForDevice = 209;
+constexpr cudaError_t cudaSuccess = 0, cudaErrorCallRequiresNewerDriver = 36;
+constexpr cudaError_t cudaErrorNoKernelImageForDevice = 209, cudaErrorLaunchFailure = 719;
+constexpr cudaError_t cudaErrorNotSupported = 801;
 constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
 constexpr int cudaFuncAttributePreferredSharedMemoryCarveout = 9;
 constexpr int cudaDevAttrMaxSharedMemoryPerBlockOptin = 97, cudaDevAttrMultiProcessorCount = 16;
@@ -276,7 +303,7 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream;
 };
 struct cudaFuncAttributes {
-  int binaryVersion;
+  int binaryVersion, ptxVersion;
 };
 struct cudaDeviceProp {
   char name[256];
@@ -287,18 +314,24 @@ inline cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess;
 inline cudaError_t cudaSetDevice(int device) { return device == 0 ? 0 : 101; }
 inline cudaError_t cudaGetDeviceCount(int *count) { return *count = 1, cudaSuccess; }
 inline cudaError_t cudaStreamGetDevice(cudaStream_t stream, int *device) {
+  ++emulation::calls.stream_queries;
+  if (emulation::old_driver)
+    return cudaErrorCallRequiresNewerDriver;
   return *device = stream == reinterpret_cast<cudaStream_t>(0x100) ? 1 : 0, cudaSuccess;
 }
-inline cudaError_t cudaFuncSetAttribute(const void *, int, int) { return cudaSuccess; }
+inline cudaError_t cudaFuncSetAttribute(const void *, int, int) {
+  return ++emulation::calls.attributes, cudaSuccess;
+}
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *) {
-  return a->binaryVersion = 90, cudaSuccess;
+  a->binaryVersion = emulation::architecture;
+  return a->ptxVersion = emulation::code, cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int *value, int attribute, int) {
   *value = attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 232448
            : attribute == cudaDevAttrMultiProcessorCount        ? 4
            : attribute == cudaDevAttrComputeCapabilityMajor
-               ? KOOPCORE_EMULATED_ARCHITECTURE / 10
-               : KOOPCORE_EMULATED_ARCHITECTURE % 10;
+               ? emulation::architecture / 10
+               : emulation::architecture % 10;
   return cudaSuccess;
 }
 inline cudaError_t cudaDriverGetVersion(int *version) { return *version = 13000, cudaSuccess; }
@@ -306,7 +339,22 @@ inline cudaError_t cudaRuntimeGetVersion(int *version) { return *version = 13000
 
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(P...), A... args) {
+  ++emulation::calls.launches;
+  emulation::calls.blocks += config->gridDim.x;
+  if (emulation::idle)
+    return cudaSuccess;
   emulation::run_grid(config->gridDim, config->blockDim, config->dynamicSmemBytes,
                       [&] { kernel(P(args)...); });
-  return cudaSuccess;
+  const bool failed = emulation::trapped;
+  emulation::trapped = false;
+  return failed ? cudaErrorLaunchFailure : cudaSuccess;
+}
+
+extern "C" {
+__attribute__((used, visibility("default"))) inline emulation::Calls *koopcore_emulated_calls() {
+  return &emulation::calls;
+}
+__attribute__((used, visibility("default"))) inline void koopcore_emulated_idle(int idle) {
+  emulation::idle = idle != 0;
+}
 }

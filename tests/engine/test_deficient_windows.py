@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fuzz
 import numpy as np
 import oracle
 import pytest
@@ -87,6 +88,11 @@ WINDOWS = {
     ),
     "steps that fall a hundredfold": (falling(7, 30, 0.01), "affine", None),
     "the leading two of steps that fall a thousandfold": (falling(8, 30, 1e-3), "affine", 2),
+    "steps that fall to 1e-10 after a jump, in small parameters beside a large one": (
+        fuzz.drawn(fuzz.Batch("fast", "jump", 4, 100)).x[15],
+        "linear",
+        None,
+    ),
 }
 
 

@@ -32,6 +32,24 @@ def test_ten_thousand_snapshots(model, m, backend):
 
 
 @pytest.mark.parametrize("backend", WHOLE)
+def test_directions_that_are_not_resolved_have_no_eigenvalues(backend):
+    """Eight slow decays on eleven parameters, of which sums of 10,000 products show five or six."""
+    n, horizon, m = 10_000, 2_500, 11
+    windows, t = [], np.arange(n + horizon)
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        rates = 10.0 ** rng.uniform(-5.0, -3.5, 8)
+        modes = rng.normal(size=(8, m)) * 10.0 ** -rng.uniform(0.0, 3.0, (8, 1))
+        windows.append(rng.normal(size=m) + np.exp(-np.outer(t, rates)) @ modes)
+    x = np.hstack(windows)
+    part = kc.Partition.groups(12 * m, [range(g * m, g * m + m) for g in range(12)])
+    ops = kc.fit(x[:n], part, "linear", backend=backend)
+    missed = (ops.predict(horizon) - x[-1]).reshape(12, m)
+    moved = (x[-1] - x[n - 1]).reshape(12, m)
+    assert (np.linalg.norm(missed, axis=1) <= 1e-3 * np.linalg.norm(moved, axis=1)).all()
+
+
+@pytest.mark.parametrize("backend", WHOLE)
 @pytest.mark.parametrize("side", ["feature", "snapshot"])
 @pytest.mark.parametrize("model", ["linear", "affine"])
 @pytest.mark.parametrize("rank", [1, 2, 4])

@@ -6,6 +6,11 @@ import numpy as np
 import pytest
 from learning_cases import rotation
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, TimeSeriesSplit, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import check_is_fitted
 
 from koopcore.lab.problems.van_der_pol import paper_split
 from koopcore.learning import AlternatingLearner, Layered, Monomials, OneLayer, StateInclusive
@@ -103,3 +108,25 @@ def test_settings_that_cannot_work_say_why(settings, message):
     learner = AlternatingLearner(**{"dictionary": OneLayer(2, 3, bias=None), **settings})
     with pytest.raises(ValueError, match=message):
         learner.fit(rotation())
+
+
+def test_learners_have_what_scikit_learn_asks_for():
+    x = np.stack([np.cos(0.1 * np.arange(200)), np.sin(0.1 * np.arange(200))], axis=1)
+    learner = AlternatingLearner(Monomials(2, 2), n_iterations=1, k_step="exact")
+    with pytest.raises(NotFittedError):
+        check_is_fitted(learner)
+    with pytest.raises(NotFittedError, match=r"call fit\(X\)"):
+        learner.score(x)
+    folds = TimeSeriesSplit(3)
+    grid = GridSearchCV(learner, {"dictionary__degree": [1, 2], "ridge": [0.0, 1e-9]}, cv=folds)
+    best = grid.fit(x).best_estimator_
+    assert grid.best_score_ > 1.0 - 1e-9
+    assert best.n_features_in_ == 2
+    assert cross_val_score(learner, x, cv=folds).min() > 1.0 - 1e-9
+    scaled = make_pipeline(StandardScaler(), learner).fit(x)
+    assert scaled.score(x) > 1.0 - 1e-9
+    assert scaled.predict(x).shape == (200, 1, 2)
+    assert learner.set_params(dictionary=Monomials(2, 4), dictionary__constant=True) is learner
+    assert learner.dictionary == Monomials(2, 4, constant=True)
+    with pytest.raises(ValueError, match="'dictionary__deg' is no parameter of"):
+        learner.set_params(dictionary__deg=1)

@@ -35,6 +35,28 @@ def attached_run(name, steps, build=network, **options):
     return model, optimizer, koop, losses
 
 
+@pytest.mark.parametrize("when", [0, 30])
+def test_weights_that_the_user_has_stopped_stay(when):
+    """By a rate of zero: all of them, or those of one group."""
+    model = network()
+    layers = [model[0], model[2], model[4]]
+    stepper = torch.optim.SGD([{"params": list(m.parameters())} for m in layers], lr=0.1)
+    koop = kc.attach(stepper, model, loss=loss_of(model), regime="smooth", window=6, stride=3)
+    train(stepper, loss_of(model), when)
+    stepper.param_groups[1]["lr"] = 0.0
+    accepted, before = koop.stats.accepted, [p.detach().clone() for p in model[2].parameters()]
+    train(stepper, loss_of(model), 60)
+    assert koop.stats.accepted > accepted
+    assert identical([p.detach() for p in model[2].parameters()], before)
+    assert koop.recorded.left_out["2.weight"] == "its learning rate is 0"
+    for group in stepper.param_groups:
+        group["lr"] = 0.0
+    steps, before = koop.stats.steps, [p.detach().clone() for p in model.parameters()]
+    train(stepper, loss_of(model), 60)
+    assert koop.stats.steps == steps
+    assert identical([p.detach() for p in model.parameters()], before)
+
+
 @pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n != "lbfgs"])
 def test_jumps_lower_the_loss_with_every_first_order_optimizer(name):
     _, _, koop, losses = attached_run(name, 200)

@@ -123,11 +123,11 @@ def test_saving_changes_nothing():
     model, optimizer, koop = started(network, "adam")
     train(optimizer, loss_of(model), 40)
     state = koop.state_dict()
-    rows = state["recording"]["ring"]["data"].clone()
+    rows = state["recording"]["rows"]["data"]["0.weight"].clone()
     again = koop.state_dict()
     assert through_a_file(state).keys() == again.keys()
     train(optimizer, loss_of(model), 10)
-    assert torch.equal(state["recording"]["ring"]["data"], rows)
+    assert torch.equal(state["recording"]["rows"]["data"]["0.weight"], rows)
     assert state["step"] == 40
 
 
@@ -210,6 +210,8 @@ def wrong_shape(value):
     return value[..., :-1] if isinstance(value, torch.Tensor) and value.dim() else object()
 
 
+NAN = float("nan")
+
 CHANGES = {
     "missing": None,
     "None": lambda value: None if value is not None else "None",
@@ -227,11 +229,7 @@ def test_a_state_with_anything_wrong_is_refused_whole(change, options):
     other_model, other_optimizer, other = started(noisy_network, "adam", **options)
     train(other_optimizer, loss_of(other_model), 25)
     before = other.state_dict()
-    average = (
-        [a.clone() for a in other._averages.family.members[0].average]
-        if other._averages.family
-        else []
-    )
+    average = [other._averages.family.rows.clone()] if other._averages.family else []
     for path in paths(good):
         bad = changed(good, path, CHANGES[change])
         with pytest.raises(ValueError, match=r"saved state|saved with|was recorded with"):
@@ -245,9 +243,7 @@ def test_a_state_with_anything_wrong_is_refused_whole(change, options):
                 assert identical([one], [two]), (path, each)
             elif not isinstance(one, dict):
                 assert one == two, (path, each)
-    assert identical(
-        average, other._averages.family.members[0].average if other._averages.family else []
-    )
+    assert identical(average, [other._averages.family.rows] if other._averages.family else [])
     other.load_state_dict(good)
     assert other.stats == koop.stats
 
@@ -255,7 +251,7 @@ def test_a_state_with_anything_wrong_is_refused_whole(change, options):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("version",), 99, "version 99, this koopcore reads 2"),
+        (("version",), 99, "version 99, this koopcore reads 3"),
         (("regime", "regime"), "calm", "is 'calm'; .* are known"),
         (("regime", "gap"), 1, r"\['gap'\] is 1"),
         (("regime", "strided"), [float("nan")], r"\['strided'\] is \[nan\]"),
@@ -275,6 +271,9 @@ def test_a_state_with_anything_wrong_is_refused_whole(change, options):
         (("statistics", "jumps"), True, "True; int is needed"),
         (("layout",), "", "a window but no layout"),
         (("extra",), 1, "has 'extra', which is not known here"),
+        (("recording", "ring", "data"), NAN, r"the ring in the saved state holds numbers that"),
+        (("recording", "scale"), 0.0, r"the scale in the saved state is 0\.0"),
+        (("averages", "averages", "0.99", "0.weight"), NAN, "averages in the saved state holds nu"),
     ],
 )
 def test_values_that_cannot_be_are_named(path, value, message):
@@ -282,13 +281,26 @@ def test_values_that_cannot_be_are_named(path, value, message):
     train(optimizer, loss_of(model), 50)
     good = koop.state_dict()
     if path != ("extra",):
-        bad = changed(good, path, lambda _: value)
+        bad = changed(good, path, lambda old: torch.full_like(old, NAN) if value is NAN else value)
     else:
         bad = {**good, "extra": 1}
     _, _, other = started(noisy_network, "adam")
     with pytest.raises(ValueError, match=message):
         other.load_state_dict(bad)
     assert other.stats.steps == 0
+
+
+def test_a_probe_that_is_not_finite_is_refused_where_it_is_in_use():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    koop = kc.attach(optimizer, model, loss=loss_of(model))
+    path = ("recording", "probe", "data")
+    unused = changed(koop.state_dict(), path, lambda old: torch.full_like(old, NAN))
+    koop.load_state_dict(unused)
+    train(optimizer, loss_of(model), 3)
+    bad = changed(koop.state_dict(), path, lambda old: torch.full_like(old, NAN))
+    with pytest.raises(ValueError, match="the probe in the saved state holds numbers that"):
+        koop.load_state_dict(bad)
 
 
 @pytest.mark.parametrize("state", [None, [], "state", 3])

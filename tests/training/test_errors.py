@@ -46,8 +46,13 @@ def parts(name="sgd", build=network):
         ({"observables": "moments"}, ValueError, "accepted are weights, weights"),
         ({"moments": "forget"}, ValueError, "accepted are keep, reset, rescale"),
         ({"buffers": "drop"}, ValueError, "accepted are predict, reestimate, keep"),
-        ({"candidates": ("guess",)}, ValueError, "accepted are koopman, mean, line"),
+        ({"candidates": ("guess",)}, ValueError, "give one or several of the names koopman, mean"),
         ({"candidates": ()}, ValueError, "candidates is empty"),
+        (
+            {"candidates": (1, 2, 4)},
+            ValueError,
+            r"candidates is \(1, 2, 4\), and 1 is no kind of them; .* koopman, .*max_horizon=",
+        ),
         ({"ladder": 1}, ValueError, r"ladder is 1; give a factor between horizons in \(1, 16\]"),
         ({"slack": 1.0}, ValueError, r"slack is 1.0; give a share of the gain in \[0, 1\)"),
         ({"margin": -0.1}, ValueError, "margin is -0.1"),
@@ -135,6 +140,20 @@ def test_too_large_a_ring_says_how_many_bytes_and_what_shrinks_it():
     assert not optimizer._optimizer_step_post_hooks
 
 
+@pytest.mark.parametrize("name", ["loss", "residuals"])
+def test_what_a_loss_raises_in_attach_is_said_to_be_of_the_loss(name):
+    model, optimizer = parts()
+
+    def empty():
+        return [][0]
+
+    message = "the loss failed when attach tried it: IndexError: list index out of range"
+    with pytest.raises(ValueError, match=message) as raised:
+        kc.attach(optimizer, model, **{name: empty})
+    assert isinstance(raised.value.__cause__, IndexError)
+    assert not optimizer._optimizer_step_post_hooks
+
+
 def bad_losses(model):
     x = torch.ones(4, 1)
 
@@ -191,6 +210,8 @@ def test_attach_names_what_is_wrong_with_a_loss_and_undoes_it(case, stepped):
         train(optimizer, loss_of(model), 1)  # leaves gradients
     before = traces(model, optimizer)
     loss, error, message = bad_losses(model)[case]
+    if case == "raises":  # which is said to be of the loss
+        error = ValueError
     with pytest.raises(error, match=message):
         kc.attach(optimizer, model, loss=loss, **SHORT)
     after = traces(model, optimizer)

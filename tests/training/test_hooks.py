@@ -56,14 +56,14 @@ def test_the_hidden_steps_of_checkpoint_functions_do_not_count(name):
 
 
 @pytest.mark.parametrize("rate", [0.0, torch.tensor(0.0)])
-def test_a_rate_of_zero_counts_where_there_is_a_gradient(rate):
+def test_at_a_rate_of_zero_there_are_no_steps(rate):
     model = network()
     stepper = torch.optim.Adam(model.parameters(), lr=rate)
     koop = attached(stepper, model)
-    train(stepper, loss_of(model), 3)  # as in the first step of a warm-up: Adam's moments move
-    assert steps(koop) == 3
-    stepper.zero_grad(set_to_none=False)
-    stepper.step()
+    train(stepper, loss_of(model), 3)  # as in the first step of a warm-up: no weight moves
+    assert steps(koop) == 0
+    stepper.param_groups[0]["lr"] = 0.01
+    train(stepper, loss_of(model), 3)
     assert steps(koop) == 3
 
 

@@ -151,7 +151,7 @@ def test_a_model_that_changes_its_dtype_is_recorded_in_the_new_one(when):
     koop._jump.guarded.loss = loss_of(model, torch.float64)  # the user's batch, in double as well
     train(stepper, loss_of(model, torch.float64), 60)
     assert koop._recording.ring.dtype == torch.float64
-    assert koop._averages.family.members[0].average[0].dtype == torch.float64
+    assert koop._averages.family.rows.dtype == torch.float64
     assert koop.stats.accepted > 0
 
 

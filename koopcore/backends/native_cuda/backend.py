@@ -26,15 +26,14 @@ from koopcore.backends.native_cuda.launch import (
 from koopcore.backends.native_cuda.queue import (
     NOWHERE,
     companion_fields,
-    empty_gram,
-    gram_side_by_side,
+    gram_numbers,
     queue_combine,
-    queue_combine_deficient,
-    queue_deficient,
     queue_gram,
     queue_one_pass,
     queue_rollout,
+    queue_single_pass,
     queue_solve,
+    queue_stages,
     target_of,
 )
 from koopcore.backends.protocol import Ahead, Companion, Projection, Snapshots, packed_size
@@ -54,7 +53,7 @@ class NativeCuda(Composed):
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
         on = Launch(self._cuda, snapshots, part, exact=True)  # `project` knows of no other noise
         out = on.empty(part.n_groups, packed_size(on.n))
-        queue_gram(on, out, side_by_side=False)
+        queue_gram(on, on.address(out), side_by_side=False)
         return on.memory.download(out)
 
     def feature_gram(
@@ -76,7 +75,7 @@ class NativeCuda(Composed):
         side_by_side[: len(gram)] = gram
         turned = side_by_side.reshape(batches, self._cuda.batch, gram.shape[1]).transpose(0, 2, 1)
         device = on.upload(np.ascontiguousarray(turned))
-        fields = queue_solve(on, device, len(gram), n, affine, holdout, 1.0)
+        fields = queue_solve(on, on.address(device), len(gram), n, affine, holdout, 1.0)
         return Companion(*(on.memory.download(field) for field in fields))
 
     def gram_solve(
@@ -95,11 +94,13 @@ class NativeCuda(Composed):
         on = Launch(self._cuda, snapshots, part)
         horizons = [] if ahead is None else list(ahead.horizons)
         out = NOWHERE if ahead is None else on.output(ahead.out, len(horizons))
-        if divided(self._cuda, snapshots, part, horizons)[1] is None:
+        if divided(on, horizons)[1] is None:
             fields = companion_fields(on, part.n_groups, on.n - 1 - int(affine))
-            queue_one_pass(on, affine, holdout, horizons, fields, 0, out, ())
+            addresses = tuple(map(on.address, fields))
+            queue_one_pass(on, affine, holdout, horizons, addresses, 0, out, ())
         else:
-            gram = gram_side_by_side(on)
+            gram = on.space(gram_numbers(on))
+            queue_gram(on, gram, side_by_side=True)
             fields = queue_solve(on, gram, part.n_groups, on.n, affine, holdout, on.noise)
             if horizons:
                 queue_combine(on, queue_rollout(on, fields[0], affine, horizons)[0], out)
@@ -191,20 +192,22 @@ class NativeCuda(Composed):
         ``parameters``: a `tensors.TensorTable`, for a single horizon. Cost: one read of the
         snapshots of groups that fit the shared memory of a block, two of the others.
         """
-        in_one_pass, others = divided(self._cuda, snapshots, part, horizons)
+        on = Launch(self._cuda, snapshots, part)
+        target, table = target_of(on, len(horizons), out, parameters)
+        in_one_pass, others = divided(on, horizons)
         if others is not None:
-            self.endpoint_in_stages(snapshots, others, affine, horizons, out, parameters)
+            queue_stages(on.of(others), affine, horizons, 0, target, table)
         if in_one_pass is not None:
-            self.endpoint_in_one_pass(snapshots, in_one_pass, affine, horizons, out, parameters)
+            queue_single_pass(on.of(in_one_pass), affine, horizons, 0, target, table)
         return True
 
     def fits_one_pass(self, snapshots: Snapshots, part: Partition, horizons: Sequence[int]) -> bool:
         """Whether `endpoint_in_one_pass` takes all groups, small ones too."""
-        return self._fits_one_pass(Launch(self._cuda, snapshots, part), snapshots, horizons)
+        return self._fits_one_pass(Launch(self._cuda, snapshots, part), horizons)
 
-    def _fits_one_pass(self, on: Launch, snapshots: Snapshots, horizons: Sequence[int]) -> bool:
+    def _fits_one_pass(self, on: Launch, horizons: Sequence[int]) -> bool:
         widest = max((share[2] for share in on.shares()), default=0)
-        return widest <= one_pass_columns(self._cuda, snapshots, horizons)
+        return widest <= one_pass_columns(on, horizons)
 
     def endpoint_in_one_pass(
         self,
@@ -222,15 +225,11 @@ class NativeCuda(Composed):
         deficient groups are read once more.
         """
         on = Launch(self._cuda, snapshots, part)
-        if not self._fits_one_pass(on, snapshots, horizons):
+        if not self._fits_one_pass(on, horizons):
             raise ValueError("not all groups fit one pass, or it is not for this device or window")
         target, table = target_of(on, len(horizons), out, parameters)
-        gram, rank = empty_gram(on), on.integers(part.n_groups)
-        fields = (None, rank, None, None, None)
-        queue_one_pass(on, affine, 0, horizons, fields, on.address(gram), target, table)
-        weights = on.empty(len(horizons), part.n_groups, on.n)
-        queue_deficient(on, gram, rank, affine, horizons, weights, on.empty(*weights.shape[:2]))
-        queue_combine_deficient(on, rank, affine, weights, target, table)
+        rank = on.integers(part.n_groups)
+        queue_single_pass(on, affine, horizons, on.address(rank), target, table)
         return rank
 
     def endpoint_in_stages(
@@ -249,11 +248,8 @@ class NativeCuda(Composed):
         """
         on = Launch(self._cuda, snapshots, part)
         target, table = target_of(on, len(horizons), out, parameters)
-        gram = gram_side_by_side(on)
-        coefficients, rank, *_ = queue_solve(on, gram, part.n_groups, on.n, affine, 0, on.noise)
-        weights, growth = queue_rollout(on, coefficients, affine, horizons)
-        queue_deficient(on, gram, rank, affine, horizons, weights, growth)
-        queue_combine(on, weights, target, table)
+        rank = on.integers(part.n_groups)
+        queue_stages(on, affine, horizons, on.address(rank), target, table)
         return rank
 
 

@@ -13,6 +13,7 @@ from koopcore import arrays
 from koopcore.arrays import DeviceMemory, Resident
 from koopcore.backends.native_cuda.plan import (
     CHUNK,
+    ONE_PASS_STEPS,
     WARP_WINDOW,
     Plan,
     for_one_pass,
@@ -43,6 +44,7 @@ class _Uploaded:
         plan: Plan = make_plan(part, wide)
         self.stream = memory.stream
         self.arrays = [memory.upload(array) for array in part.segments]
+        self.rooms: dict[Any, Any] = {}  # `Room` of endpoints that were asked for
         segments = tuple(map(memory.address, self.arrays))
         self.groups = (*segments, part.n_groups)
 
@@ -90,36 +92,39 @@ class Launch:
     def __init__(
         self, module: Any, snapshots: Snapshots, part: Partition, exact: bool = False
     ) -> None:
-        self.memory = arrays.memory(snapshots.array)
-        self._begin(module)
         array, order = snapshots
+        self.memory = arrays.memory(array)
+        self._begin(module)
         self.n, self.part = len(order), part
         slots, size = array.shape
         if part.size != size:
             raise ValueError(
                 f"snapshots has {size} parameters a row, but the partition is of {part.size}"
             )
-        first = int(order[0])
-        turned = self.n <= slots and np.array_equal(order, (first + np.arange(self.n)) % slots)
-        rows = 0 if turned else self.address(self.upload(np.ascontiguousarray(order)))
-        row, step = self.memory.strides(array)
-        double = arrays.dtype_name(array) == "float64"
-        self.window = (
-            self.memory.address(array),
-            row,
-            step,
-            first,
-            slots,
-            rows,
-            size,
-            self.n,
-            double,
+        in_turn = order.tolist()
+        first, before_end = in_turn[0], slots - in_turn[0]
+        turned = self.n <= slots and in_turn == (
+            list(range(first, first + self.n))
+            if self.n <= before_end
+            else [*range(first, slots), *range(self.n - before_end)]
         )
-        noise = float(module.gram_noise(self.number, self.n, double))
+        rows = 0 if turned else self.address(self.upload(np.ascontiguousarray(order)))
+        strides = self.memory.strides(array)
+        self.double = arrays.dtype_name(array) == "float64"
+        begin = self.memory.address(array)
+        self.window = (begin, *strides, first, slots, rows, size, self.n, self.double)
+        noise = float(module.gram_noise(self.number, self.n, self.double))
         self.noise = 1.0 if exact else noise
         self.wide = self.n > WARP_WINDOW or self.noise < noise
-        uploaded = self._groups(part)
-        self.groups, self.plan = uploaded.groups, uploaded.plan
+
+    def of(self, part: Partition) -> Launch:
+        """The same launch for other groups of the same snapshots."""
+        if part is self.part:
+            return self
+        other = Launch.__new__(Launch)
+        other.__dict__.update(self.__dict__)
+        other.part, other._uploaded = part, None
+        return other
 
     @classmethod
     def anywhere(cls, module: Any, like: Any = None) -> Launch:
@@ -135,11 +140,25 @@ class Launch:
         module.check_device(self.number)
         self.target = (self.number, self.memory.stream)
         self._held: list[Any] = []  # until the kernels that use them are queued
+        self._uploaded: _Uploaded | None = None
 
-    def _groups(self, part: Partition) -> _Uploaded:
-        key = (type(self.memory), self.number, self.wide)
-        uploaded: _Uploaded = self._once(key, lambda: _Uploaded(part, self.wide, self.memory))
-        return uploaded
+    @property
+    def uploaded(self) -> _Uploaded:
+        """The partition on the device."""
+        if self._uploaded is None:
+            key = (type(self.memory), self.number, self.wide)
+            self._uploaded = self._once(key, lambda: _Uploaded(self.part, self.wide, self.memory))
+        return self._uploaded
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The groups as the kernels take them."""
+        return self.uploaded.groups
+
+    @property
+    def plan(self) -> tuple[int, ...]:
+        """Which groups a warp, a block or several blocks take, as the kernels take it."""
+        return self.uploaded.plan
 
     def shares(self) -> list[tuple[int, int, int, int]]:
         """The launches of `one_pass`, for a partition all of whose groups it is for."""
@@ -150,14 +169,17 @@ class Launch:
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What ``make`` has uploaded for the partition; the current stream may use it."""
-        known = _uploaded.setdefault(self.part, {})
-        if key not in known:
-            known[key] = make()
-        self._held.append(known[key])  # the dictionary lets go of it with an equal partition
-        if known[key].stream != self.memory.stream:
-            for array in known[key].arrays:
+        known = _uploaded.get(self.part)
+        if known is None:
+            known = _uploaded.setdefault(self.part, {})
+        made = known.get(key)
+        if made is None:
+            made = known[key] = make()
+        self._held.append(made)  # the dictionary lets go of it with an equal partition
+        if made.stream != self.target[1]:
+            for array in made.arrays:
                 self.memory.keep(array)
-        return known[key]
+        return made
 
     def empty(self, *shape: int) -> Any:
         """A float64 array on the device."""
@@ -181,10 +203,15 @@ class Launch:
     def upload(self, array: Any) -> Any:
         """``array`` on the device: itself, or a copy of what is on the CPU."""
         if isinstance(array, Resident):
-            array = array.array
-        if isinstance(array, np.ndarray):
-            array = self.memory.upload(np.ascontiguousarray(array))
-        elif arrays.memory(array).number != self.number:
+            resident, array = array, array.array
+            if resident.stream != self.target[1]:
+                self.memory.keep(array)
+            number = resident.number
+        elif isinstance(array, np.ndarray):
+            array, number = self.memory.upload(np.ascontiguousarray(array)), self.number
+        else:
+            number = arrays.memory(array).number
+        if number != self.number:
             raise ValueError(
                 f"an array is on {arrays.where(array)}, the snapshots are on CUDA device "
                 f"{self.number}; move them to one device"
@@ -202,14 +229,11 @@ class Launch:
 
     def output(self, out: Any, rows: int) -> tuple[int, int, int, int]:
         """``out`` (rows, size) as the kernels take it."""
-        place = f"CUDA device {self.number}"
-        if arrays.where(out) != place and isinstance(out, np.ndarray):
+        host = isinstance(out, np.ndarray) and arrays.where(out) == "the CPU"
+        if host or arrays.memory(out).number != self.number:
             raise ValueError(
-                f"out is on the CPU, the snapshots are on {place}; give an array there"
-            )
-        if arrays.memory(out).number != self.number:
-            raise ValueError(
-                f"out is on {arrays.where(out)}, the snapshots are on {place}; give an array there"
+                f"out is on {arrays.where(out)}, the snapshots are on CUDA device {self.number}; "
+                "give an array there"
             )
         kind = arrays.dtype_name(out)
         if kind not in KINDS:
@@ -222,18 +246,17 @@ class Launch:
         return self.memory.address(out), row, step, KINDS[kind]
 
 
-def one_pass_columns(module: Any, snapshots: Snapshots, horizons: Sequence[int]) -> int:
+def one_pass_columns(on: Launch, horizons: Sequence[int]) -> int:
     """Most columns of shared memory of a group in one pass; 0 where only the stages will do."""
-    number, n = arrays.memory(snapshots.array).number, len(snapshots.order)
-    module.check_device(number)
+    module = on.module
     if (
-        n > WARP_WINDOW
+        on.n > WARP_WINDOW
         or len(horizons) > module.most_horizons
-        or max(horizons, default=1) > module.direct_steps
-        or not module.fast_double(number)
+        or max(horizons, default=1) > ONE_PASS_STEPS
+        or not module.fast_double(on.number)
     ):
         return 0
-    return _most_columns(module, n, len(horizons), arrays.dtype_name(snapshots.array) == "float64")
+    return _most_columns(module, on.n, len(horizons), on.double)
 
 
 @cache
@@ -243,22 +266,23 @@ def _most_columns(module: Any, n: int, horizons: int, double: bool) -> int:
     return max((w for w in widths if bytes_of[w] <= SHARED_BYTES), default=0)
 
 
-def divided(
-    module: Any, snapshots: Snapshots, part: Partition, horizons: Sequence[int]
-) -> tuple[Partition | None, Partition | None]:
-    """The groups of ``part`` for one pass, and those for which the stages run one by one.
+def divided(on: Launch, horizons: Sequence[int]) -> tuple[Partition | None, Partition | None]:
+    """The groups of a launch for one pass, and those for which the stages run one by one.
 
     None stands for no groups. It depends on the sizes of the groups, on the window and on whether
-    the device has fast fp64, not on its size.
+    the device's code has fast fp64, not on its size.
     """
-    most = one_pass_columns(module, snapshots, horizons)
-    known = _divided.setdefault(part, {})
-    if most not in known:
+    most, part = one_pass_columns(on, horizons), on.part
+    known = _divided.get(part)
+    if known is None:
+        known = _divided.setdefault(part, {})
+    found = known.get(most)
+    if found is None:
         small = for_one_pass(part, most)
-        known[most] = bool(small.any())
+        found = bool(small.any())
         if small.any() and not small.all():
-            known[most] = part.subset(np.flatnonzero(small)), part.subset(np.flatnonzero(~small))
-    found = known[most]
+            found = part.subset(np.flatnonzero(small)), part.subset(np.flatnonzero(~small))
+        known[most] = found
     if isinstance(found, tuple):
         return found
     return (part, None) if found else (None, part)

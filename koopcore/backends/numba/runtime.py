@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +32,20 @@ def _version() -> str:
 
 
 _VERSION = _version()
+
+
+def _cache_directory() -> str:
+    """The user's folder for caches: files beside the sources would outlive an uninstall."""
+    if sys.platform == "darwin":
+        base = "~/Library/Caches"
+    elif sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return str(Path(base).expanduser() / "koopcore")
+
+
+_CACHE = _cache_directory()
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,10 +82,14 @@ def _compiled(function: Callable[..., Any], **options: bool | str) -> Callable[.
     # Numba's cache notices when the file of a function changes, not when that of a function it
     # calls does; its entries are found by qualified name.
     function.__qualname__ = f"{function.__name__}_{_VERSION}"
+    elsewhere = numba.config.CACHE_DIR  # read by Numba when a function is decorated
+    numba.config.CACHE_DIR = elsewhere or _CACHE
     try:
         compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no directory can be written, not even the user's: compile each time
         compiled = numba.njit(**options)(function)
+    finally:
+        numba.config.CACHE_DIR = elsewhere
     return compiled
 
 

@@ -20,16 +20,30 @@ MOST_A_TURN = 20
 
 
 def run_study(
-    study: Study, size: Size, seconds: float, tick: Callable[[Case], object] = lambda case: None
+    study: Study,
+    size: Size,
+    seconds: float,
+    tick: Callable[[Case], object] = lambda case: None,
+    finished: Sequence[Row] = (),
+    keep: Callable[[Sequence[Row]], object] = lambda rows: None,
 ) -> list[Row]:
     """Rows of all cases of a study.
 
     seconds: for the timing of each case, on the average over its race. tick: called after each.
+    finished: rows of races that an interrupted run has measured. keep: called with all rows so far
+    after each race.
     """
-    rows: list[Row] = []
-    for _, cases in groupby(study.cases(size), key=lambda case: case.race):
-        rows += run_race(study, list(cases), seconds, tick)
+    rows = list(finished)
+    known = {row.race for row in rows}
+    for race, group in groupby(study.cases(size), key=lambda case: case.race):
+        cases = list(group)
+        if race in known:
+            for case in cases:
+                tick(case)
+            continue
+        rows += run_race(study, cases, seconds * study.share, tick)
         forget()  # the next race's snapshots may need the memory
+        keep(rows)
     return rows
 
 

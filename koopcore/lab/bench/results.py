@@ -28,14 +28,28 @@ class Results:
         """Read the file if it is there. Raises ValueError for another kind of file or size."""
         self.path, self.size = path, size
         self.studies: dict[str, dict[str, Any]] = {}
+        self._unfinished: dict[str, dict[str, Any]] = {}
         if path.exists():
             earlier = load(path)
             if earlier["size"] == size.value:
                 self.studies = earlier["studies"]
+                self._unfinished = earlier.get("unfinished", {})
+
+    def unfinished(self, study: Study) -> list[Row]:
+        """Rows of the races that an interrupted run of this software here has finished."""
+        entry = self._unfinished.get(study.name)
+        return rows_of(entry) if entry is not None and entry["on"] == _software() else []
+
+    def keep(self, study: Study, rows: Sequence[Row]) -> None:
+        """Write down the finished races of a study that goes on."""
+        plain = [_plain(asdict(row)) for row in rows]
+        self._unfinished[study.name] = {"on": _software(), "rows": plain}
+        self.write()
 
     def add(self, study: Study, rows: Sequence[Row]) -> None:
         """Add or replace one study, and write the whole file."""
         summary = study.summary(rows)
+        self._unfinished.pop(study.name, None)
         self.studies[study.name] = {
             "question": study.question,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -51,7 +65,10 @@ class Results:
         self.write()
 
     def write(self) -> None:
-        text = json.dumps({**self.head(), "studies": self.studies}, indent=1, allow_nan=False)
+        contents = {**self.head(), "studies": self.studies}
+        if self._unfinished:
+            contents["unfinished"] = self._unfinished
+        text = json.dumps(contents, indent=1, allow_nan=False)
         write_whole(self.path, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
     def head(self) -> dict[str, Any]:
@@ -60,6 +77,11 @@ class Results:
 
     def rows(self, study: str) -> list[Row]:
         return rows_of(self.studies[study])
+
+
+def _software() -> dict[str, Any]:
+    """What two halves of one run must have in common."""
+    return {name: value for name, value in describe().items() if name != "load_average"}
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -27,7 +28,8 @@ def run(
 ) -> int:
     """Run the studies whose name matches ``only``; write bench.json, .html, .png (bench-quick.*).
 
-    Results of other studies stay in the JSON file, so that a long run may be done in pieces.
+    Results of other studies stay in the JSON file, so that a long run may be done in pieces; a
+    study that was interrupted goes on with the race at which it was.
     against: an earlier JSON file. Returns the exit code: 0, or 1 if a result was wrong or a case
     became slower than ``tolerance`` times what it was. Raises ValueError or OSError before any
     work for what cannot be used.
@@ -55,7 +57,14 @@ def run(
         task = progress.add_task("", total=sum(counts))
         for study in matching:
             progress.update(task, description=study.name)
-            rows = run_study(study, size, SECONDS[size], lambda _: progress.advance(task))
+            rows = run_study(
+                study,
+                size,
+                SECONDS[size],
+                lambda _: progress.advance(task),
+                results.unfinished(study),
+                partial(results.keep, study),
+            )
             results.add(study, rows)
             outcome = results.studies[study.name]
             console.print(f"[bold]{study.name}[/]: {outcome['question']}", highlight=False)

@@ -141,7 +141,8 @@ class Study:
 
     name, question, x_label: for tables and plots. cases(size): what will be run, without doing
     any work. build(case): its data and call; raises `Unavailable`. summary(rows): from the rows
-    of one run. draw(axes, rows): the plot.
+    of one run. draw(axes, rows): the plot. share: of the usual time that a case is given, where
+    there are hundreds of cases.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Study:
     build: Callable[[Case], Job]
     summary: Callable[[Sequence[Row]], Summary]
     draw: Callable[[Axes, Sequence[Row]], None]
+    share: float = 1.0
 
 
 def seconds_of(rows: Sequence[Row], race: str, case: str) -> float:

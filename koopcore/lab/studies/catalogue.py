@@ -12,6 +12,7 @@ from koopcore.lab.studies import (
     roofline,
     scaling,
     several_horizons,
+    shapes,
     threads,
 )
 from koopcore.lab.studies.peers import study as peers
@@ -26,6 +27,7 @@ STUDIES = (
     backpropagation.STUDY,
     capture.STUDY,
     memory.STUDY,
+    shapes.STUDY,
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from koopcore.training.parallel.processes import ALONE, Processes
+from koopcore.training.parallel.shards import reshard, sharded_modules
 from koopcore.training.recording.live_buffers import reestimate
-from koopcore.training.recording.parameters import same_bits
+from koopcore.training.recording.parameters import real, same_bits
 
 #: Two values of one loss at the same parameters may differ by this share, for sums in other orders.
 SAME = 1e-3
@@ -34,6 +36,7 @@ class GuardedLoss:
         loss: takes nothing, returns one number: a float or a tensor of one element.
         model: whose parameters the loss may read and must not change.
         generators: further torch generators that the loss draws from, one or several.
+        processes: whose losses are averaged by every call, which all of them make.
 
     Raises (on a call): TypeError if the result is no real scalar; ValueError if the loss changed
     a parameter or accumulated into ``.grad``. A non-finite value is returned, not raised.
@@ -48,6 +51,7 @@ class GuardedLoss:
         loss: Callable[[], Any],
         model: nn.Module,
         generators: torch.Generator | Iterable[torch.Generator] = (),
+        processes: Processes = ALONE,
     ) -> None:
         if not callable(loss):
             raise TypeError(
@@ -57,10 +61,14 @@ class GuardedLoss:
         check_arguments(loss)
         self.loss = loss
         self.model = model
+        self.processes = processes
         self._random = RandomState(generators)
         self._differentiates = False
+        self._raised: Exception | None = None  # by the loss, not by what is checked around it
 
     def __enter__(self) -> GuardedLoss:
+        self._sharded = sharded_modules(self.model)
+        reshard(self._sharded)
         self._parameters = list(self.model.named_parameters())
         self._buffers = _Buffers(self.model)
         self._training = [(m, m.training) for m in self.model.modules()]
@@ -78,7 +86,7 @@ class GuardedLoss:
 
     def __call__(self) -> float:
         """Return the loss at the model's present parameters, with the buffers as on entry."""
-        return scalar(self.run(self.loss))
+        return self.processes.mean(lambda: scalar(self.run(self.loss)))
 
     def run(self, function: Callable[[], Any]) -> Any:
         """Return what ``function`` does, under the same conditions; a tensor as a copy of its own.
@@ -94,6 +102,7 @@ class GuardedLoss:
         finally:
             self._random.notice()
             self._restore()
+            reshard(self._sharded)  # what a forward without gradients has left gathered
         for (name, p), version, mark in zip(self._parameters, versions, gradients, strict=True):
             if p._version != version:
                 raise ValueError(
@@ -110,9 +119,9 @@ class GuardedLoss:
     def rehearse(self) -> None:
         """Call the loss twice and say what is wrong with it; parameters and gradients stay.
 
-        Besides what a call raises: ValueError if the loss changes parameters behind autograd's
-        back, is not finite, or is another one the second time. Cost: two evaluations, and a copy
-        of all parameters and gradients for as long.
+        Besides what a call raises: ValueError if the loss raises anything, changes parameters
+        behind autograd's back, is not finite, or is another one the second time. Cost: two
+        evaluations, and a copy of all parameters and gradients for as long.
         """
         parameters = {n: p for n, p in self.model.named_parameters() if not is_lazy(p)}
         values = {name: p.detach().clone() for name, p in parameters.items()}
@@ -129,6 +138,14 @@ class GuardedLoss:
                         "(through .data); a loss must only read the model"
                     )
                 second = self()
+        except Exception as error:
+            if error is not self._raised or _explained(error):
+                raise
+            raise ValueError(
+                f"the loss failed when attach tried it: {type(error).__name__}: {error}. It is "
+                "called without arguments, at the present parameters and in the model's present "
+                "mode, and must return one number: loss=lambda: criterion(model(x), y)"
+            ) from error
         finally:
             _put_back(parameters, values, gradients)
         if not math.isfinite(first):
@@ -144,6 +161,19 @@ class GuardedLoss:
                 "a torch.Generator of its own, give that as generators="
             )
 
+    def gradient(self, parameters: Sequence[Tensor]) -> Sequence[Tensor | None] | None:
+        """Return the loss's gradient; None where it has none (a number, computed without grad)."""
+
+        def differentiated() -> Any:
+            with torch.enable_grad():
+                value = self.loss()
+                if not isinstance(value, Tensor) or not value.requires_grad:
+                    return None
+                return torch.autograd.grad(value.sum(), parameters, allow_unused=True)
+
+        result: Sequence[Tensor | None] | None = self.run(differentiated)
+        return result
+
     def reestimate_buffers(self) -> list[tuple[Tensor, Tensor]]:
         """Fill the batch-norm statistics from one run of the loss; see :func:`reestimate`."""
         try:
@@ -153,17 +183,21 @@ class GuardedLoss:
 
     def _run(self, loss: Callable[[], Any]) -> Any:
         """The loss without gradients, or with them once it was seen to need them."""
-        if not self._differentiates:
-            try:
-                with torch.no_grad():
-                    return loss()
-            except RuntimeError as error:
-                if "does not require grad" not in str(error):
-                    raise
-            self._differentiates = True
-            self._restore()
-        with torch.enable_grad():
-            return loss()
+        try:
+            if not self._differentiates:
+                try:
+                    with torch.no_grad():
+                        return loss()
+                except RuntimeError as error:
+                    if "does not require grad" not in str(error):
+                        raise
+                self._differentiates = True
+                self._restore()
+            with torch.enable_grad():
+                return loss()
+        except Exception as error:
+            self._raised = error
+            raise
 
     def _restore(self) -> None:
         self._random.restore()
@@ -171,6 +205,38 @@ class GuardedLoss:
         for module, training in self._training:
             if module.training is not training:  # setting a module's attribute costs 3 us
                 module.training = training
+
+
+#: Cosine of two gradients from which on they count as one: what rounding and autocast leave.
+ONE = 0.999
+
+
+def same_gradient(guarded: GuardedLoss, parameters: Sequence[Tensor]) -> bool:
+    """Return whether ``.grad`` of the parameters has the direction of the loss's gradient.
+
+    It has in a run of full batches without dropout, whatever the optimizer then does with it, and
+    hardly ever in another. False where that cannot be told: the loss has no gradient or fails in
+    computing it, gradients are sparse, or several processes train (whose wrappers count backward
+    passes). Cost: one forward and backward pass of the loss.
+    """
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    held = [p for p in parameters if p.grad is not None and p.requires_grad]
+    if together or not held or any(p.grad is not None and p.grad.is_sparse for p in held):
+        return False
+    try:
+        with guarded:
+            found = guarded.gradient(held)
+    except Exception:  # of a loss that is only right without gradients; an attempt would say it
+        return False
+    if found is None:
+        return False
+    dots = torch.zeros(3, dtype=torch.float64)
+    for p, own in zip(held, found, strict=True):
+        if own is not None and p.grad is not None:
+            a, b = real(p.grad).double().flatten(), real(own).double().flatten()
+            dots += torch.stack((a @ b, a @ a, b @ b)).cpu()
+    product, one, other = dots.tolist()
+    return bool(product > ONE * math.sqrt(one * other))
 
 
 def check_arguments(loss: Callable[..., Any]) -> None:
@@ -189,6 +255,16 @@ def check_arguments(loss: Callable[..., Any]) -> None:
             "that returns the loss at the model's present parameters: "
             "loss=lambda: criterion(model(x), y)"
         ) from None
+
+
+def _explained(error: Exception) -> bool:
+    """Whether koopcore raised it, as it does for wrong residuals, and says what to do."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__package__", "").startswith(
+        __package__ or "koopcore"
+    )
 
 
 @torch.no_grad()

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from koopcore.operators import fit
 from koopcore.training.averaging import AverageFamily
 from koopcore.training.jumping import line_search as places
 from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.line_search import Ladder, SearchResult, line_search
 from koopcore.training.jumping.moments import carry_over
+from koopcore.training.optimizers import Stepper, members
+from koopcore.training.parallel.processes import COMPARED
+from koopcore.training.parallel.shards import SpreadOperators
 from koopcore.training.policy import Policy
-from koopcore.training.recording.parameters import real
 from koopcore.training.recording.recording import Recording
 from koopcore.training.settings import Settings
 
@@ -47,13 +47,14 @@ class Jump:
     def __init__(
         self,
         settings: Settings,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Stepper,
         guarded: GuardedLoss | None,
     ) -> None:
         self.settings = settings
         self.optimizer = optimizer
         self.guarded = guarded
         self.kinds = settings.candidates
+        self._compared = 0  # attempts whose winner was compared between processes
 
     def attempt(
         self,
@@ -66,22 +67,17 @@ class Jump:
         averages: of the weights; where "mean" is a candidate, the loss at the shortest of them must
             be beaten as well, for what a mean gains is as a rule what an average has anyway.
         """
+        processes = recording.processes
         recording.balance()
         rows, order = recording.ring.snapshots()
-        if not math.isfinite(float(rows[order[-1]].sum())):
+        if not math.isfinite(processes.mean(lambda: float(rows[order[-1]].sum()))):
             return Outcome(False, reason="the parameters are not finite", postponed=True)
         options = self.settings
-        operators = fit(
-            rows,
-            recording.partition,
-            model=options.operator,
-            rank=recording.rank,
-            ridge=options.ridge,
-            backend=options.backend,
-            order=order,
-        )
-        hindcast = median_hindcast(operators, recording.n_groups)
-        growth = 0.0 if policy.ready else window_growth(operators, recording)
+        operators = recording.operators(options)
+        hindcast = processes.mean(lambda: median_hindcast(operators, recording.n_groups))
+        growth = 0.0
+        if not policy.ready:
+            growth = processes.mean(lambda: window_growth(operators, recording))
         if not policy.judge(hindcast, growth):
             reason = f"not predictable yet: hindcast error {hindcast:.2g}, growth {growth:.3g}"
             return Outcome(False, hindcast=hindcast, reason=reason, postponed=True)
@@ -123,7 +119,7 @@ class Jump:
         vector = operators.predict(horizon)
         if recording.n_groups > 1:
             vector = recording.bound()(vector, horizon)
-        if not bool(vector.isfinite().all()):
+        if not recording.processes.all(bool(vector.isfinite().all())):
             return Outcome(False, hindcast=hindcast, reason="the prediction is not finite")
         recording.parameters.write(recording.weights(vector))
         recording.buffers.write(recording.buffer_values(vector))
@@ -151,9 +147,12 @@ class Jump:
 
         def evaluate(vector: Tensor) -> float:
             move(vector)
-            return guarded()
+            loss = guarded()
+            if parameters.shards is None:
+                return loss
+            return loss if recording.processes.all(math.isfinite(float(vector.sum()))) else math.inf
 
-        barred = averages is not None and bool(averages.members) and "mean" in self.kinds
+        barred = averages is not None and "mean" in self.kinds
         copies = parameters.copy()
         result: SearchResult | None = None
         moved: list[tuple[Tensor, Tensor]] = []
@@ -166,12 +165,13 @@ class Jump:
                 bar = base
                 if barred:
                     assert averages is not None
-                    with parameters.exchanged([real(a) for a in averages.members[0].average]):
+                    with parameters.exchanged(averages.values(averages.names[0])):
                         bar = min(base, finite(guarded()))
                 slack, margin = self.settings.slack, self.settings.margin
                 result = line_search(bar, ladders, evaluate, slack, margin)
                 if result.best is not None:
                     moved = move(result.best.vector())
+            self._compare(recording, result)
         except BaseException:
             result = None
             raise
@@ -188,11 +188,31 @@ class Jump:
         reason = f"best of {len(result.losses)} candidates"
         return Outcome(True, best.kind, best.horizon, base, result.loss, hindcast, count, reason)
 
+    def _compare(self, recording: Recording, result: SearchResult) -> None:
+        """Raise where the first winners are not the same on all ranks: they never should be."""
+        if self._compared == COMPARED:
+            return
+        self._compared += 1
+        best = result.best
+        chosen = "none" if best is None else f"{best.kind} at horizon {best.horizon:g}"
+        recording.processes.same(
+            "the winner of a jump",
+            lambda: {
+                "the candidate": f"{chosen} with loss {result.loss!r}",
+                "the checksum of its parameters": recording.parameters.checksum(),
+            },
+        )
+
     def _carry(self, recording: Recording, operators: Any, kind: str, horizon: float) -> None:
         slowdown = 1.0
         if self.settings.moments == "rescale" and kind == "koopman":
             slowdown = speed_ratio(operators, recording, int(horizon))
-        carry_over(self.settings.moments, self.optimizer, recording.parameters.stepped, slowdown)
+        stepped = recording.parameters.stepped
+        for member in members(self.optimizer):
+            held = {id(p) for group in member.param_groups for p in group["params"]}
+            carry_over(
+                self.settings.moments, member, [p for p in stepped if id(p) in held], slowdown
+            )
 
 
 def finite(loss: float) -> float:
@@ -202,6 +222,8 @@ def finite(loss: float) -> float:
 
 def median_hindcast(operators: Any, n_groups: int) -> float:
     """Return the median hindcast error of the first ``n_groups`` groups (the weights')."""
+    if isinstance(operators, SpreadOperators):
+        return operators.hindcast()
     errors = np.asarray(operators.hindcast_error, dtype=np.float64)[:n_groups]
     known = np.sort(errors[~np.isnan(errors)])  # windows of few snapshots have no hindcast
     return float(known[known.size // 2]) if known.size else math.inf
@@ -209,6 +231,8 @@ def median_hindcast(operators: Any, n_groups: int) -> float:
 
 def window_growth(operators: Any, recording: Recording) -> float:
     """Return ``max |lambda|^(n-1)`` over the weights' operators: growth within one window."""
+    if isinstance(operators, SpreadOperators):
+        return operators.radius() ** (recording.ring.count - 1)
     moduli = np.abs(operators.eigenvalues()[: recording.n_groups])
     radius = np.nanmax(moduli, initial=0.0)  # no eigenvalues: straight lines, and what rests
     return float(np.float64(radius) ** (recording.ring.count - 1))
@@ -217,5 +241,5 @@ def window_growth(operators: Any, recording: Recording) -> float:
 def speed_ratio(operators: Any, recording: Recording, horizon: int) -> float:
     """Return the weights' movement in the last predicted snapshot over that in the first."""
     ends = operators.predict([1, 2, horizon, horizon + 1])[:, : recording.width]
-    first, last = (ends[1] - ends[0]).norm(), (ends[3] - ends[2]).norm()
-    return float(last / first) if float(first) > 0 else 1.0
+    first, last = recording.norm(ends[1] - ends[0]), recording.norm(ends[3] - ends[2])
+    return last / first if first > 0 else 1.0

@@ -13,11 +13,13 @@ from torch import Tensor
 from koopcore.training.averaging import AverageFamily
 from koopcore.training.jumping.guarded_loss import SAME, GuardedLoss, check_arguments
 from koopcore.training.jumping.jump import Outcome
+from koopcore.training.optimizers import Stepper, members
+from koopcore.training.parallel.processes import Processes
 from koopcore.training.policy import Policy
 from koopcore.training.recording.normalized_update import normalized_update
 from koopcore.training.recording.parameters import real
 from koopcore.training.recording.recording import Recording
-from koopcore.training.state import check_like
+from koopcore.training.state import check_finite, check_like
 
 #: Directions that are probed, and the pivot, relative to a unit column, below which none is left.
 DIRECTIONS = 30
@@ -85,7 +87,8 @@ class Residuals:
         if guarded.loss is self:
             return
         with guarded:
-            loss, squares = guarded(), guarded.run(self)
+            loss = guarded()
+            squares = guarded.processes.mean(lambda: guarded.run(self))
         if not math.isfinite(squares):
             raise ValueError(f"the squares of the residuals sum to {squares}; all must be finite")
         if not abs(squares - loss) <= SAME * max(abs(squares), abs(loss)):
@@ -124,9 +127,7 @@ class SpanJump:
     Source: Transtrum & Sethna 2012 (geodesic acceleration).
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, guarded: GuardedLoss, residuals: Residuals
-    ) -> None:
+    def __init__(self, optimizer: Stepper, guarded: GuardedLoss, residuals: Residuals) -> None:
         self.optimizer = optimizer
         self.guarded = guarded
         self.residuals = residuals
@@ -139,7 +140,7 @@ class SpanJump:
     ) -> Outcome:
         """Probe, solve, try six places, and move to the best or put everything back."""
         present = _row(recording, recording.parameters.sources)
-        if not bool(present.isfinite().all()):
+        if not recording.processes.all(bool(present.isfinite().all())):
             return Outcome(False, reason="the parameters are not finite", postponed=True)
         directions, gram = self._directions(recording, present)
         if not len(directions):
@@ -173,7 +174,7 @@ class SpanJump:
         columns = [rows[order] - present]
         if self.last is not None and self.last.shape == present.shape:
             columns.append(self.last[None])
-        if not isinstance(self.optimizer, torch.optim.LBFGS):
+        if not any(isinstance(one, torch.optim.LBFGS) for one in members(self.optimizer)):
             columns.append(_row(recording, normalized_update(self.optimizer, stepped))[None])
             columns.append(_row(recording, _scaled_gradients(self.optimizer, stepped))[None])
         matrix = torch.cat(columns)
@@ -193,7 +194,7 @@ class SpanJump:
         iterators = [self.residuals.pieces() for _ in places]
         k = len(directions)
         a, b = torch.zeros(k, k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
-        base, pieces = 0.0, 0
+        base_here, pieces = 0.0, 0
         jacobian, here = torch.empty(0), torch.empty(0)
         while True:
             piece = self._at(recording, present, partial(next, iterators[0], None))
@@ -206,12 +207,16 @@ class SpanJump:
                 for place, iterator in zip(places[1:], iterators[1:], strict=True)
             ]
             jacobian = (torch.stack(probed) - here) / h
-            base += float(here.square().sum())
+            base_here += float(here.square().sum())
             a += (jacobian @ jacobian.T).cpu()
             b += (jacobian @ here).cpu()
         self._evaluations = len(places)  # in however many pieces
+        processes = recording.processes  # each has residuals of its own part of the batch
+        base = processes.mean(lambda: base_here)
+        a, b = averaged(processes, a), averaged(processes, b)
         if not (math.isfinite(base) and bool(a.isfinite().all()) and bool(b.isfinite().all())):
             return base, []
+        whole = processes.all(pieces == 1)
         tried = []
         for factor in DAMPINGS:
             damping = factor * self.damping
@@ -222,10 +227,10 @@ class SpanJump:
             c = -torch.cholesky_solve(b[:, None], factors)[:, 0]
             step = c.to(directions) @ directions
             tried.append((self._loss(recording, present + step), damping, step))
-            if pieces == 1:
+            if whole:
                 ahead = self._at(recording, present + CURVATURE * step, self._only).double()
                 slope = (ahead - here) / CURVATURE - c.to(jacobian) @ jacobian
-                bend = (jacobian @ slope).cpu() / CURVATURE  # half of J . r''
+                bend = averaged(processes, (jacobian @ slope).cpu() / CURVATURE)  # half of J . r''
                 if bool(bend.isfinite().all()):
                     c = -torch.cholesky_solve(bend[:, None], factors)[:, 0]
                     correction = c.to(directions) @ directions
@@ -238,7 +243,7 @@ class SpanJump:
         return next(self.residuals.pieces())
 
     def _loss(self, recording: Recording, place: Tensor) -> float:
-        loss = float(self._at(recording, place, self.residuals))
+        loss = recording.processes.mean(lambda: self._at(recording, place, self.residuals))
         return loss if math.isfinite(loss) else math.inf
 
     def _at(self, recording: Recording, place: Tensor, function: Callable[[], Any]) -> Any:
@@ -260,6 +265,7 @@ class SpanJump:
         least, most = DAMPING_RANGE
         if not least <= state["damping"] <= most:
             raise ValueError(f"{where}['damping'] is {state['damping']}; {least}..{most} is known")
+        check_finite([state["last"]], where)
 
     def load_state_dict(self, state: Mapping[str, Any], recording: Recording) -> None:
         """Continue from :meth:`state_dict`."""
@@ -295,6 +301,11 @@ def pivots(gram: Tensor, most: int, least: float) -> list[int]:
     return picked
 
 
+def averaged(processes: Processes, sums: Tensor) -> Tensor:
+    """Return the mean over the processes, as their losses are averaged."""
+    return torch.from_numpy(processes.total(sums.numpy())) / processes.size
+
+
 def _row(recording: Recording, tensors: list[Tensor]) -> Tensor:
     """The tensors as one row of the ring; padding and buffers are zero."""
     ring = recording.ring
@@ -303,13 +314,14 @@ def _row(recording: Recording, tensors: list[Tensor]) -> Tensor:
     return row
 
 
-def _scaled_gradients(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> list[Tensor]:
+def _scaled_gradients(optimizer: Stepper, parameters: list[Tensor]) -> list[Tensor]:
     """``g / sqrt(v)`` where the optimizer keeps second moments, else ``g``; zeros without one."""
     out = []
+    states = optimizer.state
     for p in parameters:
         gradient = torch.zeros_like(p) if p.grad is None else p.grad
         gradient = real(gradient.to_dense() if gradient.is_sparse else gradient)
-        state = optimizer.state.get(p, {})
+        state = states.get(p, {})
         second = state.get("exp_avg_sq", state.get("square_avg", state.get("sum")))
         if isinstance(second, Tensor):
             gradient = gradient / real(second).sqrt().add(1e-12)

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from koopcore.training.optimizers import Stepper, members
 from koopcore.training.recording.parameters import real
 
 
-def normalized_update(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]
-) -> list[Tensor]:
+def normalized_update(optimizer: Stepper, parameters: Sequence[Tensor]) -> list[Tensor]:
     """Return the direction in which ``optimizer`` is moving each parameter, without the rate.
 
     From the optimizer's state ``(m, v, ...)`` and, where it keeps no momentum, from ``.grad``:
@@ -33,16 +32,17 @@ def normalized_update(
     Kingma & Ba 2015, Duchi et al. 2011, Zeiler 2012.
     """
     options = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+    states = optimizer.state
     with torch.no_grad():
         return [
-            _direction(optimizer.state.get(p, {}), p, float(options[id(p)].get("eps", 0.0)))
+            _direction(states.get(p, {}), p, float(options[id(p)].get("eps", 0.0)))
             for p in parameters
         ]
 
 
-def check_supported(optimizer: torch.optim.Optimizer) -> None:
+def check_supported(optimizer: Stepper) -> None:
     """Raise ValueError for an optimizer whose update has no per-parameter state."""
-    if isinstance(optimizer, torch.optim.LBFGS):
+    if any(isinstance(member, torch.optim.LBFGS) for member in members(optimizer)):
         raise ValueError(
             'observables="weights+update" needs one state per parameter, and LBFGS keeps one flat '
             'history; use observables="weights"'

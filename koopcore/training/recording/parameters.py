@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from koopcore.partition.layout import Layout
-from koopcore.training.recording.ring import ALIGNMENT
+from koopcore.training.optimizers import Stepper
+from koopcore.training.parallel.processes import ALONE, Processes
+from koopcore.training.parallel.shards import Shards, reshard, sharded_modules
+from koopcore.training.recording.ring import ALIGNMENT, place
 from koopcore.training.settings import Patterns
 
 Masters: TypeAlias = Mapping[str, Tensor] | Sequence[Tensor]
@@ -45,7 +48,8 @@ class TrainableParameters:
     """Parameters of ``model`` that ``optimizer`` trains now, in the order of a :class:`Layout`.
 
     Left out are parameters that are frozen, not initialized yet (lazy), of integers, held by
-    another optimizer, or not selected by ``include``/``exclude``; tied ones count once. Complex
+    another optimizer, at a learning rate of 0 while others move, or not selected by
+    ``include``/``exclude``; tied ones count once. Complex
     ones are pairs of real numbers, a last axis of 2. With masters (float32 copies of a bfloat16 or
     float16 model, the tensors that the optimizer really steps), the masters are recorded and a
     jump writes both.
@@ -54,6 +58,7 @@ class TrainableParameters:
         model: an ``nn.Module`` without wrappers. optimizer: holds the parameters, or the masters.
         include, exclude: fnmatch patterns on parameter names.
         masters: name -> master, of :func:`matched`.
+        processes: those that hold the other shards of DTensors.
 
     Raises:
         NothingToRecordError: and why, for each parameter.
@@ -62,25 +67,29 @@ class TrainableParameters:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Stepper,
         include: Patterns = None,
         exclude: Patterns = None,
         masters: Mapping[str, Tensor] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.model = model
+        self._sharded = sharded_modules(model)
         self.optimizer = optimizer
         self._masters = dict(masters or {})
         self._marks = self._scan()
         named = dict(model.named_parameters())
         reasons = {}
-        for name, _, trains, kind, held in self._marks:
+        for name, _, trains, kind, held, moving in self._marks:
             if not trains:
                 reasons[name] = "frozen: requires_grad is False"
             elif not held:
                 reasons[name] = "the optimizer does not hold it"
+            elif not moving:
+                reasons[name] = "its learning rate is 0"
             elif kind is None:
                 reasons[name] = "not initialized yet: no forward pass has given it a shape"
-        lost = not any(held for *_, held in self._marks)
+        lost = not any(held for *_, held, _ in self._marks)
         if named and lost:
             raise NothingToRecordError(
                 f"the optimizer holds none of the {len(named)} parameters of "
@@ -109,6 +118,12 @@ class TrainableParameters:
             for n, stepped, source in zip(self.names, self.stepped, self.sources, strict=True)
         ]
         self.offsets = [t.offset for t in self.layout.tensors]
+        self.width = self.layout.size
+        #: Where the pieces here lie in the whole tensors; None where those are here.
+        self.shards: Shards | None = None
+        if any(map(is_sharded, self.stepped)):
+            self.shards = Shards(self.layout, self.stepped, processes)
+            self.offsets, self.width = place(self.sources, None, None)
 
     def changed(self) -> bool:
         """Return whether other tensors, or tensors of another kind, would be recorded now.
@@ -119,11 +134,17 @@ class TrainableParameters:
         return self._scan() != self._marks
 
     def _scan(self) -> list[tuple[Any, ...]]:
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        return [
-            (name, id(p), p.requires_grad, _kind(p), id(self._masters.get(name, p)) in held)
-            for name, p in self.model.named_parameters()
-        ]
+        reshard(self._sharded)
+        groups = self.optimizer.param_groups
+        held = {id(p) for group in groups for p in group["params"]}
+        moving = {id(p) for group in groups if not stopped(group) for p in group["params"]}
+        marks = []
+        for name, p in self.model.named_parameters():
+            own = id(self._masters.get(name, p))
+            # A schedule may begin at 0 with all of them.
+            moves = own in moving or not moving
+            marks.append((name, id(p), p.requires_grad, _kind(p), own in held, moves))
+        return marks
 
     @torch.no_grad()
     def write(self, values: Sequence[Tensor]) -> None:
@@ -137,6 +158,7 @@ class TrainableParameters:
         pairs = [(p, s) for p, s in zip(self.parameters, self.sources, strict=True) if p is not s]
         if pairs:
             torch._foreach_copy_([p for p, _ in pairs], [s for _, s in pairs])
+        reshard(self._sharded)
 
     @contextmanager
     def exchanged(self, values: Sequence[Tensor]) -> Iterator[None]:
@@ -157,11 +179,47 @@ class TrainableParameters:
     def restore(self, copies: Sequence[Tensor]) -> None:
         """Put back what :meth:`copy` returned, bit by bit."""
         torch._foreach_copy_(self.written(), list(copies))
+        reshard(self._sharded)
+
+    @torch.no_grad()
+    def checksum(self) -> str:
+        """Return what replicas of the same parameters have in common, and others do not."""
+        if self.shards is not None:
+            return "of shards"
+        return " ".join(str(bits(t).sum(dtype=torch.int64).item()) for t in self.written())
+
+    def spread(self, state: Any) -> Any:
+        """Return a state with tensors under parameters' names as DTensors, where these are."""
+        shards = self.shards
+        return state if shards is None else self._mapped(state, shards.whole)
+
+    def pieces(self, state: Any) -> Any:
+        """Return the same with the pieces of this process, from DTensors or whole tensors."""
+        shards = self.shards
+        return state if shards is None else self._mapped(state, shards.piece_of)
+
+    def _mapped(self, state: Any, change: Callable[[int, Tensor], Tensor]) -> Any:
+        if not isinstance(state, Mapping):
+            return state
+        numbers = {name: k for k, name in enumerate(self.names)}
+        return {
+            key: change(numbers[key], value)
+            if isinstance(value, Tensor) and key in numbers
+            else self._mapped(value, change)
+            for key, value in state.items()
+        }
 
     def written(self) -> list[Tensor]:
         """Return all that a jump writes: parameters and masters."""
         extra = [s for p, s in zip(self.parameters, self.sources, strict=True) if p is not s]
         return [*self.parameters, *extra]
+
+
+def stopped(group: Mapping[str, Any]) -> bool:
+    """Return whether an optimizer's group has a rate of zero; one on a device is not waited for."""
+    rate = group.get("lr")
+    on_device = isinstance(rate, Tensor) and rate.device.type != "cpu"
+    return not on_device and bool(rate == 0)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -187,8 +245,19 @@ def has_lazy(model: nn.Module) -> bool:
     return any(is_lazy(t) for t in chain(model.parameters(), model.buffers()))
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether this is a DTensor, without the seconds that importing its module takes."""
+    return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return ``tensor``, or of a DTensor the shard that this process holds, always the same one."""
+    return getattr(tensor, "_local_tensor") if is_sharded(tensor) else tensor  # noqa: B009
+
+
 def real(tensor: Tensor) -> Tensor:
-    """Return ``tensor``, or a view of a complex one as pairs of real numbers."""
+    """Return :func:`local`, or a view of a complex one as pairs of real numbers."""
+    tensor = local(tensor)
     return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor
 
 
@@ -196,10 +265,14 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors are equal bit by bit, NaN and signed zeros included."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    one, other = real(one.detach()), real(other.detach())
+    return torch.equal(bits(one), bits(other))
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """Return the bits of a tensor as whole numbers."""
+    tensor = real(tensor.detach())
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    kind = kinds[one.element_size()]
-    return torch.equal(one.contiguous().view(kind), other.contiguous().view(kind))
+    return tensor.contiguous().view(kinds[tensor.element_size()])
 
 
 def matched(model: nn.Module, masters: Masters | None) -> dict[str, Tensor]:
@@ -239,7 +312,7 @@ def _kind(tensor: Tensor) -> tuple[Any, ...] | None:
     """Shape, dtype, device; for complex tensors, which are seen through a view, the address too."""
     if is_lazy(tensor):
         return None
-    address = tensor.data_ptr() if tensor.is_complex() else None
+    address = local(tensor).data_ptr() if tensor.is_complex() else None
     return tensor.shape, tensor.dtype, tensor.device, address
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from koopcore.backends import backend_for
 from koopcore.backends.native_cuda.tensors import TensorTable
-from koopcore.training.state import check_like, check_range, same
+from koopcore.training.state import check_finite, check_like, check_range, same
 
 #: Every tensor starts on a multiple of this many elements, so that kernels read aligned rows.
 ALIGNMENT = 32
@@ -227,6 +227,7 @@ class Recorder(ABC):
         check_range(state["count"], 0, self.slots, f"{where}['count']")
         check_range(state["head"], 0, self._turn - 1, f"{where}['head']")
         check_range(state["blended"], 0, 1 << 62, f"{where}['blended']")
+        check_finite(self._in_use(state), where)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`; ValueError, nothing changed, if that cannot be."""
@@ -273,6 +274,10 @@ class Recorder(ABC):
     @abstractmethod
     def _newest(self) -> Tensor:
         """The newest of at least one snapshot."""
+
+    @abstractmethod
+    def _in_use(self, state: Mapping[str, Any]) -> list[Tensor]:
+        """The rows of a saved state that hold a snapshot; the others may hold anything."""
 
     @abstractmethod
     def _stored(self) -> dict[str, Tensor]:
@@ -344,6 +349,10 @@ class SnapshotRing(Recorder):
 
     def _newest(self) -> Tensor:
         return self.data[(self._head - 1) % self.slots]
+
+    def _in_use(self, state: Mapping[str, Any]) -> list[Tensor]:
+        order = [(state["head"] - 1 - k) % self.slots for k in range(state["count"])]
+        return [state["data"][order + [state["head"]] * (state["blended"] > 0)]]
 
     def _stored(self) -> dict[str, Tensor]:
         return {"data": self.data}
@@ -470,6 +479,12 @@ class DifferenceRing(Recorder):
     @property
     def _turn(self) -> int:
         return self.slots - 1
+
+    def _in_use(self, state: Mapping[str, Any]) -> list[Tensor]:
+        steps = [(state["head"] - 1 - k) % self._turn for k in range(state["count"] - 1)]
+        rows = [state["differences"][steps]]
+        rows += [state["anchor"]] * (state["count"] > 0) + [state["mean"]] * (state["blended"] > 0)
+        return rows
 
     def _stored(self) -> dict[str, Tensor]:
         return {"differences": self.differences, "anchor": self.anchor, "mean": self._mean}

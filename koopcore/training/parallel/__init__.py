@@ -1,0 +1,1 @@
+"""One decision made together by many processes, and parameters that are spread over them."""
