@@ -49,9 +49,9 @@ def reach(backend: Backend, snapshots: Snapshots, part: Partition) -> FloatArray
     much more of the newest.
     """
     first, before, last = backend.gather(snapshots, part, [0, -2, -1])
-    moved = np.linalg.norm(last - first, axis=1) / (2.0 * (len(snapshots.order) - 1))
-    step = np.linalg.norm(last - before, axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        moved = np.linalg.norm(last - first, axis=1) / (2.0 * (len(snapshots.order) - 1))
+        step = np.linalg.norm(last - before, axis=1)
         return np.where(moved > step, np.minimum(moved / step, 2.0**53), 1.0)
 
 
