@@ -60,9 +60,7 @@ def plan(capability: str, rehearse: str | None) -> list[Item]:
     ]  # fmt: skip
     test = [python, "-m", "pytest", "-m", "gpu", "tests/backends/test_gpu.py", "-x", "-q"]
     items = []
-    if rehearse:
-        items.append(Item("tests", "gpu tests", [*test, "--collect-only"], 60.0, {}, False))
-    else:
+    if not rehearse:  # there is nothing to build, and no card that the tests could run on
         items += [
             Item("build", "configure", build, 40.0, {}, False),
             Item("build", "compile", ["cmake", "--build", "--preset", "dev"], 90.0, {}, False),
@@ -207,6 +205,8 @@ def main() -> int:
             continue
         left = LIMIT - 5.0 - (time.monotonic() - started)
         seconds = min(item.seconds, PARTS[item.part] - used[item.part], left)
+        if arguments.rehearse:  # of a machine that may be busy with other things
+            seconds = item.seconds
         key = f"{item.part}: {item.name}"
         if seconds < 3.0:
             done: dict[str, Any] = {"passed": True, "exit_code": 0, "left_out": "no time left"}

@@ -221,6 +221,25 @@ __device__ bool vanishing(const BatchReal *gram, int n, bool affine) {
   return (affine ? double(gram[packed_index(n - 1, n - 1)]) : newest) <= kVanishing * largest;
 }
 
+// The two large algorithms, each a function of its own: inlined into the kernel with all else they
+// took the compiler a minute.
+struct Projected {
+  double rank, condition;
+};
+__device__ __noinline__ Projected project_lane(int size, bool affine,
+                                               const ProjectionArrays<BatchLanes> &to,
+                                               BatchReal *work) {
+  BatchReal condition;
+  const double rank =
+      koopcore::project<BatchLanes>(ProjectionModel{size, 0, 0.0, !affine}, to, condition, work);
+  return {rank, condition};
+}
+__device__ __noinline__ void refit_lane(const WindowProducts<BatchLanes> &products, int n,
+                                        bool affine, const ProjectionArrays<BatchLanes> &to,
+                                        BatchReal *work) {
+  refit_window<BatchLanes>(products, n, affine, to, work);
+}
+
 // Whether nothing in the window moves: a frozen row, a unit that is dead, a word that did not come.
 // Of float32 snapshots in fp64 sums, whose squares cannot vanish.
 __device__ bool rests(const BatchReal *gram, int n) {
@@ -285,9 +304,9 @@ __global__ void __launch_bounds__(kBatch, 1)
         gram = work;
       window_matrices(gram, n, affine, a, h, g);
       again = vanishing(gram, n, affine);
-      BatchReal condition;
-      rank = koopcore::project<BatchLanes>(ProjectionModel{size, 0, 0.0, !affine}, to, condition,
-                                           work);
+      const Projected made = project_lane(size, affine, to, work);
+      rank = made.rank;
+      const double condition = made.condition;
       again = rank > 0.0 && (again || too_little(window.is_double, rank == size, condition));
     }
     const WindowProducts<BatchLanes> products{work, work + size * n, work + size * n + matrix};
@@ -302,7 +321,7 @@ __global__ void __launch_bounds__(kBatch, 1)
     }
     __syncwarp();
     if (again)
-      refit_window<BatchLanes>(products, n, affine, to, work + window_products(size, n));
+      refit_lane(products, n, affine, to, work + window_products(size, n));
     if (mine)
       koopcore::rollout_dense<BatchLanes>(
           k, z, size, affine, true, at.ascending, at.count, levels, work,

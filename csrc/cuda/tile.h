@@ -73,7 +73,7 @@ public:
 #pragma unroll 1
           for (int k = warp; k < n_; k += warps) { // what is not there is cleared below
             const char *from = rows[k] + four.column * window.step;
-            KOOPCORE_UNROLL
+#pragma unroll 1 // registers are short
             for (int s = 0; s < 4; ++s)
               if (four.has(s))
                 fetch_number(to + k * pitch_ + s,
