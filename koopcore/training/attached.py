@@ -272,8 +272,8 @@ class Attached:
             self._past, self._next = parameters.copy(), 0
             return
         past, self._past = self._past, None
-        full = self._residuals is not None  # which are of the full batch
-        if not full and self._guarded is not None and parameters is not None:
+        full = False
+        if self._guarded is not None and parameters is not None:
             copies = parameters.copy()
             try:
                 if past is not None:
@@ -647,6 +647,8 @@ class Attached:
         if state["jumps"] and isinstance(self._jump, SpanJump) and self._recording is not None:
             self._jump.load_state_dict(state["jumps"], self._recording)
         self._judge.load_state_dict(state["regime"])
+        if self._hooks is not None:
+            self._hooks.before = self._settle if self._judge.doubt else None
         self._policy.load_state_dict(state["policy"])
         self._stats.load_state_dict(state["statistics"])
         self._resumed = True

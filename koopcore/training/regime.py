@@ -135,7 +135,7 @@ class RegimeJudge:
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the judge stands."""
-        names = "regime next gap seen exact hindcasts cosines strided".split()
+        names = "regime next gap seen exact doubt hindcasts cosines strided".split()
         return {name: getattr(self, name) for name in names}
 
     def check_state(self, state: Mapping[str, Any]) -> None:

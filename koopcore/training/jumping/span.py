@@ -74,13 +74,15 @@ class Residuals:
                 self._lengths.append(piece.numel())
             if piece.numel() != self._lengths[count - 1]:
                 self._changed(f"piece {count} has {piece.numel()}", self._lengths[count - 1])
-            yield piece.detach().reshape(-1)
+            yield piece.reshape(-1)
         if count != len(self._lengths):
             self._changed(f"there are {count} pieces", len(self._lengths))
 
-    def __call__(self) -> float:
-        """Return the sum of squares, added up in float64."""
-        return sum(float(piece.double().square().sum()) for piece in self.pieces())
+    def __call__(self) -> Tensor | float:
+        """Return the sum of squares, added up in float64; differentiable where they are."""
+        squares = [piece.double().square().sum() for piece in self.pieces()]
+        total = torch.stack(squares).sum() if squares else torch.zeros(())
+        return total if total.requires_grad else float(total)
 
     def check(self, guarded: GuardedLoss) -> None:
         """Raise ValueError unless the squares are finite and sum to the loss; call it once."""
@@ -88,7 +90,7 @@ class Residuals:
             return
         with guarded:
             loss = guarded()
-            squares = guarded.processes.mean(lambda: guarded.run(self))
+            squares = guarded.processes.mean(lambda: float(guarded.run(self)))
         if not math.isfinite(squares):
             raise ValueError(f"the squares of the residuals sum to {squares}; all must be finite")
         if not abs(squares - loss) <= SAME * max(abs(squares), abs(loss)):
