@@ -77,7 +77,7 @@ def check_fit(n: int, size: int, part: Any, model: str, rank: int | None, ridge:
 
 def check_memory(n: int, part: Partition) -> None:
     """Raise MemoryError where the Gram matrices alone exceed this machine's memory."""
-    if 32 * part.n_groups * n * n < 2**28:  # what the sum below cannot exceed
+    if 32 * part.n_groups * min(n, part.largest + 1) ** 2 < 2**28:  # the sum is not above that
         return
     available = float(os.sysconf("SC_PAGE_SIZE")) * float(os.sysconf("SC_PHYS_PAGES"))
     if 32.0 * part.n_groups * n * n <= available:

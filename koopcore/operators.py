@@ -11,6 +11,7 @@ import numpy.typing as npt
 from koopcore import arrays, checks
 from koopcore.backends import backend_for
 from koopcore.backends.protocol import Backend, Snapshots
+from koopcore.backends.spread import Shares, Spread
 from koopcore.fitted import DeferredFit, Fitted
 from koopcore.fitted.fitting import Recipe, fit_groups
 from koopcore.partition.partition import Partition
@@ -34,6 +35,7 @@ def fit(
     *,
     order: Sequence[int] | None = None,
     horizon: int | Sequence[int] | None = None,
+    shares: Shares | None = None,
 ) -> KoopmanOperators:
     """Fit one Koopman operator to every group of parameters, from a window of snapshots.
 
@@ -57,6 +59,9 @@ def fit(
     horizon: what `predict` will be asked first, if it is known. Small groups are then predicted
         while the fit has them in the cache, and the snapshots are read from memory once instead
         of twice; operators of groups of fewer parameters than snapshots are not even written.
+    shares: where groups have parameters in other processes too: how to add up over them, and which
+        columns this one counts. All call `fit` with the same groups, in the same order, and get
+        the same operators; each predicts its own columns. Without ``horizon``.
 
     Returns `KoopmanOperators`. Raises TypeError or ValueError for input that cannot be fitted
     (shape, dtype, a partition of other parameters, NaN or infinite snapshots: which and where,
@@ -73,11 +78,17 @@ def fit(
     if part is None:
         seen, part = _divided(seen)
     rows = checks.window_order(seen.array.shape, order)
-    checks.check_fit(len(rows), seen.array.shape[1], part, model, rank, ridge)
+    here = rank if shares is None else None  # the parameters elsewhere support more
+    checks.check_fit(len(rows), seen.array.shape[1], part, model, here, ridge)
     on = backend_for(seen.device, backend)
     horizons = None if horizon is None else checks.check_horizons(horizon)[0]
     window = Snapshots(seen.array, rows)
     recipe = Recipe(model, None if rank is None else int(rank), float(ridge))
+    if shares is not None:
+        fits, _ = fit_groups(window, shares.counted, recipe, Spread(on, shares.total))
+        for one in fits:
+            one.part = part.subset(one.groups)
+        return KoopmanOperators(window, part, fits, seen.restore, on)
     fits, endpoints = fit_groups(window, part, recipe, on, horizons)
     ahead = None if horizons is None else (horizons, endpoints)
     return KoopmanOperators(window, part, fits, seen.restore, on, ahead)

@@ -65,10 +65,10 @@ private:
   std::vector<const char *> rows_;
 };
 
-// (group_ptr, start, length, stride) of a partition of snapshots of `size` parameters.
-class GroupsArgument {
+// (group_ptr, start, length, stride) of a partition, looked through once: Python keeps it.
+class CheckedGroups {
 public:
-  GroupsArgument(const pybind11::tuple &segments, std::int64_t size) {
+  explicit CheckedGroups(const pybind11::tuple &segments) {
     if (segments.size() != 4)
       throw std::invalid_argument("segments must be (group_ptr, start, length, stride)");
     for (int i = 0; i < 4; ++i)
@@ -82,20 +82,36 @@ public:
       throw std::invalid_argument("group_ptr must run from 0 to the number of segments, and start, "
                                   "length and stride have one entry per segment");
     view = {arrays_[0].data(), arrays_[1].data(), arrays_[2].data(), arrays_[3].data(), groups};
-    check_groups(view, size);
+    extent_ = extent_of(view);
+    m_ = extent_ < 0 || groups == 0 ? 0 : common_size(view);
   }
+  // Throws unless all segments are inside a snapshot of `size` parameters.
+  void check(std::int64_t size) const {
+    if (extent_ < 0 || extent_ > size)
+      check_groups(view, size);
+  }
+  // Parameters of every group; throws unless all have as many.
+  int equal_size() const { return m_ > 0 ? int(m_) : cpu::equal_size(view); }
 
   Groups view;
 
 private:
   Index arrays_[4];
+  std::int64_t extent_, m_;
+};
+
+// The same as an argument, of snapshots of `size` parameters.
+struct GroupsArgument {
+  GroupsArgument(const CheckedGroups &groups, std::int64_t size) : view(groups.view) {
+    groups.check(size);
+  }
+  Groups view;
 };
 
 // The same of groups that all have m parameters.
 struct EqualGroupsArgument : GroupsArgument {
-  EqualGroupsArgument(const pybind11::tuple &segments, std::int64_t size)
-      : GroupsArgument(segments, size), m(equal_size(view)) {}
-
+  EqualGroupsArgument(const CheckedGroups &groups, std::int64_t size)
+      : GroupsArgument(groups, size), m(groups.equal_size()) {}
   int m;
 };
 
@@ -109,9 +125,23 @@ struct CompanionResult {
             condition.mutable_data(), hindcast.mutable_data()};
     tuple = pybind11::make_tuple(std::move(coefficients), std::move(rank), std::move(residual),
                                  std::move(condition), std::move(hindcast));
+    count_ = groups * columns;
+    columns_ = columns;
+  }
+  // Whether every group has full rank and finite coefficients.
+  bool whole() const {
+    bool all = true;
+    for (std::int64_t i = 0; i < count_; ++i)
+      all &= view.coefficients[i] - view.coefficients[i] == 0.0;
+    for (std::int64_t g = 0; all && g < count_ / columns_; ++g)
+      all &= view.rank[g] == columns_;
+    return all;
   }
   CompanionArrays view;
   pybind11::tuple tuple;
+
+private:
+  std::int64_t count_, columns_;
 };
 
 // Horizons (or stops) in ascending order, and where each stood.

@@ -32,7 +32,8 @@ void run(Batch<Job> Kernels::*kernel, const Job &job, std::int64_t together = 0)
   });
 }
 
-constexpr std::int64_t kCopiedTogether = 256; // groups: a copy has no use for lanes
+constexpr std::int64_t kCopiedTogether = 256;  // groups: a copy has no use for lanes
+constexpr std::int64_t kSinglesTogether = 512; // groups of one parameter
 
 void check_model(int n, bool affine, int holdout) {
   if (n - 1 - int(affine) < 1)
@@ -44,6 +45,10 @@ void check_model(int n, bool affine, int holdout) {
 }
 
 void bind_queries(py::module_ &m) {
+  py::class_<CheckedGroups>(m, "Groups",
+                            "The segments of a partition, checked; what the stages take.")
+      .def(py::init<const py::tuple &>());
+  py::implicitly_convertible<py::tuple, CheckedGroups>();
   m.def(
       "isa", [] { return current_isa().name; },
       "Instruction set in use: avx512, avx2 or portable. Set KOOPCORE_ISA to force one.");
@@ -67,7 +72,7 @@ void bind_queries(py::module_ &m) {
 }
 
 void bind_companion(py::module_ &m) {
-  m.def("gram", [](const py::array &array, const Index &order, const py::tuple &segments) {
+  m.def("gram", [](const py::array &array, const Index &order, const CheckedGroups &segments) {
     const SnapshotArgument snapshots(array, order);
     const GroupsArgument groups(segments, snapshots.view.size);
     py::array_t<double> out({groups.view.count, std::int64_t(packed_size(snapshots.view.n))});
@@ -85,7 +90,7 @@ void bind_companion(py::module_ &m) {
     work(solve, gram.data(), groups, SolveJob{n, affine, holdout, result.view});
     return result.tuple;
   });
-  m.def("gram_solve", [](const py::array &array, const Index &order, const py::tuple &segments,
+  m.def("gram_solve", [](const py::array &array, const Index &order, const CheckedGroups &segments,
                          bool affine, int holdout, const py::object &ahead) {
     const SnapshotArgument snapshots(array, order);
     const GroupsArgument groups(segments, snapshots.view.size);
@@ -95,7 +100,7 @@ void bind_companion(py::module_ &m) {
     CompanionResult result(groups.view.count, n - 1 - int(affine));
     work(gram_solve, snapshots.view, groups.view, SolveJob{n, affine, holdout, result.view},
          at.horizons, at.output);
-    return result.tuple;
+    return py::make_tuple(result.tuple, result.whole());
   });
   m.def("rollout", [](const Doubles &coefficients, bool affine, const Sizes &horizons) {
     if (coefficients.ndim() != 2 || coefficients.shape(1) < 1)
@@ -108,7 +113,7 @@ void bind_companion(py::module_ &m) {
                             weights.mutable_data(), growth.mutable_data()});
     return py::make_tuple(std::move(weights), std::move(growth));
   });
-  m.def("combine", [](const py::array &array, const Index &order, const py::tuple &segments,
+  m.def("combine", [](const py::array &array, const Index &order, const CheckedGroups &segments,
                       const Doubles &weights, const py::array &out) {
     const SnapshotArgument snapshots(array, order);
     const GroupsArgument groups(segments, snapshots.view.size);
@@ -122,7 +127,7 @@ void bind_companion(py::module_ &m) {
                              int(weights.shape(0)), to.view});
   });
   m.def("companion_endpoint",
-        [](const py::array &array, const Index &order, const py::tuple &segments,
+        [](const py::array &array, const Index &order, const CheckedGroups &segments,
            const Doubles &coefficients, bool affine, const Sizes &horizons, const py::array &out) {
           const SnapshotArgument snapshots(array, order);
           const GroupsArgument groups(segments, snapshots.view.size);
@@ -179,8 +184,8 @@ void bind_dense(py::module_ &m) {
 }
 
 void bind_features(py::module_ &m) {
-  m.def("feature_gram", [](const py::array &array, const Index &order, const py::tuple &segments,
-                           bool affine, const Sizes &stops) {
+  m.def("feature_gram", [](const py::array &array, const Index &order,
+                           const CheckedGroups &segments, bool affine, const Sizes &stops) {
     const SnapshotArgument snapshots(array, order);
     const EqualGroupsArgument groups(segments, snapshots.view.size);
     const SortedHorizons sorted(stops);
@@ -199,7 +204,7 @@ void bind_features(py::module_ &m) {
   // with endpoints ahead the last four are None. passes: 0, 1, 2 as `Passes`; a second one keeps at
   // most `rank` singular values (0: all).
   m.def("feature_fit",
-        [](const py::array &array, const Index &order, const py::tuple &segments, bool affine,
+        [](const py::array &array, const Index &order, const CheckedGroups &segments, bool affine,
            int holdout, const py::object &ahead, int passes, int rank, bool ranged) {
           const SnapshotArgument snapshots(array, order);
           const EqualGroupsArgument groups(segments, snapshots.view.size);
@@ -239,7 +244,9 @@ void bind_features(py::module_ &m) {
             job.start = made(py::array_t<double>({count, m}), start);
             job.readout = made(py::array_t<double>({count, m, m}), readout);
           }
-          if (job.passes == Passes::sampled)
+          if (job.m == 1 && job.passes != Passes::sampled && job.rank <= 1)
+            run(&Kernels::single_fit, job, kSinglesTogether);
+          else if (job.passes == Passes::sampled)
             work(feature_fit_long, job);
           else
             run(&Kernels::feature_fit, job);
@@ -247,7 +254,7 @@ void bind_features(py::module_ &m) {
                                 readout);
         });
   m.def("feature_endpoint", [](const py::array &array, const Index &order,
-                               const py::tuple &segments, const Doubles &operators,
+                               const CheckedGroups &segments, const Doubles &operators,
                                const Doubles &start, const Doubles &readout, bool affine,
                                const Sizes &horizons, const py::array &out) {
     const SnapshotArgument snapshots(array, order);
@@ -265,7 +272,7 @@ void bind_features(py::module_ &m) {
         {snapshots.view, groups.view, groups.m, int(start.shape(1)), affine, operators.data(),
          start.data(), readout.data(), sorted.view(), to.view});
   });
-  m.def("gather", [](const py::array &array, const Index &order, const py::tuple &segments) {
+  m.def("gather", [](const py::array &array, const Index &order, const CheckedGroups &segments) {
     const SnapshotArgument snapshots(array, order);
     const EqualGroupsArgument groups(segments, snapshots.view.size);
     py::array_t<double> out(
@@ -274,7 +281,7 @@ void bind_features(py::module_ &m) {
         kCopiedTogether);
     return out;
   });
-  m.def("scatter", [](const py::tuple &segments, const Doubles &values, const py::array &out) {
+  m.def("scatter", [](const CheckedGroups &segments, const Doubles &values, const py::array &out) {
     if (out.ndim() != 2)
       throw std::invalid_argument("out must have the shape (n_horizons, size)");
     const EqualGroupsArgument groups(segments, out.shape(1));

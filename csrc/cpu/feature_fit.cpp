@@ -354,9 +354,14 @@ void add_copies(Vec *sums, int size, int apart) {
   }
 }
 
+// u·cond², the share that rounding of moments may have of their smallest direction: where it is
+// less in all lanes, a span sums moments, and not products in the basis (UNSURE in
+// backends/second_pass.py, for float32 a quarter of it).
+constexpr double kPlainFloat = 0x1p-8 * 0x1p53, kPlainDouble = 0x1p-40 * 0x1p53;
+
 // What is known of W groups before their sums: x_n, the reflection, the basis V and its way back.
 struct LongBasis {
-  Vec *last, *v, *whitener, *back, *twice, *norm, *condition, *sure;
+  Vec *last, *v, *whitener, *back, *twice, *norm, *condition, *sure, *plain;
   Vec *noise; // 1 for the columns of V that may be of rounding
 
   LongBasis(double *memory, int m) {
@@ -368,9 +373,11 @@ struct LongBasis {
     norm = twice + 1;
     condition = norm + 1;
     sure = condition + 1;
-    noise = sure + 1;
+    plain = sure + 1;
+    noise = plain + 1;
   }
   Reflection<SimdLanes> reflection() const { return {v, *twice, *norm}; }
+  bool by_moments() const { return (*plain)[0] > 0.0; }
 };
 
 // The rows y_t of W lanes, from rows of their own on.
@@ -482,10 +489,13 @@ void sample_basis(const FeatureFitJob &job, std::int64_t first, int count, doubl
     basis.noise[k] = greatest > kNoise ? Vec{} + 1.0 : Vec{};
   }
   *basis.sure = in_range(c, m) ? Vec{} + 1.0 : Vec{};
+  const double most = job.window.is_double ? kPlainDouble : kPlainFloat;
+  const IntVec far = ~(*basis.condition * *basis.condition < most);
+  *basis.plain = SimdLanes::any(far) ? Vec{} : Vec{} + 1.0;
 }
 
 // sums (2, m, m): Σ z zᵀ, of which the lower triangle is enough, and Σ (y' - y) zᵀ over the rows
-// `begin` … `end` - 1, z the rows in the basis.
+// `begin` … `end` - 1, z the rows in the basis, or the rows themselves.
 template <class T>
 void sum_span(const FeatureFitJob &job, std::int64_t first, int count, double *memory,
               std::int64_t begin, std::int64_t end, Vec *sums, double *scratch) {
@@ -503,12 +513,19 @@ void sum_span(const FeatureFitJob &job, std::int64_t first, int count, double *m
   const std::int64_t each = (end - begin) / copies, left = (end - begin) % copies;
   LongSums all(each + 1, sums, 2 * matrix, latest);
   const auto add = [&](const Vec *rows, const Vec *change, int some, const Vec *share) {
-    multiply<SimdLanes, Left::plain>(rows, basis.whitener, some, m, m, z);
+    const Vec *of = z;
+    if (!basis.by_moments())
+      multiply<SimdLanes, Left::plain>(rows, basis.whitener, some, m, m, z);
+    else if (share == nullptr)
+      of = rows;
+    else
+      for (int i = 0; i < some * m; ++i)
+        z[i] = rows[i];
     if (share != nullptr)
       for (int i = 0; i < some * m; ++i)
         z[i] = z[i] * *share;
-    add_outer<SimdLanes>(z, z, some, m, true, all.latest());
-    add_outer<SimdLanes>(change, z, some, m, false, all.latest() + matrix);
+    add_outer<SimdLanes>(of, of, some, m, true, all.latest());
+    add_outer<SimdLanes>(change, of, some, m, false, all.latest() + matrix);
   };
   std::int64_t start[kLanes];
   if (each > 0) {
@@ -568,8 +585,18 @@ void fit_spans(const FeatureFitJob &job, std::int64_t first, int count, double *
       change[i] = total[matrix + i];
     add_copies(inner, matrix, lanes_apart(count));
     add_copies(change, matrix, lanes_apart(count));
-    multiply<SimdLanes, Left::plain>(basis.back, inner, m, m, m, across);
-    for (int i = 0; i < m; ++i) {
+    if (basis.by_moments()) { // into the basis now
+      for (int i = 0; i < m; ++i)
+        c[i * m + i] = inner[i * m + i];
+      multiply<SimdLanes, Left::plain>(inner, basis.whitener, m, m, m, across);
+      multiply<SimdLanes, Left::transposed>(basis.whitener, across, m, m, m, inner);
+      multiply<SimdLanes, Left::plain>(change, basis.whitener, m, m, m, rest);
+      for (int i = 0; i < matrix; ++i)
+        change[i] = rest[i];
+    } else {
+      multiply<SimdLanes, Left::plain>(basis.back, inner, m, m, m, across);
+    }
+    for (int i = 0; i < m && !basis.by_moments(); ++i) {
       Vec square{};
       for (int k = 0; k < m; ++k)
         square += across[i * m + k] * basis.back[i * m + k];
@@ -616,7 +643,7 @@ void fit_spans(const FeatureFitJob &job, std::int64_t first, int count, double *
 
 } // namespace
 
-std::size_t long_basis_size(int m) { return std::size_t(2 * m * m + 3 * m + 4) * kLanes; }
+std::size_t long_basis_size(int m) { return std::size_t(2 * m * m + 3 * m + 5) * kLanes; }
 std::size_t span_sums_size(int m) { return std::size_t(2 * m * m) * kLanes; }
 
 std::size_t long_scratch(const FeatureFitJob &job) {

@@ -184,7 +184,7 @@ void add_tiles(const double *panel, int chunks, int n, Stage stage, Vec *sums, d
   }
 }
 
-constexpr int kPanelBytes = 32768;
+constexpr int kPanelBytes = 24576;
 // Groups of at most this many parameters are taken W at a time, one per lane.
 constexpr int kLaneParameters = 96;
 
@@ -215,7 +215,7 @@ void gram_of(const Window &w, const Groups &groups, Piece piece, double *entries
     const auto fetch = [&](int tile) {
       for (int k = tile; k < n; k += tiles)
         for (std::ptrdiff_t at = 0; at < bytes; at += kPrefetchLine)
-          __builtin_prefetch(w.rows[k] + end + at, 0, 1);
+          __builtin_prefetch(w.rows[k] + end + at, 0, 3);
     };
     add_tiles(panel, chunks, n, {resume, left == 0}, sums, entries, fetch);
     resume = true;

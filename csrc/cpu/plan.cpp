@@ -63,6 +63,31 @@ void check_groups(const Groups &groups, std::int64_t size) {
                                 " parameters of a snapshot; fit with the partition's own layout");
 }
 
+std::int64_t extent_of(const Groups &groups) {
+  for (std::int64_t g = 0; g < groups.count; ++g)
+    if (groups.ptr[g] >= groups.ptr[g + 1])
+      return -1;
+  std::int64_t extent = 0;
+  for (std::int64_t s = 0; s < groups.ptr[groups.count]; ++s) {
+    const std::int64_t first = groups.start[s], steps = groups.length[s] - 1;
+    std::int64_t reach, end;
+    if (first < 0 || steps < 0 || groups.stride[s] < 1 ||
+        __builtin_mul_overflow(steps, groups.stride[s], &reach) ||
+        __builtin_add_overflow(reach, first, &end))
+      return -1;
+    extent = end >= extent ? end + 1 : extent;
+  }
+  return extent;
+}
+
+std::int64_t common_size(const Groups &groups) {
+  const std::int64_t m = group_size(groups, 0);
+  for (std::int64_t g = 1; g < groups.count; ++g)
+    if (group_size(groups, g) != m)
+      return 0;
+  return m;
+}
+
 int equal_size(const Groups &groups) {
   if (groups.count == 0)
     throw std::invalid_argument("the partition has no groups; this stage needs at least one");

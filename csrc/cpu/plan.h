@@ -33,7 +33,13 @@ std::int64_t group_size(const Groups &groups, std::int64_t group);
 // Throws std::invalid_argument unless every segment lies inside a snapshot of `size` parameters.
 void check_groups(const Groups &groups, std::int64_t size);
 
-// Parameters of every group; throws std::invalid_argument unless all have as many.
+// The least size of a snapshot that holds all segments; -1 where there is none.
+std::int64_t extent_of(const Groups &groups);
+
+// Parameters of every group; 0 unless all have as many.
+std::int64_t common_size(const Groups &groups);
+
+// The same; throws std::invalid_argument unless all have as many.
 int equal_size(const Groups &groups);
 
 // Ranges hold multiples of `lanes` groups (but for the last) and some thousand parameters. Groups

@@ -291,11 +291,18 @@ namespace {
 // Spans of rows, where there are few groups: some for every thread there may be, and long enough
 // for what a span costs besides its rows.
 constexpr std::int64_t kSpanTasks = 64, kLeastSpan = 512;
+// Snapshots of a span, in bytes: it is read for one batch of groups after the other, which a file
+// that is larger than the memory should be in the page cache for.
+constexpr double kSpanBytes = 3e7;
+// Windows below it are read batch by batch, where that leaves no thread idle; and sums in doubles,
+// above which they are.
+constexpr double kHeldBytes = 3e8, kMostSums = 1e8;
 
 // Where the spans of `columns` rows end; `shorter`, the hindcast's window, ends one of them.
 std::vector<std::int64_t> span_ends(std::int64_t columns, std::int64_t shorter,
-                                    std::int64_t batches) {
-  const std::int64_t wanted = (kSpanTasks + batches - 1) / batches;
+                                    std::int64_t batches, double bytes) {
+  const std::int64_t wanted =
+      std::max((kSpanTasks + batches - 1) / batches, std::int64_t(bytes / kSpanBytes));
   const std::int64_t spans = std::clamp<std::int64_t>(wanted, 1, columns / kLeastSpan + 1);
   const std::int64_t each = (columns + spans - 1) / spans;
   std::vector<std::int64_t> ends;
@@ -315,7 +322,8 @@ void feature_fit_long(const Kernels &kernels, const FeatureFitJob &job) {
   const std::int64_t lanes = kernels.lanes, batches = (job.count() + lanes - 1) / lanes;
   const std::int64_t columns = job.window.n - 1 - int(job.affine);
   const std::int64_t shorter = std::max<std::int64_t>(columns - job.holdout, 0);
-  const std::vector<std::int64_t> ends = span_ends(columns, shorter, batches);
+  const double bytes = double(job.window.n) * double(job.window.size) * double(job.window.step);
+  const std::vector<std::int64_t> ends = span_ends(columns, shorter, batches, bytes);
   const std::int64_t spans = std::int64_t(ends.size());
   const int before = int(std::find(ends.begin(), ends.end(), shorter) - ends.begin()) + 1;
   const std::size_t basis_size = kernels.long_basis_size(job.m);
@@ -328,7 +336,8 @@ void feature_fit_long(const Kernels &kernels, const FeatureFitJob &job) {
     kernels.span_sums(job, batch * lanes, count_of(batch), basis, span > 0 ? ends[span - 1] : 0,
                       ends[span], sums, scratch);
   };
-  if (batches >= kSpanTasks / 2) { // a batch after the other, all of it in the cache
+  const bool held = bytes < kHeldBytes && (batches >= kSpanTasks / 2 || columns < 2 * kLeastSpan);
+  if (held || double(batches) * double(spans * each) > kMostSums) { // a batch after the other
     const std::size_t memory = round_up(basis_size) + round_up(spans * each);
     for_each_task(batches, job.nanoseconds(), memory + scratch_size,
                   [&](std::int64_t batch, double *scratch) {

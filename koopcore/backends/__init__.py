@@ -59,7 +59,9 @@ def backend_for(device: str, name: str | None = None) -> Backend:
     device: "cpu" or "cuda", where the arrays are. Raises ValueError for a device or a name that
     is not one, or does not go with the other; RuntimeError with every reason where none runs.
     """
-    return _backend_for(device, name or os.environ.get(FORCE) or None)
+    if not name and FORCE in os.environ:  # `get` takes a microsecond to find nothing
+        name = os.environ[FORCE]
+    return _backend_for(device, name or None)
 
 
 @cache

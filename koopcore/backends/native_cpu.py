@@ -17,7 +17,15 @@ import numpy.typing as npt
 from koopcore._native import build_record
 from koopcore.backends import second_pass
 from koopcore.backends.composed import Composed
-from koopcore.backends.protocol import Ahead, Companion, FeatureSolved, Projection, Snapshots
+from koopcore.backends.large_groups import FEW, LARGE, LARGE_ALONE, feature_fit
+from koopcore.backends.protocol import (
+    Ahead,
+    Companion,
+    FeatureSolved,
+    Projection,
+    Snapshots,
+    WholeCompanion,
+)
 from koopcore.backends.threads import thread_count
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray
@@ -44,14 +52,21 @@ class NativeCpu(Composed):
         self._module.set_num_threads(min(thread_count(), MOST_THREADS))
         return self._module
 
+    def _groups(self, part: Partition) -> Any:
+        """The partition's segments, checked once; kept with it, for training loops."""
+        groups = part.kept.get(self.name)
+        if groups is None:
+            groups = part.kept[self.name] = self._cpu.Groups(tuple(part.segments))
+        return groups
+
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:
-        result: FloatArray = self._cpu.gram(snapshots.array, snapshots.order, part.segments)
+        result: FloatArray = self._cpu.gram(snapshots.array, snapshots.order, self._groups(part))
         return result
 
     def feature_gram(
         self, snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
     ) -> FloatArray:
-        result: FloatArray = self._cpu.feature_gram(*snapshots, part.segments, affine, stops)
+        result: FloatArray = self._cpu.feature_gram(*snapshots, self._groups(part), affine, stops)
         return result
 
     def solve(self, gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
@@ -69,7 +84,9 @@ class NativeCpu(Composed):
 
         With ``ahead`` a small group is predicted while its snapshots are in the cache.
         """
-        return Companion(*self._cpu.gram_solve(*snapshots, part.segments, affine, holdout, ahead))
+        groups = self._groups(part)
+        solved, whole = self._cpu.gram_solve(*snapshots, groups, affine, holdout, ahead)
+        return (WholeCompanion if whole else Companion)._make(solved)
 
     def project(
         self, a: FloatArray, h: FloatArray, g: FloatArray, rank: int | None, ridge: float, raw: bool
@@ -101,7 +118,7 @@ class NativeCpu(Composed):
     def combine(
         self, snapshots: Snapshots, part: Partition, weights: FloatArray, out: npt.NDArray[Any]
     ) -> None:
-        self._cpu.combine(*snapshots, part.segments, weights, out)
+        self._cpu.combine(*snapshots, self._groups(part), weights, out)
 
     def feature_fit(
         self,
@@ -120,11 +137,16 @@ class NativeCpu(Composed):
         m, n = int(part.sizes[0]), len(snapshots.order)
         double = snapshots.array.dtype == np.float64
         how = affine, holdout, ahead
-        if n >= LONG and n >= LONG_FOR_ITS_GROUPS * m:
+        if m >= LARGE or (m >= LARGE_ALONE and part.n_groups <= FEW):
+            solved = feature_fit(snapshots, part, *how)
+            unsure = np.flatnonzero(solved.rank == 0)
+        elif m == 1 and n < LONG * part.n_groups:  # of one parameter there is one direction
+            return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
+        elif n >= LONG and n >= LONG_FOR_ITS_GROUPS * m:
             solved = self._feature_fit(snapshots, part, *how, passes=SAMPLED, ranged=double)
             unsure = np.flatnonzero(solved.rank == 0)
         elif double:
-            return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=True)
+            return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
         else:
             solved = self._feature_fit(snapshots, part, *how)
             unsure = second_pass.unsure(solved.condition, solved.rank, m, snapshots)
@@ -162,7 +184,7 @@ class NativeCpu(Composed):
         ranged: bool = False,
     ) -> FeatureSolved:
         """How often the snapshots are read; ``ranged``: out of range, the residual is NaN."""
-        given = *snapshots, part.segments, affine, holdout, ahead, passes, rank, ranged
+        given = *snapshots, self._groups(part), affine, holdout, ahead, passes, rank, ranged
         ranks, condition, residual, hindcast, operator, whitener, start, readout = (
             self._cpu.feature_fit(*given)
         )
@@ -179,7 +201,8 @@ class NativeCpu(Composed):
         out: npt.NDArray[Any],
     ) -> None:
         """Rollout and combine, the weights never leaving the cache."""
-        self._cpu.companion_endpoint(*snapshots, part.segments, coefficients, affine, horizons, out)
+        groups = self._groups(part)
+        self._cpu.companion_endpoint(*snapshots, groups, coefficients, affine, horizons, out)
 
     def feature_endpoint(
         self,
@@ -197,7 +220,7 @@ class NativeCpu(Composed):
             return
         self._cpu.feature_endpoint(
             *snapshots,
-            part.segments,
+            self._groups(part),
             projection.operator,
             projection.start,
             readout,
@@ -208,12 +231,12 @@ class NativeCpu(Composed):
 
     def gather(self, snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
         result: FloatArray = self._cpu.gather(
-            snapshots.array, snapshots.order[np.asarray(rows, dtype=np.int64)], part.segments
+            snapshots.array, snapshots.order[np.asarray(rows, dtype=np.int64)], self._groups(part)
         )
         return result
 
     def scatter(self, part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
-        self._cpu.scatter(part.segments, values, out)
+        self._cpu.scatter(self._groups(part), values, out)
 
 
 def load() -> NativeCpu:

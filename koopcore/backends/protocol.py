@@ -48,6 +48,12 @@ class Companion(NamedTuple):
     hindcast: FloatArray  # (n_groups,) error of predicting x_n from x_{n-holdout}, / movement
 
 
+class WholeCompanion(Companion):
+    """One of which every rank is known to be N and every coefficient finite."""
+
+    __slots__ = ()
+
+
 class Projection(NamedTuple):
     """Dense fits: A⁺ = V Vᵀ, and the operator K = Vᵀ H V on the r whitened coordinates.
 
@@ -91,6 +97,11 @@ class Backend(ABC):
 
     name: ClassVar[str]
     device: ClassVar[Literal["cpu", "cuda"]]
+    is_spread: ClassVar[bool] = False  # groups have parameters elsewhere: sizes here say nothing
+
+    def total(self, sums: FloatArray) -> FloatArray:
+        """``sums`` over a group's parameters here, added up over all places that hold some."""
+        return sums
 
     @abstractmethod
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:

@@ -114,7 +114,7 @@ def products(
         across[some] += y @ basis.transpose(0, 2, 1)
         states[some] += y @ rows[:, ends].transpose(0, 2, 1)
         inner[some] += y @ y.transpose(0, 2, 1)
-    return across, inner, states
+    return backend.total(across), backend.total(inner), backend.total(states)
 
 
 def triangular_factor(

@@ -18,6 +18,7 @@ from koopcore.backends.protocol import (
     Companion,
     Projection,
     Snapshots,
+    WholeCompanion,
     out_of_range,
 )
 from koopcore.checks import raise_non_finite
@@ -92,7 +93,8 @@ def fit_groups(
             out[:] = snapshots.array[snapshots.order[-1]]
     fitting = _Fitting(snapshots, part, recipe, backend, ahead)
     fits: list[Fitted | DeferredFit] = []
-    for numbers, groups in part.by_size(fitting.n - 1):
+    divisions = [(part.numbers, part)] if backend.is_spread else part.by_size(fitting.n - 1)
+    for numbers, groups in divisions:
         sides = fitting.fits(Groups(groups, numbers))
         fits += [*sides.written, *sides.unwritten]
         if ahead is not None:
@@ -111,7 +113,8 @@ def _keep_last_snapshot(
     out: npt.NDArray[Any],
 ) -> None:
     """The last snapshot in the columns of groups without a fit."""
-    if sum(len(fit.groups) for fit in fits) == part.n_groups:
+    covered = len(fits[0].groups) if len(fits) == 1 else sum(len(fit.groups) for fit in fits)
+    if covered == part.n_groups:
         return
     last = snapshots.array[snapshots.order[-1]]
     missing = np.ones(part.n_groups, dtype=np.bool_)
@@ -145,7 +148,7 @@ class _Fitting:
 
     def fits(self, groups: Groups) -> Sides:
         """Groups of one side: all of m >= n - 1, or all of one m below."""
-        if groups.part.smallest >= self.n - 1:
+        if self.backend.is_spread or groups.part.smallest >= self.n - 1:
             return self.snapshot_side(groups)
         with np.errstate(over="ignore", invalid="ignore"):  # looked for and reported
             return self.feature_side(groups)
@@ -156,6 +159,8 @@ class _Fitting:
             solved = self.backend.gram_solve(
                 self.snapshots, groups.part, recipe.affine, self.holdout, self.ahead
             )
+            if isinstance(solved, WholeCompanion):
+                return Sides([CompanionFit.of(*groups, recipe.affine, solved)], [])
             if math.isfinite(solved.coefficients.sum()):
                 full, rest = self.by_rank(groups, recipe, solved)
                 return Sides(full, self.without_full_rank(groups, rest))
@@ -182,8 +187,12 @@ class _Fitting:
 
     @property
     def may_leave_range(self) -> bool:
-        """Squares of float32 numbers are in the range of float64, whatever they are."""
-        return arrays.dtype_name(self.snapshots.array) == "float64" and not self.is_scaled
+        """Squares of float32 numbers are in the range of float64, whatever they are.
+
+        A group spread over processes has no unit of its own; out of range it has no fit.
+        """
+        wide = arrays.dtype_name(self.snapshots.array) == "float64"
+        return wide and not self.is_scaled and not self.backend.is_spread
 
     def scaled(self, groups: Groups) -> list[Fitted]:
         """Fits of groups whose squares are out of range; an error where a snapshot is not finite.
@@ -270,7 +279,7 @@ class _Fitting:
             how = recipe.affine, self.holdout
             solved = self.backend.feature_fit(self.snapshots, groups.part, *how, self.ahead)
             near = np.isfinite(solved.residual)
-            keep = np.flatnonzero(near)
+            keep = groups.part.numbers if near.all() else np.flatnonzero(near)
             if solved.projection is None and keep.size:
                 deferred = DeferredFit.of(*groups, recipe.affine, solved, self.holdout)
                 written.append(deferred.select(keep))

@@ -153,6 +153,11 @@ class Partition:
         return Segments(self.group_ptr, self.start, self.length, self.stride)
 
     @cached_property
+    def kept(self) -> dict[str, Any]:
+        """What a backend keeps of this partition, under its name: plans for the next fit."""
+        return {}
+
+    @cached_property
     def sizes(self) -> Index:
         """(n_groups,) the number of parameters m of every group."""
         if self.n_segments == self.n_groups:

@@ -35,6 +35,9 @@ class Hooks:
     next step, as for a validation at an average, are no other state; they are compared with copies
     that live until then. Scripted modules cannot be watched.
 
+    before: called once, before the next step with a gradient, with whether that is still to be
+    computed, by a closure.
+
     Inside ``torch.compile`` the hooks break the graph instead of being traced.
 
     Args:
@@ -51,6 +54,7 @@ class Hooks:
         any_rank: Callable[[bool], bool] = bool,
     ) -> None:
         self.loaded = False
+        self.before: Callable[[bool], None] | None = None
         self._stepped = stepped
         self._weights = weights
         self._copies: list[Tensor] | None = None
@@ -97,6 +101,9 @@ class Hooks:
             if not all(same_bits(now, before) for now, before in pairs):
                 self.loaded = True
             self._copies = None
+        if self.before is not None and self._gradients:
+            before, self.before = self.before, None
+            before(closure)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._pending:

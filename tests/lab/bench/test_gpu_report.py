@@ -91,7 +91,7 @@ def test_a_rehearsal_runs_to_its_end_and_leaves_what_was_done_when_killed(kernel
         result = report["items"][f"own: {name}"]["result"]
         assert set(result["seconds"]) == {"endpoint", "stages", "one pass"}
         assert result["error endpoint"] < 1e-4
-    for name in gpu_report.PEERS:
+    for name in gpu_report.PEERS[:2]:
         assert f"peers: {name}" in done.stdout
 
 
