@@ -293,4 +293,5 @@ STUDY = Study(
     summary,
     draw,
     share=0.2,
+    by_name=True,
 )
