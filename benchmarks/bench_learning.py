@@ -4,11 +4,15 @@
     python benchmarks/bench_learning.py workers  # time and bytes per iteration on 1, 2, 4, 7 ranks
     python benchmarks/bench_learning.py scaling  # points, features, states
     python benchmarks/bench_learning.py seconds  # 500 iterations on Van der Pol, 3 dimensions
+    python benchmarks/bench_learning.py exact    # the exact step beside NumPy's solve
+    python benchmarks/bench_learning.py float32  # 10^5 points, 600 features: torch in float32
 
 Each prints one JSON object, and checks its results against each other before it prints a time.
 """
 
 import json
+import resource
+import subprocess
 import sys
 import time
 from typing import Any
@@ -26,6 +30,7 @@ from koopcore.learning import (
     OneLayer,
     simultaneous_step,
 )
+from koopcore.learning.objective import exact_operator, gradient
 from koopcore.learning.trajectories import pairs
 
 PAPER_BLOCKS = Blocks((Layered(1, (15, 15, 15)),) * 7)
@@ -134,9 +139,85 @@ def seconds() -> dict[str, Any]:
     return result
 
 
-QUESTIONS = {f.__name__: f for f in (points, workers, scaling, seconds)}
+def exact() -> dict[str, Any]:
+    """K by the exact step, and by NumPy's solve of the same normal equations; 1,000 points."""
+    rows = {}
+    for h in (100, 300, 600):
+        rng = np.random.default_rng(h)
+        data = pairs(rng.standard_normal((1001, 20)))
+        layer = OneLayer(20, h, scale=0.2)
+        features = layer.features(layer.initial(rng), data.states)
+
+        def numpy_solve(psi: np.ndarray = features) -> Any:
+            now, ahead = psi[:-1], psi[1:]
+            return np.linalg.solve(now.T @ now, now.T @ ahead).T
+
+        ours, theirs = exact_operator(features, data), numpy_solve()
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * np.abs(theirs).max())
+        both = in_turns([lambda f=features, d=data: exact_operator(f, d), numpy_solve], rounds=7)
+        rows[str(h)] = {"seconds": both[0], "numpy": both[1], "ratio": both[0] / both[1]}
+    return rows
+
+
+def float32() -> dict[str, Any]:
+    """Seconds and memory of a gradient iteration, each in a process of its own, in turns."""
+    rows: dict[str, Any] = {}
+    for _ in range(3):
+        for name in ITERATIONS:
+            command = [sys.executable, __file__, "--iteration", name]
+            answer = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            best = rows.setdefault(name, answer)
+            rows[name] = min(best, answer, key=lambda row: row["seconds"])
+    base = rows["NumPy float64"]
+    for row in rows.values():
+        row["times as fast"] = base["seconds"] / row["seconds"]
+        row["of its memory"] = row["megabytes"] / base["megabytes"]
+    f = [row["objective"] for row in rows.values()]
+    np.testing.assert_allclose(f, f[0], rtol=1e-5)
+    return {"points": 100_000, "features": 600, "rows": rows}
+
+
+ITERATIONS = {
+    "NumPy float64": None,
+    "torch float64": "float64",
+    "torch float32": "float32",
+}
+
+
+def one_iteration(name: str) -> dict[str, Any]:
+    """F and both gradients at one point: of K and θ, all points; the peak beside the states."""
+    rng = np.random.default_rng(0)
+    layer, h = OneLayer(20, 600, scale=0.2), 600
+    data = pairs(rng.standard_normal((100_001, 20)))
+    theta, k = layer.initial(rng), np.eye(h) + rng.standard_normal((h, h)) / h
+    dtype = ITERATIONS[name]
+    if dtype is None:
+        work = lambda: gradient(layer, theta, k, data).value  # noqa: E731
+    else:
+        from koopcore.learning import MinibatchLearner
+        from koopcore.learning.minibatches import Work
+
+        learner = MinibatchLearner(layer, k_step="gradient", dtype=dtype)
+        torch_work = Work(learner, data, theta, k)
+        work = lambda: torch_work.gradient()[0]  # noqa: E731
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    value = work()
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "seconds": seconds,
+        "megabytes": (peak - before) / 1024,
+        "objective": value,
+    }
+
+
+QUESTIONS = {f.__name__: f for f in (points, workers, scaling, seconds, exact, float32)}
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--iteration"]:
+        print(json.dumps(one_iteration(sys.argv[2])))
+        sys.exit()
     if len(sys.argv) != 2 or sys.argv[1] not in QUESTIONS:
         sys.exit(f"one of {', '.join(QUESTIONS)} is needed")
     started = time.strftime("%Y-%m-%d")

@@ -60,9 +60,7 @@ def plan(capability: str, rehearse: str | None) -> list[Item]:
     ]  # fmt: skip
     test = [python, "-m", "pytest", "-m", "gpu", "tests/backends/test_gpu.py", "-x", "-q"]
     items = []
-    if rehearse:
-        items.append(Item("tests", "gpu tests", [*test, "--collect-only"], 60.0, {}, False))
-    else:
+    if not rehearse:  # there is nothing to build, and no card that the tests could run on
         items += [
             Item("build", "configure", build, 40.0, {}, False),
             Item("build", "compile", ["cmake", "--build", "--preset", "dev"], 90.0, {}, False),
@@ -70,13 +68,15 @@ def plan(capability: str, rehearse: str | None) -> list[Item]:
         ]
     items += [Item("own", name, [*timing, name, *aside], 30.0, {}, True) for name in OWN]
     sanitizer = shutil.which("compute-sanitizer")
-    for tool in SANITIZERS if sanitizer or rehearse else ():
+    tools = SANITIZERS[:1] if rehearse else SANITIZERS if sanitizer else ()
+    for tool in tools:
         watch = [] if rehearse else [str(sanitizer), "--tool", tool, "--error-exitcode", "9"]
         # Without torch's caching allocator, which would hide a read beyond an array.
         bare = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         command = [*watch, *timing, "sanitized", *aside]
         items.append(Item("sanitizer", tool, command, 60.0, bare, not watch))
-    items += [Item("peers", name, [*timing, name, *aside], 30.0, {}, True) for name in PEERS]
+    peers = PEERS[:2] if rehearse else PEERS  # the third is the first, of another size
+    items += [Item("peers", name, [*timing, name, *aside], 30.0, {}, True) for name in peers]
     return items
 
 
@@ -205,6 +205,8 @@ def main() -> int:
             continue
         left = LIMIT - 5.0 - (time.monotonic() - started)
         seconds = min(item.seconds, PARTS[item.part] - used[item.part], left)
+        if arguments.rehearse:  # of a machine that may be busy with other things
+            seconds = item.seconds
         key = f"{item.part}: {item.name}"
         if seconds < 3.0:
             done: dict[str, Any] = {"passed": True, "exit_code": 0, "left_out": "no time left"}

@@ -18,7 +18,7 @@ def train(steps: int, attached: bool) -> tuple[float, str]:
     model = mnist.network(seed=0)
     optimizer = torch.optim.Adadelta(model.parameters(), lr=2.0)
     batches = mnist.Minibatches(digits, size=64, seed=0)
-    images, labels = digits.images[:1000], digits.labels[:1000]
+    images, labels = digits.inputs[:1000], digits.labels[:1000]
 
     def loss() -> torch.Tensor:  # one fixed batch: averages are compared on the same digits
         return nn.functional.cross_entropy(model(images), labels)

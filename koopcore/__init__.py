@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from koopcore import dmd as dmd
+    from koopcore import learning as learning
     from koopcore import plot as plot
     from koopcore import spectrum as spectrum
     from koopcore import torch_ops as torch_ops
@@ -28,7 +30,9 @@ _HOME = {
     "Partition": "koopcore.partition.partition",
     "attach": "koopcore.training",
     "available_backends": "koopcore.backends",
+    "dmd": "koopcore.dmd",
     "fit": "koopcore.operators",
+    "learning": "koopcore.learning",
     "plot": "koopcore.plot",
     "spectrum": "koopcore.spectrum",
     "torch_ops": "koopcore.torch_ops",
@@ -41,7 +45,9 @@ __all__ = [
     "__version__",
     "attach",
     "available_backends",
+    "dmd",
     "fit",
+    "learning",
     "plot",
     "spectrum",
     "torch_ops",
@@ -55,10 +61,13 @@ def __getattr__(name: str) -> Any:
         module = import_module(_HOME[name])
         value = module if _HOME[name] == f"koopcore.{name}" else getattr(module, name)
     except ModuleNotFoundError as error:
-        if error.name != "torch":
+        needed = {"torch": ("torch", "torch"), "sklearn": ("scikit-learn", "dmd")}
+        if error.name not in needed:
             raise
+        package, extra = needed[error.name]
         raise ImportError(
-            f'koopcore.{name} needs torch, which is not installed: pip install "koopcore[torch]"'
+            f"koopcore.{name} needs {package}, which is not installed: "
+            f'pip install "koopcore[{extra}]"'
         ) from error
     globals()[name] = value
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,6 +90,27 @@ def check_memory(n: int, part: Partition) -> None:
             f"{part.n_groups} groups with a window of {n} need {needed:.3g} bytes of Gram matrices "
             f"and operators; this machine has {available:.3g}. Use fewer groups (a coarser "
             "partition) or a shorter window"
+        )
+
+
+def warn_if_transposed(array: Any, name: str) -> None:
+    """A UserWarning where rows seem unrelated, and columns a series: of 256 of both.
+
+    Successive rows of a series differ by less than they vary, those of noise by twice as much.
+    """
+    rows, columns = (int(size) for size in array.shape[-2:])
+    if rows < 4 or columns < 4:
+        return
+    part = arrays.host(array[..., :256, :256])
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        steps = [float(np.square(np.diff(part, axis=axis).real).mean()) for axis in (-2, -1)]
+        down, across = (step / float(part.real.var()) for step in steps)
+    if down > 1.0 and across < 0.1 * down:
+        warnings.warn(
+            f"{name} of shape {tuple(array.shape)} looks transposed: its rows jump like unrelated "
+            "things, and its columns move like a series. Rows are time here (PyDMD has columns): "
+            f"pass {name}.T if so",
+            stacklevel=4,
         )
 
 

@@ -271,6 +271,23 @@ def van_der_pol(
 
 
 @reproduce.command()
+def dictionaries(
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Of data and dictionaries.", show_default="by size")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="The first of these seeds.", show_default="1000")
+    ] = None,
+    quick: Quick = False,
+    output: Output = RESULTS,
+    fresh: Fresh = False,
+    only: Only = "*",
+) -> None:
+    """Learned, random, EDMD's and delayed dictionaries of one size, on held-out starts."""
+    _run("dictionaries", **locals())
+
+
+@reproduce.command()
 def glycolysis(
     workers: Annotated[
         int | None, typer.Option(min=1, max=7, help="Processes.", show_default="1")

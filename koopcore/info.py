@@ -80,8 +80,9 @@ def _uncovered() -> list[str]:
         if device // 10 != code // 10 or (cuda.fast_double(number) and device != code):
             warnings.append(
                 f"CUDA device {number} has compute capability {device // 10}.{device % 10} and "
-                f"runs code for {code // 10}.{code % 10}, which is right but may be slow; CUDAARCHS="
-                f"{device} pip install --force-reinstall . builds for it (docs/building.md)"
+                f"runs code for {code // 10}.{code % 10}, which is right but may be slow; "
+                f"CUDAARCHS={device} pip install --force-reinstall . builds for it "
+                "(docs/building.md)"
             )
     return warnings
 

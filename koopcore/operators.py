@@ -11,6 +11,7 @@ import numpy.typing as npt
 from koopcore import arrays, checks
 from koopcore.backends import backend_for
 from koopcore.backends.protocol import Backend, Snapshots
+from koopcore.backends.spread import Shares, Spread
 from koopcore.fitted import DeferredFit, Fitted
 from koopcore.fitted.fitting import Recipe, fit_groups
 from koopcore.partition.partition import Partition
@@ -26,7 +27,7 @@ STATUS = {
 
 def fit(
     snapshots: Any,
-    part: Partition,
+    part: Partition | None = None,
     model: str = "affine",
     rank: int | None = None,
     ridge: float = 0.0,
@@ -34,6 +35,7 @@ def fit(
     *,
     order: Sequence[int] | None = None,
     horizon: int | Sequence[int] | None = None,
+    shares: Shares | None = None,
 ) -> KoopmanOperators:
     """Fit one Koopman operator to every group of parameters, from a window of snapshots.
 
@@ -45,7 +47,10 @@ def fit(
     snapshots: (n_snapshots, n_parameters) NumPy, torch or CuPy array of float32 or float64, any
         strides, one snapshot a row and the oldest first (papers and PyDMD use columns). It is
         neither copied nor written to, and predictions read it again: keep it unchanged until then.
-    part: which parameters share an operator. Parameters in no group keep their last value.
+        Without ``part`` also (n_snapshots, n_groups, m), an operator for each group of m; results
+        then end in (n_groups, m). It is copied unless its last two axes are contiguous.
+    part: which parameters share an operator. Parameters in no group keep their last value. None:
+        one operator for all, or for each group of a 3-D array.
     rank: keep the leading ``rank`` singular values of F (as in dynamic mode decomposition);
         None: the numerical rank. Groups of fewer parameters use what they have.
     ridge: Tikhonov parameter relative to the mean diagonal of the scaled Gram matrix, >= 0.
@@ -54,6 +59,9 @@ def fit(
     horizon: what `predict` will be asked first, if it is known. Small groups are then predicted
         while the fit has them in the cache, and the snapshots are read from memory once instead
         of twice; operators of groups of fewer parameters than snapshots are not even written.
+    shares: where groups have parameters in other processes too: how to add up over them, and which
+        columns this one counts. All call `fit` with the same groups, in the same order, and get
+        the same operators; each predicts its own columns. Without ``horizon``.
 
     Returns `KoopmanOperators`. Raises TypeError or ValueError for input that cannot be fitted
     (shape, dtype, a partition of other parameters, NaN or infinite snapshots: which and where,
@@ -67,15 +75,48 @@ def fit(
     docs/mathematics.md.
     """
     seen = arrays.view(snapshots, "snapshots")
+    if part is None:
+        seen, part = _divided(seen)
     rows = checks.window_order(seen.array.shape, order)
-    checks.check_fit(len(rows), seen.array.shape[1], part, model, rank, ridge)
+    here = rank if shares is None else None  # the parameters elsewhere support more
+    checks.check_fit(len(rows), seen.array.shape[1], part, model, here, ridge)
     on = backend_for(seen.device, backend)
     horizons = None if horizon is None else checks.check_horizons(horizon)[0]
     window = Snapshots(seen.array, rows)
     recipe = Recipe(model, None if rank is None else int(rank), float(ridge))
+    if shares is not None:
+        fits, _ = fit_groups(window, shares.counted, recipe, Spread(on, shares.total))
+        for one in fits:
+            one.part = part.subset(one.groups)
+        return KoopmanOperators(window, part, fits, seen.restore, on)
     fits, endpoints = fit_groups(window, part, recipe, on, horizons)
     ahead = None if horizons is None else (horizons, endpoints)
     return KoopmanOperators(window, part, fits, seen.restore, on, ahead)
+
+
+def _divided(seen: arrays.ArrayView) -> tuple[arrays.ArrayView, Partition]:
+    """A plain matrix as one group, (n_snapshots, n_groups, m) as groups of m side by side."""
+    array, shape = seen.array, tuple(int(size) for size in seen.array.shape)
+    groups, m = (1, *shape[1:]) if len(shape) == 2 else shape[1:] if len(shape) == 3 else (1, 1)
+    if len(shape) not in (2, 3) or groups * m == 0:
+        raise ValueError(
+            f"snapshots has shape {shape}; (n_snapshots, n_parameters), or (n_snapshots, n_groups, "
+            "m) for an operator per group, is needed, with one parameter at least"
+        )
+    if len(shape) == 2:
+        checks.warn_if_transposed(array, "snapshots")
+        restore = seen.restore
+    else:
+        array = array.reshape(shape[0], groups * m)
+
+        def restore(result: npt.NDArray[Any]) -> Any:
+            return seen.restore(result.reshape(*result.shape[:-1], groups, m))
+
+    index, one = np.arange(groups + 1), np.ones(groups, dtype=np.int64)
+    part = Partition(
+        groups * m, index, index[:-1] * m, m * one, one, "network" if groups == 1 else "groups"
+    )
+    return arrays.ArrayView(seen.device, array, restore), part
 
 
 class KoopmanOperators:

@@ -134,7 +134,10 @@ def _endpoint(
     part = _partition_of(segments, size)
     if snapshots.device.type != "cpu" and part.smallest >= len(snapshots) - 1 >= 1 + int(affine):
         window: Any = Snapshots(snapshots, np.arange(len(snapshots)))  # type: ignore[arg-type]
-        out: Any = snapshots[-1].expand(len(horizons), -1).clone()
+        if part.n_parameters == size:  # all of it will be written
+            out: Any = snapshots.new_empty((len(horizons), size))
+        else:
+            out = snapshots[-1].expand(len(horizons), -1).clone()
         device = backend_for(snapshots.device.type, backend)
         if device.endpoint(window, part, affine, list(horizons), out):
             return out

@@ -2,6 +2,8 @@
 
 python tests/cuda_registers.py            compiles csrc/cuda for every architecture and compares
 python tests/cuda_registers.py --write    and keeps what it finds as the new golden file
+python tests/cuda_registers.py --occupancy    a table from the golden file; compiles nothing
+python tests/cuda_registers.py --instructions solve 90    what a file's machine code consists of
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +25,10 @@ GOLDEN = Path(__file__).with_name("cuda_registers.json")
 SOURCES = tuple(path.stem for path in sorted((ROOT / "csrc/cuda").glob("*.cu")))
 ARCHITECTURES = (80, 90, 100, 120)
 NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc")
+SHARED = {80: 164, 90: 228, 100: 228, 120: 100}  # KiB of shared memory of a multiprocessor
+WARPS = {80: 64, 90: 64, 100: 64, 120: 48}  # that a multiprocessor holds
+REGISTERS = 65536  # of a multiprocessor; warps get them by 256
+RESERVED = 1024  # bytes of shared memory that every block takes beside its own
 # ptxas of another toolkit allocates a little differently; a tenth more is a change worth a look.
 TOLERANCE = 1.1
 
@@ -108,22 +115,87 @@ def _on_one_line(match: re.Match[str]) -> str:
     return "{" + " ".join(match[1].split()) + "}"
 
 
+def resident_blocks(of: int, registers: int, shared: int, warps: int) -> int:
+    """Blocks of a kernel that a multiprocessor holds, by the rules of the CUDA guide."""
+    by_registers = REGISTERS // (-(-registers * 32 // 256) * 256) // warps
+    by_shared = SHARED[of] * 1024 // (-(-shared // 128) * 128 + RESERVED)
+    most = min(by_registers, by_shared, WARPS[of] // warps, 24 if of == 120 else 32)
+    return most if shared <= SHARED[of] * 1024 - RESERVED else 0
+
+
+def solve_bytes(n: int) -> int:
+    """Shared memory of `solve_batches`: `solve_bytes` of csrc/cuda/solve.cu."""
+    return (n * (n + 1) // 2 + 6 * n) * 32 * 8
+
+
+def occupancy() -> str:
+    """Warps of `solve_batches` on a multiprocessor, a batch of 32 groups each."""
+    golden = read_golden()
+    lines = [
+        "| n | KiB of shared memory a block | " + " | ".join(f"sm_{of}" for of in SHARED) + " |"
+    ]
+    lines.append("|---" * (2 + len(SHARED)) + "|")
+    for n in (8, 16, 24, 32):
+        cells = []
+        for of in SHARED:
+            registers = golden[f"sm_{of}"]["solve"]["solve_batches<true>"]["registers"]
+            warps = resident_blocks(of, registers, solve_bytes(n), 1)
+            cells.append(str(warps) if warps else "in global memory")
+        lines.append(f"| {n} | {solve_bytes(n) / 1024:.1f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def instructions(source: str, architecture: int) -> dict[str, Counter[str]]:
+    """{kernel: {LDS: 12, …}} of one file, by cuobjdump."""
+    with tempfile.TemporaryDirectory() as scratch:
+        cubin = f"{scratch}/{source}.cubin"
+        command = [str(NVCC), "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-cubin"]
+        command += [f"-I{ROOT / 'csrc'}", str(ROOT / f"csrc/cuda/{source}.cu"), "-o", cubin]
+        subprocess.run(command, check=True)
+        command = [os.environ.get("CUOBJDUMP", "cuobjdump"), "-sass", cubin]
+        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: dict[str, Counter[str]] = {}
+    name = ""
+    for line in listing.splitlines():
+        if function := re.search(r"Function : (\S+)", line):
+            name = _readable(function[1])
+            found[name] = Counter()
+        elif code := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_]+)", line):
+            found[name][code[1]] += 1
+    return found
+
+
 def main() -> int:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--write", action="store_true", help="keep what is found")
-    write = arguments.parse_args().write
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="keep what is found")
+    parser.add_argument("--files", nargs="*", choices=SOURCES, default=SOURCES, metavar="FILE")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilations at once")
+    parser.add_argument("--occupancy", action="store_true", help="of the batched solve")
+    parser.add_argument("--instructions", nargs=2, metavar=("FILE", "ARCHITECTURE"))
+    arguments = parser.parse_args()
+    if arguments.occupancy:
+        print(occupancy())
+        return 0
+    if arguments.instructions:
+        source, of = arguments.instructions
+        for name, counts in instructions(source, int(of)).items():
+            print(name, dict(counts.most_common()))
+        return 0
+    write = arguments.write
     if NVCC is None:
         print("no nvcc on PATH: nothing was compiled")
         return 0
-    jobs = [(source, of) for of in ARCHITECTURES for source in SOURCES]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    jobs = [(source, of) for of in ARCHITECTURES for source in arguments.files]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
         results = list(pool.map(lambda job: compile_one(*job), jobs))
     table: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
     for (source, of), kernels in zip(jobs, results, strict=True):
         table.setdefault(f"sm_{of}", {})[source] = kernels
-    if write:
-        GOLDEN.write_text(written(table))
     golden = read_golden()
+    if write:
+        for place, files in table.items():
+            golden[place].update(files)
+        GOLDEN.write_text(written(golden))
     wrong = [
         line
         for place, files in table.items()

@@ -17,7 +17,7 @@ template <class L> struct CompanionFit {
 
 // Numbers (Real) that `fit_companion` needs as work space.
 KOOPCORE_HD static constexpr int companion_work(int n) {
-  return packed_size(n) + 8 * n + rollout_work(n);
+  return packed_size(n) + 5 * n + rollout_work(n);
 }
 
 // Coefficients a (k) of column k on the columns before it: on snapshots, or on differences.
@@ -88,22 +88,29 @@ KOOPCORE_HD typename L::Real hindcast_error(const typename L::Real *gram, int n,
   return L::select(moved, L::sqrt(ratio), zero);
 }
 
+struct NothingToReload {
+  KOOPCORE_HD void operator()() const {}
+};
+
 // Fits one group per lane from its packed Gram matrix G = BᵀB. coefficients: (n - 1 - affine).
 // `rolling`: rollout_work(n) numbers apart from `work`, or null where they stand at its end.
-// `noise` is the relative error of the Gram matrix in units of fp64 sums.
-template <class L>
-KOOPCORE_HD CompanionFit<L> fit_companion(const typename L::Real *gram, int n, bool affine,
-                                          int holdout, typename L::Real *coefficients,
-                                          typename L::Real *work,
-                                          typename L::Real *rolling = nullptr, double noise = 1.0) {
+// `noise` is the relative error of the Gram matrix in units of fp64 sums. `gram` may be `work`
+// itself, which is then overwritten; `reload()` has to bring G there once more, if it is called.
+template <class L, class Reload = NothingToReload>
+KOOPCORE_HD CompanionFit<L>
+fit_companion(const typename L::Real *gram, int n, bool affine, int holdout,
+              typename L::Real *coefficients, typename L::Real *work,
+              typename L::Real *rolling = nullptr, double noise = 1.0, Reload &&reload = {}) {
   using Real = typename L::Real;
   const int first = affine ? 1 : 0;
   const int columns = n - 1 - first;
   const int rows = columns + 1;
   Real *factor = work, *scale = factor + packed_size(n);
-  Real *products = scale + n, *shorter = products + 4 * n, *weights = shorter + n;
-  Real *rolled = rolling == nullptr ? weights + 2 * n : rolling;
+  Real *products = scale + n;                        // (4 n) of the factorization, then:
+  Real *shorter = products, *weights = products + n; // (n) and (2 n)
+  Real *rolled = rolling == nullptr ? products + 4 * n : rolling;
 
+  const Real newest = gram[packed_index(n - 1, n - 1)];
   Real square = L::broadcast(0.0); // ‖F‖² in its basis
   for (int i = 0; i < rows; ++i) {
     const Real own = gram[packed_index(first + i, first + i)];
@@ -111,7 +118,7 @@ KOOPCORE_HD CompanionFit<L> fit_companion(const typename L::Real *gram, int n, b
     if (i < columns)
       square += own;
   }
-  for (int i = 0; i < rows; ++i)
+  for (int i = 0; i < rows; ++i) // in place an entry is read before it is written over
     for (int j = 0; j <= i; ++j)
       factor[packed_index(i, j)] = gram[packed_index(first + i, first + j)] * (scale[i] * scale[j]);
 
@@ -120,7 +127,7 @@ KOOPCORE_HD CompanionFit<L> fit_companion(const typename L::Real *gram, int n, b
   const Real zero = L::broadcast(0.0), infinity = L::broadcast(HUGE_VAL);
   typename L::Mask whole = fit.rank > columns - 0.5;
   whole = L::both(whole, L::both(square > kLeastSquare, square < kGreatestSquare));
-  whole = L::both(whole, gram[packed_index(n - 1, n - 1)] < kGreatestSquare);
+  whole = L::both(whole, newest < kGreatestSquare);
 
   const Real floor = square * near_cut_off(columns);
   Real largest = zero, smallest = infinity;
@@ -148,6 +155,7 @@ KOOPCORE_HD CompanionFit<L> fit_companion(const typename L::Real *gram, int n, b
     const std::int64_t horizon = holdout;
     rollout<L>(shorter, kept, affine, &horizon, 1, weights, rolled,
                [](int, const Real *, const Real &) {});
+    reload();
     fit.hindcast = L::select(whole, hindcast_error<L>(gram, n, holdout, weights), fit.hindcast);
   }
   return fit;

@@ -29,7 +29,6 @@ CompanionArrays companion_of(const py::tuple &out) {
 
 void bind_queries(py::module_ &m) {
   m.attr("most_horizons") = kMostHorizons;
-  m.attr("direct_steps") = kDirectSteps;
   m.attr("batch") = kBatch;
   m.attr("tensor_block") = kTensorBlock;
   m.def("device_count", &device_count, "CUDA devices of this machine; 0 without a driver.");
@@ -66,6 +65,8 @@ void bind_companion(py::module_ &m) {
   m.def("solve_space", [](std::int64_t groups, int n, int device) {
     return solve_space(device_of(device), groups, n);
   });
+  m.def("solve_bytes", &solve_bytes, py::arg("n"),
+        "Bytes of shared memory that a block of `solve` takes where a block may have so many.");
   m.def("solve", [](Address gram, std::int64_t groups, int n, bool affine, int holdout,
                     double noise, const py::tuple &out, Address space, const py::tuple &target) {
     const Target on(target);

@@ -221,6 +221,41 @@ __device__ bool vanishing(const BatchReal *gram, int n, bool affine) {
   return (affine ? double(gram[packed_index(n - 1, n - 1)]) : newest) <= kVanishing * largest;
 }
 
+// The two large algorithms, each a function of its own: inlined into the kernel with all else they
+// took the compiler a minute.
+struct Projected {
+  double rank, condition;
+};
+__device__ __noinline__ Projected project_lane(int size, bool affine,
+                                               const ProjectionArrays<BatchLanes> &to,
+                                               BatchReal *work) {
+  BatchReal condition;
+  const double rank =
+      koopcore::project<BatchLanes>(ProjectionModel{size, 0, 0.0, !affine}, to, condition, work);
+  return {rank, condition};
+}
+__device__ __noinline__ void refit_lane(const WindowProducts<BatchLanes> &products, int n,
+                                        bool affine, const ProjectionArrays<BatchLanes> &to,
+                                        BatchReal *work) {
+  refit_window<BatchLanes>(products, n, affine, to, work);
+}
+
+// Whether nothing in the window moves: a frozen row, a unit that is dead, a word that did not come.
+// Of float32 snapshots in fp64 sums, whose squares cannot vanish.
+__device__ bool rests(const BatchReal *gram, int n) {
+  for (int k = 1; k < n; ++k)
+    if (gram[packed_index(k, k)] != 0.0)
+      return false;
+  return true;
+}
+
+// The newest snapshot as a prediction: all weights on B are 1.
+__device__ void keep_newest(int n, std::int64_t row, double *weights, double *growth) {
+  for (int k = 0; k < n; ++k)
+    weights[row * n + k] = 1.0;
+  growth[row] = 1.0;
+}
+
 // A group whose squares leave float64 has a Gram matrix in a unit of its own here: weights have no
 // unit. `noise` is that of the Gram matrices at hand.
 __global__ void __launch_bounds__(kBatch, 1)
@@ -237,10 +272,15 @@ __global__ void __launch_bounds__(kBatch, 1)
   const std::int64_t batches = (groups.count + kBatch - 1) / kBatch;
   for (std::int64_t batch = blockIdx.x; batch < batches; batch += gridDim.x) {
     const std::int64_t group = batch * kBatch + lane;
-    const bool mine = group < groups.count && ranks[group] != size;
+    const BatchReal *gram = lane_of(grams + batch * kBatch * packed_size(n), lane);
+    bool mine = group < groups.count && ranks[group] != size;
+    if (mine && noise <= 1.0 && !window.is_double && rests(gram, n)) {
+      for (int h = 0; h < at.count; ++h)
+        keep_newest(n, at.slot[h] * groups.count + group, weights, growth);
+      mine = false;
+    }
     if (!__any_sync(kAllLanes, mine))
       continue;
-    const BatchReal *gram = lane_of(grams + batch * kBatch * packed_size(n), lane);
     double scale = 1.0;
     const bool far =
         window.is_double && mine && !(in_range(gram, 0, n) && in_range(gram, first, n - 1));
@@ -264,9 +304,9 @@ __global__ void __launch_bounds__(kBatch, 1)
         gram = work;
       window_matrices(gram, n, affine, a, h, g);
       again = vanishing(gram, n, affine);
-      BatchReal condition;
-      rank = koopcore::project<BatchLanes>(ProjectionModel{size, 0, 0.0, !affine}, to, condition,
-                                           work);
+      const Projected made = project_lane(size, affine, to, work);
+      rank = made.rank;
+      const double condition = made.condition;
       again = rank > 0.0 && (again || too_little(window.is_double, rank == size, condition));
     }
     const WindowProducts<BatchLanes> products{work, work + size * n, work + size * n + matrix};
@@ -281,7 +321,7 @@ __global__ void __launch_bounds__(kBatch, 1)
     }
     __syncwarp();
     if (again)
-      refit_window<BatchLanes>(products, n, affine, to, work + window_products(size, n));
+      refit_lane(products, n, affine, to, work + window_products(size, n));
     if (mine)
       koopcore::rollout_dense<BatchLanes>(
           k, z, size, affine, true, at.ascending, at.count, levels, work,
@@ -293,6 +333,12 @@ __global__ void __launch_bounds__(kBatch, 1)
   }
 }
 
+// Few blocks: most of them look at ranks and find nothing, and work space is for those that do.
+unsigned deficient_blocks(const Device &device, std::int64_t groups, std::int64_t rows) {
+  const std::int64_t blocks = space_blocks(device, groups, rows), most = 2 * device.processors;
+  return unsigned(blocks < most ? blocks : most);
+}
+
 } // namespace
 
 std::int64_t deficient_space(const Device &device, std::int64_t groups, int n, bool affine,
@@ -300,7 +346,7 @@ std::int64_t deficient_space(const Device &device, std::int64_t groups, int n, b
   const int size = n - 1 - int(affine);
   const std::int64_t rows =
       deficient_rows(n, size, dense_rollout_levels(size, at.ascending, at.count));
-  return space_blocks(device, groups, rows) * kBatch * rows;
+  return deficient_blocks(device, groups, rows) * kBatch * rows;
 }
 
 void roll_deficient(const Device &device, const Window &window, const Groups &groups,
@@ -311,9 +357,9 @@ void roll_deficient(const Device &device, const Window &window, const Groups &gr
   const int levels = dense_rollout_levels(size, at.ascending, at.count);
   const std::int64_t rows = deficient_rows(window.n, size, levels);
   launch("fits of deficient groups", deficient_batches,
-         unsigned(space_blocks(device, groups.count, rows)), kBatch, 0, stream, window, groups,
-         gram, rank, affine, noise, levels, at, weights, growth, rows,
-         lane_rows(window.n, size, levels), space);
+         deficient_blocks(device, groups.count, rows), kBatch, 0, stream, window, groups, gram,
+         rank, affine, noise, levels, at, weights, growth, rows, lane_rows(window.n, size, levels),
+         space);
 }
 
 } // namespace koopcore::cuda

@@ -4,6 +4,7 @@
 // shared memory while they fit, else in the work space that the caller passes.
 #include "algorithms/companion.h"
 #include "cuda/batch_lanes.h"
+#include "cuda/fetch.h"
 #include "cuda/stages.h"
 #include "cuda/warp.h"
 
@@ -15,20 +16,34 @@ int factor_rows(int n) { return n + companion_work(n) - rollout_work(n); }
 std::int64_t rollout_rows(int columns, bool affine) {
   return 2 * columns + 1 + int(affine) + rollout_work(columns);
 }
-std::size_t factor_bytes(int n) { return std::size_t(factor_rows(n)) * kBatch * sizeof(double); }
 
 std::int64_t solve_rows(const Device &device, int n) {
-  return (factor_bytes(n) <= device.shared_memory ? 0 : factor_rows(n)) + rollout_work(n);
+  return (solve_bytes(n) <= device.shared_memory ? 0 : factor_rows(n)) + rollout_work(n);
 }
 
+// The Gram matrices of the batch, as they stand side by side, into shared memory: a lane fetches
+// its own columns, without a register in between, and waits for all of them once.
+__device__ inline void fetch_batch(BatchReal *to, const BatchReal *from, int numbers) {
+  for (int e = 0; e < numbers; ++e)
+    fetch_number(&to[e].value, &from[e].value);
+  await_fetches();
+}
+
+// InShared: the factors are in shared memory, and so is G at first. One kernel for both would know
+// of no address where it is, and read and write through generic ones.
+template <bool InShared>
 __global__ void __launch_bounds__(kBatch, 1)
-    solve_batches(const double *gram, std::int64_t groups, int n, bool affine, int holdout,
-                  double noise, int factor_size, CompanionArrays out, double *space) {
+    solve_batches(const double *__restrict__ gram, std::int64_t groups, int n, bool affine,
+                  int holdout, double noise, int factor_size, CompanionArrays out,
+                  double *__restrict__ space) {
   KOOPCORE_SHARED(shared);
   const int lane = threadIdx.x, columns = n - 1 - int(affine);
   double *part = space + std::int64_t(blockIdx.x) * kBatch * (factor_size + rollout_work(n));
-  double *factors = factor_size > 0 ? part : reinterpret_cast<double *>(shared);
-  BatchReal *work = lane_of(factors, lane);
+  BatchReal *work;
+  if constexpr (InShared)
+    work = lane_of(reinterpret_cast<double *>(shared), lane);
+  else
+    work = lane_of(part, lane);
   BatchReal *rolling = lane_of(part + std::int64_t(factor_size) * kBatch, lane);
   const std::int64_t batches = (groups + kBatch - 1) / kBatch;
   for (std::int64_t batch = blockIdx.x; batch < batches; batch += gridDim.x) {
@@ -37,8 +52,14 @@ __global__ void __launch_bounds__(kBatch, 1)
       return;
     const BatchReal *of = lane_of(gram + batch * kBatch * packed_size(n), lane);
     BatchReal *coefficients = work;
+    const auto fetch = [&] {
+      if constexpr (InShared)
+        fetch_batch(work + n, of, packed_size(n));
+    };
+    fetch();
     const CompanionFit<BatchLanes> fit =
-        fit_companion<BatchLanes>(of, n, affine, holdout, coefficients, work + n, rolling, noise);
+        fit_companion<BatchLanes>(InShared ? work + n : of, n, affine, holdout, coefficients,
+                                  work + n, rolling, noise, fetch);
     for (int i = 0; i < columns; ++i)
       out.coefficients[group * columns + i] = coefficients[i];
     out.rank[group] = std::int64_t(fit.rank.value);
@@ -154,6 +175,8 @@ bool in_registers(int columns, std::int64_t last) {
 
 } // namespace
 
+std::size_t solve_bytes(int n) { return std::size_t(factor_rows(n)) * kBatch * sizeof(double); }
+
 std::int64_t solve_space(const Device &device, std::int64_t groups, int n) {
   const std::int64_t rows = solve_rows(device, n);
   return space_blocks(device, groups, rows) * kBatch * rows;
@@ -161,11 +184,13 @@ std::int64_t solve_space(const Device &device, std::int64_t groups, int n) {
 
 void solve(const Device &device, const double *gram, std::int64_t groups, int n, bool affine,
            int holdout, double noise, const CompanionArrays &out, double *space, Stream stream) {
-  const bool shared = factor_bytes(n) <= device.shared_memory;
-  launch("companion fits", solve_batches,
-         unsigned(space_blocks(device, groups, solve_rows(device, n))), kBatch,
-         shared ? factor_bytes(n) : 0, stream, gram, groups, n, affine, holdout, noise,
-         shared ? 0 : factor_rows(n), out, space);
+  const unsigned blocks = unsigned(space_blocks(device, groups, solve_rows(device, n)));
+  if (solve_bytes(n) <= device.shared_memory)
+    launch("companion fits", solve_batches<true>, blocks, kBatch, solve_bytes(n), stream, gram,
+           groups, n, affine, holdout, noise, 0, out, space);
+  else
+    launch("companion fits", solve_batches<false>, blocks, kBatch, 0, stream, gram, groups, n,
+           affine, holdout, noise, factor_rows(n), out, space);
 }
 
 std::int64_t rollout_space(const Device &device, std::int64_t groups, int columns, bool affine,

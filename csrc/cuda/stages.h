@@ -44,6 +44,7 @@ std::int64_t gram_space(const Plan &plan, int n);
 void solve(const Device &device, const double *gram, std::int64_t groups, int n, bool affine,
            int holdout, double noise, const CompanionArrays &out, double *space, Stream stream);
 std::int64_t solve_space(const Device &device, std::int64_t groups, int n);
+std::size_t solve_bytes(int n); // of shared memory
 
 // weights (n_horizons, groups, n), growth (n_horizons, groups). `last`: the longest horizon.
 void rollout(const Device &device, const double *coefficients, std::int64_t groups, int columns,

@@ -5,6 +5,7 @@
 // contiguous segment are aligned on both sides. What belongs to no parameter of the group is zero.
 #pragma once
 
+#include "cuda/fetch.h"
 #include "cuda/rows.h"
 
 namespace koopcore::cuda {
@@ -19,32 +20,11 @@ __device__ inline Quad<double> read_quad(const double *p) {
   const double2 b = *(reinterpret_cast<const double2 *>(p) + 1);
   return {{a.x, a.y, b.x, b.y}};
 }
-__device__ inline void write_quad(float *p, const Quad<float> &x) {
-  *reinterpret_cast<float4 *>(p) = {x.value[0], x.value[1], x.value[2], x.value[3]};
-}
-__device__ inline void write_quad(double *p, const Quad<double> &x) {
-  *reinterpret_cast<double2 *>(p) = {x.value[0], x.value[1]};
-  *(reinterpret_cast<double2 *>(p) + 1) = {x.value[2], x.value[3]};
-}
-
-// Four neighbouring numbers straight from memory to shared memory, without a register in between;
-// `await_fetches` waits for all that the thread has asked for.
+// Four neighbouring numbers straight from memory to shared memory.
 template <class T> __device__ inline void fetch_quad(T *to, const T *from) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  const unsigned int at = static_cast<unsigned int>(__cvta_generic_to_shared(to));
   KOOPCORE_UNROLL
   for (int k = 0; k < int(sizeof(Quad<T>)); k += 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at + k),
-                 "l"(reinterpret_cast<const char *>(from) + k)
-                 : "memory");
-#else
-  write_quad(to, load_quad(from));
-#endif
-}
-__device__ inline void await_fetches() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
+    fetch_bytes<16>(reinterpret_cast<char *>(to) + k, reinterpret_cast<const char *>(from) + k);
 }
 
 // A segment as it stands in a tile: quad q has the parameters from position `from` + 4 q on.
@@ -91,8 +71,14 @@ public:
             fetch_quad(to + k * pitch_, reinterpret_cast<const T *>(rows[k] + offset));
         } else {
 #pragma unroll 1
-          for (int k = warp; k < n_; k += warps)
-            write_quad(to + k * pitch_, load_four<T>(rows[k], four, window.step, false));
+          for (int k = warp; k < n_; k += warps) { // what is not there is cleared below
+            const char *from = rows[k] + four.column * window.step;
+#pragma unroll 1 // registers are short
+            for (int s = 0; s < 4; ++s)
+              if (four.has(s))
+                fetch_number(to + k * pitch_ + s,
+                             reinterpret_cast<const T *>(from + s * four.stride * window.step));
+          }
         }
       }
       used = column + 4 * quads;

@@ -97,6 +97,11 @@ class Backend(ABC):
 
     name: ClassVar[str]
     device: ClassVar[Literal["cpu", "cuda"]]
+    is_spread: ClassVar[bool] = False  # groups have parameters elsewhere: sizes here say nothing
+
+    def total(self, sums: FloatArray) -> FloatArray:
+        """``sums`` over a group's parameters here, added up over all places that hold some."""
+        return sums
 
     @abstractmethod
     def gram(self, snapshots: Snapshots, part: Partition) -> FloatArray:

@@ -93,7 +93,8 @@ def fit_groups(
             out[:] = snapshots.array[snapshots.order[-1]]
     fitting = _Fitting(snapshots, part, recipe, backend, ahead)
     fits: list[Fitted | DeferredFit] = []
-    for numbers, groups in part.by_size(fitting.n - 1):
+    divisions = [(part.numbers, part)] if backend.is_spread else part.by_size(fitting.n - 1)
+    for numbers, groups in divisions:
         sides = fitting.fits(Groups(groups, numbers))
         fits += [*sides.written, *sides.unwritten]
         if ahead is not None:
@@ -147,7 +148,7 @@ class _Fitting:
 
     def fits(self, groups: Groups) -> Sides:
         """Groups of one side: all of m >= n - 1, or all of one m below."""
-        if groups.part.smallest >= self.n - 1:
+        if self.backend.is_spread or groups.part.smallest >= self.n - 1:
             return self.snapshot_side(groups)
         with np.errstate(over="ignore", invalid="ignore"):  # looked for and reported
             return self.feature_side(groups)
@@ -186,8 +187,12 @@ class _Fitting:
 
     @property
     def may_leave_range(self) -> bool:
-        """Squares of float32 numbers are in the range of float64, whatever they are."""
-        return arrays.dtype_name(self.snapshots.array) == "float64" and not self.is_scaled
+        """Squares of float32 numbers are in the range of float64, whatever they are.
+
+        A group spread over processes has no unit of its own; out of range it has no fit.
+        """
+        wide = arrays.dtype_name(self.snapshots.array) == "float64"
+        return wide and not self.is_scaled and not self.backend.is_spread
 
     def scaled(self, groups: Groups) -> list[Fitted]:
         """Fits of groups whose squares are out of range; an error where a snapshot is not finite.

@@ -2,7 +2,7 @@
 
 After Liu, Ding, Chen, Yeung, Towards Scalable Koopman Operator Learning (ACC 2020): alternating
 on one machine, distributed over workers that each see a part of the state, and asynchronous.
-Torch is imported by `TorchDictionary` and by the ranks of `DistributedLearner` only.
+Torch is imported by `TorchDictionary`, `MinibatchLearner` and the ranks of `DistributedLearner`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from koopcore.learning.workers.supervisor import WorkerError
 
 if TYPE_CHECKING:
     from koopcore.learning.dictionaries.torch import TorchDictionary as TorchDictionary
+    from koopcore.learning.minibatches import MinibatchLearner as MinibatchLearner
 
 __all__ = [
     "AlternatingLearner",
@@ -42,6 +43,7 @@ __all__ = [
     "History",
     "Layered",
     "LearnedOperator",
+    "MinibatchLearner",
     "Monomials",
     "OneLayer",
     "PredictionErrors",
@@ -60,8 +62,13 @@ __all__ = [
     "simultaneous_step",
 ]
 
+_TORCH = {
+    "MinibatchLearner": "koopcore.learning.minibatches",
+    "TorchDictionary": "koopcore.learning.dictionaries.torch",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "TorchDictionary":
-        return import_module("koopcore.learning.dictionaries.torch").TorchDictionary
+    if name in _TORCH:
+        return getattr(import_module(_TORCH[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -62,19 +62,33 @@ def recover(
         history.best = -1
     steepest = max(joint_lipschitz(dictionary, *point, data) for point in (start, good))
     if not (np.isfinite(f) and np.isfinite(steepest)):
-        raise FloatingPointError(
-            f"learning diverged {steps}, and cannot go back to its start, where F is {before:.3g}: "
-            f"{REMEDY}, or start from smaller numbers"
-        )
+        raise lost(steps, before)
+    warn_of_divergence(history, steps, name, steepest, delay, stacklevel=5)
+    return good
+
+
+def lost(steps: str, before: float) -> FloatingPointError:
+    """The error where not even the start is good; before: F there."""
+    return FloatingPointError(
+        f"learning diverged {steps}, and cannot go back to its start, where F is {before:.3g}: "
+        f"{REMEDY}, or start from smaller numbers"
+    )
+
+
+def warn_of_divergence(
+    history: History, steps: str, name: str, steepest: float, delay: int, stacklevel: int
+) -> None:
+    """Note the safe step and warn of it. name: what was kept. steepest: L. stacklevel: from here
+    to whoever called ``fit``.
+    """
     history.safe_step = 1.0 / (steepest * (1 + delay)) if steepest else float("inf")
     reason = "1/L of the joint gradient" + (f", over 1 + delay = {1 + delay}" if delay else "")
     warnings.warn(
         f"learning diverged {steps}; {name} was kept. step_k = step_w = {history.safe_step:.3g} "
         f"would be safe ({reason})",
         DivergenceWarning,
-        stacklevel=4,  # whoever called fit
+        stacklevel=stacklevel,
     )
-    return good
 
 
 def check_sizes(largest_feature: float, largest_state: float, learns: bool) -> None:

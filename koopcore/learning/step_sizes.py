@@ -15,7 +15,7 @@ from koopcore.learning.objective import gradient
 from koopcore.learning.trajectories import Pairs
 from koopcore.types import FloatArray
 
-_POWERS = 30  # a Rayleigh quotient within some percent of λ_max; the factor 2 of 2/L covers it
+POWERS = 30  # a Rayleigh quotient within some percent of λ_max; the factor 2 of 2/L covers it
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def joint_lipschitz(
     epsilon = 1e-7 * (1.0 + float(np.linalg.norm(point)))
     here, size = slope(point), 0.0
     direction = np.random.default_rng(0).standard_normal(len(point))
-    for _ in range(_POWERS):
+    for _ in range(POWERS):
         direction /= np.linalg.norm(direction)
         direction = (slope(point + epsilon * direction) - here) / epsilon
         size = float(np.linalg.norm(direction))

@@ -171,11 +171,10 @@ def samples(data: Pairs, u: Trajectories | None, sample_weight: Trajectories | N
     input of a trajectory's last row is not used. sample_weight: a number >= 0 for every row; that
     of x_n is the pair's (x_n, x_{n+1}). Raises ValueError for other lengths.
     """
-    rows = data.lengths or (data.n_pairs,)
-    inputs = np.zeros((len(data.states), 0)) if u is None else _by_rows("u", u, rows, data)
+    inputs = np.zeros((len(data.states), 0)) if u is None else beside("u", u, data)
     if sample_weight is None:
         return Samples(data, inputs, np.ones(len(data.states)))
-    weights = _by_rows("sample_weight", sample_weight, rows, data)
+    weights = beside("sample_weight", sample_weight, data)
     if weights.shape[1] != 1:
         raise ValueError(
             f"sample_weight has {weights.shape[1]} numbers a row; one for every row is needed"
@@ -187,8 +186,12 @@ def samples(data: Pairs, u: Trajectories | None, sample_weight: Trajectories | N
     return Samples(data, inputs, weights * (data.n_pairs / total))
 
 
-def _by_rows(name: str, values: Trajectories, lengths: Sequence[int], data: Pairs) -> FloatArray:
-    """Numbers that lie beside the rows of the data: (M, k); of pairs, beside the first of each."""
+def beside(name: str, values: Trajectories, data: Pairs) -> FloatArray:
+    """Numbers that belong to the rows of the data, (M, k); of pairs, to the first of each.
+
+    Raises ValueError unless there is one row of them for every row of the data.
+    """
+    lengths = data.lengths or (data.n_pairs,)
     columns = _columns(name, values, len(lengths))
     if [len(part) for part in columns] != list(lengths):
         raise ValueError(
@@ -252,6 +255,17 @@ def scaled(data: Pairs, standardize: bool) -> Scaled:
     size = power_of_two(moved)
     scale = np.sqrt(np.square(moved / size).mean(axis=0)) * size
     return Scaled(data.with_states(moved / scale), shift, scale)
+
+
+def standardized(data: Pairs, shift: FloatArray, scale: FloatArray) -> Scaled:
+    """The pairs of (x - shift) / scale; ValueError for a state without a scale."""
+    still = np.flatnonzero(scale == 0.0)
+    if still.size:
+        raise ValueError(
+            f"states {still.tolist()} never change, so they have no scale; leave them out, "
+            "or learn with standardize=False"
+        )
+    return Scaled(data.with_states((data.states - shift) / scale), shift, scale)
 
 
 def power_of_two(columns: FloatArray) -> FloatArray:

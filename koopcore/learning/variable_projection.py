@@ -20,14 +20,15 @@ from koopcore.learning.history import History
 from koopcore.learning.learned_operator import LearnedOperator, check_readout, fit_readout
 from koopcore.learning.progress import bar
 from koopcore.learning.rollouts import Windows, bounded, excess, spectral_radius
-from koopcore.learning.trajectories import Samples, Scaled, Trajectories, samples
+from koopcore.learning.trajectories import Samples, Scaled, Trajectories, beside, samples
 from koopcore.types import FloatArray
 
-RIDGES = tuple(10.0**k for k in range(-13, 0))
+RIDGES = tuple(10.0**k for k in range(-10, 1))
 """What ``ridge="validation"`` chooses from."""
 
 _PENALTY = 1e3  # of Σ max(0, |λ| - radius)², beside the logarithm of an error
 _WINDOWS = 400  # predictions that are compared in an iteration, about
+_LIMIT = 1  # SciPy's status where its iterations or evaluations are used up
 _WORSE = 50.0  # added to the start's value where a trial's K or prediction is not finite
 
 
@@ -53,9 +54,10 @@ class VariableProjectionLearner(Learner):
     spectral_radius: bound on |λ| of K. Eigenvalues beyond are penalized in the objective of a
     horizon, and in the end moved onto the bound; None: no bound. ValueError where the bound is
     below what the data allow: it makes one step worse than predicting no motion.
-    ridge: Tikhonov term of K, relative to every feature's own mean square; rounding at least. With
-    "validation", the one of `RIDGES` whose predictions of ``horizon`` steps are best on the
-    samples held out, chosen at the start and again at the end; use it where there is noise.
+    ridge: Tikhonov term of K, relative to every feature's own mean square; rounding at least, and
+    with a horizon 1e-10, or its gradient is rounding. With "validation", the one of `RIDGES` whose
+    predictions of ``horizon`` steps are best on the samples held out, chosen at the start and again
+    at the end; use it where there is noise.
     validation: the part of the trajectories held out, from the end; then θ is the iterate that
     predicts them best, and K is solved for with all. 0: the iterate of the least objective.
     tolerance: stop where the objective falls by less, relatively (F) or absolutely (of a horizon).
@@ -104,7 +106,7 @@ class VariableProjectionLearner(Learner):
         self._check()
         problem, (theta, _) = self._begin(X, initial, y)
         whole_set = samples(problem.data, u, sample_weight)
-        seen = None if outputs is None else samples(problem.data, outputs, None).inputs
+        seen = None if outputs is None else beside("outputs", outputs, problem.data)
         learning, held = whole_set, None
         if self._validation() > 0.0:
             learning, held = whole_set.divided(self._validation())
@@ -151,7 +153,7 @@ class VariableProjectionLearner(Learner):
             moments = before.plus(moments)
         self._moments = moments
         self.history_ = History(stopped="iterations")
-        self.ridge_ = _least(float(self.ridge), len(moments.gram))
+        self.ridge_ = _least(float(self.ridge), len(moments.gram), 1)
         self.operator_ = self._from_moments(theta, moments, problem)
         return self
 
@@ -163,16 +165,18 @@ class VariableProjectionLearner(Learner):
         callback: Callable[[int, FloatArray], object] | None,
     ) -> FloatArray:
         """θ after all stages; sets ``ridge_`` and writes ``history_``."""
-        stages = _stages(self.horizon, self.n_iterations)
         judge = None if held is None else self._projection(held, self.horizon, 0.0)
         self.ridge_ = self._ridge(theta, learning, judge)
+        stages = [
+            (self._projection(learning, horizon, self.ridge_), most)
+            for horizon, most in _stages(self.horizon, self.n_iterations)
+        ]
         if not len(theta):
             return theta
         best = _Best(theta)
         count = 0
         with bar(self.n_iterations, self.progress) as advance:
-            for horizon, most in stages:
-                objective = self._projection(learning, horizon, self.ridge_)
+            for objective, most in stages:
 
                 def listener(theta: FloatArray, objective: Any = objective) -> None:
                     nonlocal count
@@ -206,7 +210,7 @@ class VariableProjectionLearner(Learner):
         """The ridge: as set, or the one that predicts the samples held out best."""
         h = self.dictionary.n_features + learning.inputs.shape[1]
         if self.ridge != "validation":
-            return _least(float(self.ridge), h)
+            return _least(float(self.ridge), h, self.horizon)
         assert judge is not None
         features = self.dictionary.features(theta, learning.data.states)
         moments = _Moments.of(features, learning)
@@ -291,7 +295,7 @@ class VariableProjectionLearner(Learner):
             raise ValueError(
                 f"spectral_radius is {radius:g}, below what the data allow: K has {largest:.6g}; "
                 f"under the bound one step misses by {math.sqrt(missed / motion):.3g} times "
-                "the motion; predicting no motion is better. Raise spectral_radius, or leave it away"
+                "the motion, more than no motion would. Raise spectral_radius, or leave it away"
             )
         return moved
 
@@ -419,6 +423,15 @@ class Projection:
         self._one_step = one_step_weight, one_step_tolerance**2
         self._last: tuple[FloatArray, float, float, FloatArray] | None = None
         self._first: float | None = None
+        # Slices, which copy nothing: pairs across two trajectories are there, and weigh 0.
+        data, rows = part.data, np.arange(len(part.data.states))
+        if data.lengths:
+            self._now, self._ahead = slice(0, len(rows) - 1), slice(1, len(rows))
+        else:
+            self._now, self._ahead = slice(0, data.n_pairs), slice(data.n_pairs, None)
+        weights = np.zeros(len(rows))
+        weights[data.current] = part.weights[data.current] / data.n_pairs
+        self._weights = weights[self._now, None]
         if horizon > 1:
             self._places = np.asarray(state_features(dictionary), np.intp)
             self._windows = self._compared(horizon, state_weights)
@@ -453,26 +466,32 @@ class Projection:
         listener: Callable[[FloatArray], None],
     ) -> FloatArray:
         """θ after L-BFGS from θ; ``listener`` is told every iterate."""
-        options = {
-            "maxiter": n_iterations,
-            "maxfun": 3 * n_iterations + 20,
-            "maxcor": 30,
-            "ftol": tolerance,
-            "gtol": 0.0,
-        }
+        left = n_iterations
         try:
             listener(theta)
-            result = _scipy_optimize().minimize(
-                self.value_and_gradient,
-                theta,
-                jac=True,
-                method="L-BFGS-B",
-                callback=lambda point: listener(np.array(point)),
-                options=options,
-            )
+            while left > 0:
+                result = _scipy_optimize().minimize(
+                    self.value_and_gradient,
+                    theta,
+                    jac=True,
+                    method="L-BFGS-B",
+                    callback=lambda point: listener(np.array(point)),
+                    options={
+                        "maxiter": left,
+                        "maxfun": 3 * left + 20,
+                        "maxcor": 30,
+                        "ftol": tolerance,
+                        "gtol": 0.0,
+                    },
+                )
+                theta, left = np.array(result.x), left - result.nit
+                # A search that failed of curvature that is rounding goes on without its memory.
+                converged = result.status == 0 and tolerance > 0.0
+                if result.status == _LIMIT or converged or result.nit < 2:
+                    break
         except StopIteration:
-            return theta
-        return np.array(result.x)
+            pass
+        return theta
 
     def error(self, theta: FloatArray, operator: FloatArray) -> float:
         """What is wanted of samples held out: E_H, or F where the horizon is 1, under [K B]."""
@@ -489,27 +508,27 @@ class Projection:
 
     def _evaluated(self, theta: FloatArray) -> tuple[float, FloatArray, FloatArray]:
         """Objective, gradient and [K B]."""
-        data, part = self.part.data, self.part
-        features, pullback = self.dictionary.linearized(theta, data.states)
-        h, count = features.shape[1], data.n_pairs
-        now = np.concatenate([features[data.current], part.inputs[data.current]], axis=1)
-        ahead = features[data.following]
-        weights = part.weights[data.current, None] / count
+        features, pullback = self.dictionary.linearized(theta, self.part.data.states)
+        h, weights = features.shape[1], self._weights
+        now, ahead = features[self._now], features[self._ahead]
+        if self.part.inputs.shape[1]:
+            now = np.concatenate([now, self.part.inputs[self._now]], axis=1)
         heavy = now * weights
         gram, cross = now.T @ heavy, ahead.T @ heavy
         solve = _Solver(gram, self.ridge)
         operator = solve(cross)
         slope = np.zeros_like(features)
         if self.horizon == 1:
-            missed = ahead - now @ operator.T
+            missed = now @ operator.T
+            np.subtract(ahead, missed, out=missed)
+            pulled = missed * (2.0 * weights)
             # The ridge's term is part of what K minimizes, and of what the envelope holds for.
             columns = np.sum(operator**2, axis=0)
-            value = float(np.vdot(missed, weights * missed))
+            value = 0.5 * float(np.vdot(missed, pulled))
             value += self.ridge * float(columns @ np.diag(gram))
-            pulled = 2.0 * weights * missed
-            slope[data.following] += pulled
-            slope[data.current] -= pulled @ operator[:, :h]
-            slope[data.current] += 2.0 * self.ridge * columns[:h] * heavy[:, :h]
+            slope[self._ahead] = pulled
+            slope[self._now] -= pulled @ operator[:, :h]
+            slope[self._now] += heavy[:, :h] * (2.0 * self.ridge * columns[:h])
             return value, pullback(slope), operator
         value, by_operator = self._states_error(features, operator, slope)
         if not math.isfinite(value):
@@ -519,8 +538,8 @@ class Projection:
         by_gram = -(operator.T @ by_cross)
         by_gram = by_gram + by_gram.T
         by_gram.flat[:: len(by_gram) + 1] *= 1.0 + self.ridge
-        slope[data.following] += heavy @ by_cross.T
-        slope[data.current] += weights * (ahead @ by_cross + now @ by_gram)[:, :h]
+        slope[self._ahead] += heavy @ by_cross.T
+        slope[self._now] += weights * (ahead @ by_cross[:, :h] + now @ by_gram[:, :h])
         return value, pullback(slope), operator
 
     def _states_error(
@@ -603,9 +622,13 @@ def _stages(horizon: int, n_iterations: int) -> list[tuple[int, int]]:
     ]
 
 
-def _least(ridge: float, h: int) -> float:
-    """At least the rounding of a Gram matrix, below which a Cholesky factor may not exist."""
-    return max(ridge, 16.0 * rank_tolerance(h))
+def _least(ridge: float, h: int, horizon: int) -> float:
+    """At least the rounding of a Gram matrix, below which a Cholesky factor may not exist.
+
+    The gradient of a horizon goes back through the solve: rounding over the ridge is what it
+    misses, and below 1e-10 the line search fails of it.
+    """
+    return max(ridge, 16.0 * rank_tolerance(h) if horizon == 1 else 1e-10)
 
 
 def _output_readout(features: FloatArray, outputs: FloatArray, part: Samples) -> FloatArray:

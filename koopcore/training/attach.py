@@ -92,7 +92,7 @@ def attach(
     Cost: ``(window + 4) P`` numbers of memory and one copy of the parameters per stride; per
     attempt one pass over the ring, and one more pass and one ``loss`` per candidate. After
     rejections the distance between attempts doubles up to 64 windows, in which nothing is recorded.
-    Under noise a quarter of a read and write of the parameters a step.
+    Under noise a sixth of a read and write of the parameters a step.
 
     Not in place of L-BFGS on a small full-batch problem whose optimizer may change, and not where
     ``loss`` costs as much as many steps.

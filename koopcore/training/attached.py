@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from koopcore.training.averaged import AveragedWeights, Which
 from koopcore.training.averaging import AverageFamily
 from koopcore.training.hooks import Hooks
-from koopcore.training.jumping.guarded_loss import GuardedLoss
+from koopcore.training.jumping.guarded_loss import GuardedLoss, same_gradient
 from koopcore.training.jumping.jump import Jump, Outcome
 from koopcore.training.jumping.span import Residuals, SpanJump
-from koopcore.training.optimizers import Stepper, members
+from koopcore.training.optimizers import Stepper, check_whole, members
 from koopcore.training.parallel.processes import ALONE, PeerError, Processes
 from koopcore.training.policy import INTERVAL, policy_for
 from koopcore.training.recording.live_buffers import LiveBuffers
@@ -38,7 +38,7 @@ from koopcore.training.state import check_like, check_range, same
 from koopcore.training.statistics import JumpRecord, Statistics
 
 #: Of the format of saved states.
-VERSION = 2
+VERSION = 3
 
 #: Attempts in vain, and steps under noise without a look at the averages, after which a warning
 #: says that the run gains nothing.
@@ -83,6 +83,7 @@ class Attached:
         self._buffers = LiveBuffers(self.model, settings.buffers)
         if settings.observables == "weights+update":
             check_supported(optimizer)
+        check_whole(optimizer, settings.moments, settings.observables)
         self._guarded = guarded
         self._residuals = residuals
         self._jump: Jump | SpanJump = Jump(settings, optimizer, guarded)
@@ -96,6 +97,7 @@ class Attached:
         self._blended: frozenset[int] = frozenset()  # steps of a stride, counted back from its last
         self._step = 0
         self._next = 0  # step after which there is something to do again
+        self._past: list[Tensor] | None = None  # weights before a step whose gradient is compared
         self._counted = 0  # steps that the averages know of
         self._checked = False  # whether settings and loss were tried on the model
         self._fresh = True  # whether the next snapshot begins a window
@@ -127,6 +129,20 @@ class Attached:
     def regime(self) -> str:
         """What the trajectory is now: "undecided", "smooth", "between" or "noise"."""
         return self._judge.regime
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether :meth:`detach` was not called yet."""
+        return self._hooks is not None
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether parameters are DTensors, whose state every rank has a part of.
+
+        :meth:`state_dict` has to be called on all ranks then, and torch.distributed.checkpoint
+        saves and loads it.
+        """
+        return self._recording is not None and self._recording.parameters.shards is not None
 
     def __repr__(self) -> str:
         stats = self.stats
@@ -187,6 +203,8 @@ class Attached:
     def _wake(self) -> None:
         """Do what is due after this step."""
         self._resumed = False
+        if self._past is not None:
+            self._settle()
         family = self._count()
         if family is not None and family.due:
             begun = perf_counter()
@@ -226,13 +244,46 @@ class Attached:
             try:
                 with self._processes.together(self._step, "judging the regime"):
                     hindcast, cosine = recording.probe.signals()
-            except PeerError:
-                recording.probe.ring.clear()
-                return
+            except BaseException as error:
+                recording.probe.ring.clear()  # on all ranks alike
+                if isinstance(error, PeerError):
+                    return
+                raise
             recording.probe.ring.keep(self._judge.window(hindcast, cosine, self._step))
-            if self._judge.regime != before:
-                self._enter()
+            self._turn(before)
             self._warn()
+        self._stats.add_recording(perf_counter() - begun)
+
+    def _turn(self, before: str) -> None:
+        """Take in what the judge has found, or compare a gradient for it first."""
+        if self._judge.doubt and self._hooks is not None:
+            self._hooks.before = self._settle
+        if self._judge.regime != before:
+            self._enter()
+
+    def _settle(self, later: bool = False) -> None:
+        """Tell the judge, before a step, whether its gradient is that of the loss.
+
+        later: the gradient is not there yet; compare it after the step, at the weights of now.
+        """
+        begun, before = perf_counter(), self._judge.regime
+        parameters = None if self._recording is None else self._recording.parameters
+        if later and parameters is not None:
+            self._past, self._next = parameters.copy(), 0
+            return
+        past, self._past = self._past, None
+        full = self._residuals is not None  # which are of the full batch
+        if not full and self._guarded is not None and parameters is not None:
+            copies = parameters.copy()
+            try:
+                if past is not None:
+                    parameters.restore(past)
+                full = same_gradient(self._guarded, parameters.stepped)
+            finally:
+                if past is not None:
+                    parameters.restore(copies)
+        self._judge.settle(self._step, full)
+        self._turn(before)
         self._stats.add_recording(perf_counter() - begun)
 
     def _enter(self) -> None:
@@ -242,6 +293,7 @@ class Attached:
         self._policy.enter(regime, self._step)
         if self._policy.start != start:
             self._fresh = True
+        self._next = 0
         self._stats.regimes.append((self._step, regime))
 
     def _warn(self) -> None:
@@ -308,11 +360,16 @@ class Attached:
         # An exception in the loss ends the attempt with everything put back: begin a new window.
         self._fresh = True
         family, before = self._averages.family, self._judge.regime
+        failure: Exception | None = None
         try:
             with self._processes.together(self._step, "a jump"):
                 outcome = self._jump.attempt(recording, policy, family)
-        except PeerError as error:
+        except Exception as error:
+            if self._processes.size == 1:
+                raise
+            # To all ranks this was a rejection; the one that it comes from raises it in the end.
             outcome = Outcome(False, reason=str(error))
+            failure = None if isinstance(error, PeerError) else error
         losses = outcome.loss_before, outcome.loss_after
         policy.attempted(self._step, outcome.hindcast, *losses, outcome.evaluations)
         self._judge.attempt(outcome.hindcast, self._step)
@@ -330,11 +387,12 @@ class Attached:
             recording.ring.keep(policy.keep)
             self._fresh = False
         self._report(outcome, stride, perf_counter() - begun)
-        if self._judge.regime != before:
-            self._enter()
+        self._turn(before)
         self._warn()
         if self._on_jump is not None:
             self._on_jump(self._stats.history[-1])
+        if failure is not None:
+            raise failure
 
     def _report(self, outcome: Outcome, stride: int, seconds: float) -> None:
         self._stats.add(
@@ -372,7 +430,12 @@ class Attached:
         settings = self.settings
         try:
             parameters = TrainableParameters(
-                self.model, self.optimizer, settings.include, settings.exclude, self._masters
+                self.model,
+                self.optimizer,
+                settings.include,
+                settings.exclude,
+                self._masters,
+                self._processes,
             )
         except NothingToRecordError as error:
             if not self._checked:
@@ -384,6 +447,11 @@ class Attached:
                 ) from error
             self._recorded = Recorded((), error.left_out)
             return
+        if parameters.shards is not None and self._residuals is not None:
+            raise ValueError(
+                "residuals= needs whole parameters on each rank, and these are sharded; give loss= "
+                "instead"
+            )
         self._recorded = parameters.recorded
         if settings.averages:
             family = self._averages.family
@@ -424,6 +492,7 @@ class Attached:
 
     def _restart(self) -> None:
         self._fresh = True
+        self._past = None
         self._next = 0
         self._judge.restart(self._step)
         self._policy.restart(self._step)
@@ -470,8 +539,8 @@ class Attached:
         Yields the name. Batch-norm statistics are re-estimated at the average by one run of
         ``loss``. Asking ``loss`` for all candidates costs one evaluation each; when that would
         take more than 0.5 % of the run, the last answer stands, so name one where each call must
-        give the same. RuntimeError before the first step, after :meth:`detach`, and where nothing
-        trains; ValueError for what there is not.
+        give the same. RuntimeError before the first step, after :meth:`detach`, and where
+        nothing trains; ValueError for what there is not.
         """
         self._stay_attached("averaged()")
         self._look()
@@ -570,7 +639,8 @@ class Attached:
             self._recording = recording
         family = self._averages.family
         if state["layout"] and family is not None and self._recording is not None:
-            family.load_state_dict(state["averages"], self._recording.parameters.names)
+            parameters = self._recording.parameters
+            family.load_state_dict(parameters.pieces(state["averages"]), parameters.names)
         self._step = self._counted = state["step"]
         self._next = 0
         self._fresh = state["fresh"]
@@ -637,7 +707,7 @@ class Attached:
         family, recording = self._averages.family, self._recording
         if family is None or recording is None:
             return {}
-        return family.state_dict(recording.parameters.names)
+        return recording.parameters.spread(family.state_dict(recording.parameters.names))
 
     def _jumps_state(self) -> dict[str, Any]:
         if self._recording is None or not isinstance(self._jump, SpanJump):
@@ -649,6 +719,7 @@ class Attached:
         if family is None or recording is None:
             check_like(state, {}, "the averages in the saved state")
         else:
+            state = recording.parameters.pieces(state)
             family.check_state(state, recording.parameters.names)
 
     def _stay_attached(self, what: str) -> None:

@@ -90,7 +90,7 @@ class AverageFamily:
     taken: steps since the beginning. every: steps between the updates of each average, multiples
     of the first.
 
-    Cost: a copy of the parameters per decay; per step a tenth of one read and write of them for
+    Cost: a copy of the parameters per decay; per step an eighth of one read and write of them for
     0.98, 0.99, 0.995 and 0.999 together. Not for normalization statistics: re-estimate those.
     Source: Polyak & Juditsky 1992; several lengths at once as in Karras et al. 2024.
     """

@@ -21,6 +21,8 @@ RANDOM = (0.1, 0.06)
 #: Windows seen before the first verdict of noise: the first steps of Adagrad and Adam shrink faster
 #: than any later ones, and to wait costs nothing, for nothing is touched meanwhile.
 PATIENCE = 12
+#: Steps for which a run whose gradient was that of the loss counts as one of full batches.
+PROVED = 1600
 #: The same of snapshots as far apart as jumps are fitted on, between smooth and between.
 ROUGH = (0.2, 0.1)
 #: Steps from a window that agrees with the regime to the next, growing by half each time.
@@ -39,7 +41,9 @@ class RegimeJudge:
     apart (:class:`Probe`), five overlapping ones at the beginning, one from time to time later, and
     several in a row as soon as one disagrees:
 
-    * **noise**: median above 0.1, until it falls below 0.06. The weights are never touched.
+    * **noise**: median above 0.1, until it falls below 0.06. The weights are never touched. High
+      rates of Adam make full batches look like that. So, before, the gradient of one step is
+      compared with that of the loss (:attr:`doubt`): where they are one, there is no noise.
     * **smooth** and **between**: the others, by the median hindcast error at the stride of jumps,
       above 0.2 or below 0.1.
     * **undecided**: the first 19 steps, under noise 40, and as long as steps are lost in rounding;
@@ -60,6 +64,8 @@ class RegimeJudge:
         self.hindcasts: list[float] = []  # of the last windows, one step apart
         self.cosines: list[float] = []
         self.strided: list[float] = []  # hindcast errors of the last windows of jumps
+        self.exact = 0  # step up to which steps are known to be a function of the weights
+        self.doubt = False  # whether all that is missing for a verdict of noise is a gradient
 
     def due(self, step: int) -> bool:
         """Return whether the weights after ``step`` belong into the probe's window."""
@@ -82,8 +88,9 @@ class RegimeJudge:
         self.seen += 1
         self.hindcasts = [*self.hindcasts, hindcast][-WINDOWS:]
         self.cosines = [*self.cosines, cosine][-WINDOWS:]
-        self._decide()
+        self._decide(step)
         agrees = (hindcast > RANDOM[1]) if self.regime == "noise" else (hindcast < RANDOM[0])
+        agrees = agrees or (self.regime != "undecided" and step <= self.exact)
         if self.regime == "undecided" or not agrees:
             self.gap = FIRST_GAP
             return KEPT
@@ -98,18 +105,27 @@ class RegimeJudge:
         if math.isfinite(hindcast):
             self.strided = [*self.strided, hindcast][-WINDOWS:]
             if self.auto:
-                self._decide()
+                self._decide(step)
+
+    def settle(self, step: int, full: bool) -> None:
+        """End a doubt. full: whether the gradient of the step was that of the loss."""
+        self.doubt = False
+        self.exact = step + PROVED if full else 0
+        self._decide(step, asked=True)
 
     def restart(self, step: int) -> None:
         """Forget the window begun, which is another trajectory's; what was learned stays."""
         self.next = max(self.next, step)
 
-    def _decide(self) -> None:
+    def _decide(self, step: int, asked: bool = False) -> None:
         if len(self.hindcasts) < WINDOWS:
             return
         middle = median(self.hindcasts)
-        if middle > RANDOM[1 if self.regime == "noise" else 0]:
+        if middle > RANDOM[1 if self.regime == "noise" else 0] and step > self.exact:
             if self.regime == "undecided" and self.seen < PATIENCE:
+                return
+            self.doubt = self.regime != "noise" and not asked
+            if self.doubt:
                 return
             self.regime = "noise"
             self.strided = []
@@ -119,7 +135,7 @@ class RegimeJudge:
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the judge stands."""
-        names = ("regime", "next", "gap", "seen", "hindcasts", "cosines", "strided")
+        names = "regime next gap seen exact hindcasts cosines strided".split()
         return {name: getattr(self, name) for name in names}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -128,7 +144,8 @@ class RegimeJudge:
         check_like(state, self.state_dict(), where)
         if state["regime"] not in get_args(Regime):
             raise ValueError(f"{where} is {state['regime']!r}; {get_args(Regime)} are known")
-        check_range(state["seen"], 0, 1 << 62, f"{where}['seen']")
+        for name in ("seen", "exact"):
+            check_range(state[name], 0, 1 << 62, f"{where}[{name!r}]")
         check_range(state["gap"], FIRST_GAP, MOST_GAP, f"{where}['gap']")
         for name in ("hindcasts", "cosines", "strided"):
             values = state[name]

@@ -120,7 +120,7 @@ def test_a_rollout_beyond_every_limit_keeps_the_last_snapshot(native, launches):
     rng = np.random.default_rng(0)
     ring = np.cumsum(rng.normal(size=(3, 20)) * 100.0 ** np.arange(3)[:, None], axis=0)
     out = np.zeros((1, 20))
-    native.endpoint(Snapshots(ring, np.arange(3)), part, True, [1000], out)
+    native.endpoint(Snapshots(ring, np.arange(3)), part, True, [150], out)
     assert "one_pass" in launches
     # d_2 = a d_1 with |a| > 1: a^1000 is beyond 1e30 or vanishes; here it is beyond.
     d = np.diff(ring, axis=0)
@@ -146,7 +146,7 @@ def test_one_pass_and_stages_side_by_side(native, launches, monkeypatch, affine)
 
 
 @pytest.mark.parametrize(
-    ("n", "horizons"), [(33, [3]), (9, [1025]), (9, list(range(1, 66)))], ids=str
+    ("n", "horizons"), [(33, [3]), (9, [151]), (9, list(range(1, 66)))], ids=str
 )
 def test_what_goes_in_stages(native, launches, n, horizons):
     part = Partition.groups(100, [range(50), range(50, 100)])
@@ -157,9 +157,11 @@ def test_what_goes_in_stages(native, launches, n, horizons):
 
 
 def test_small_groups_go_in_stages():
-    part = Partition.groups(400, [range(128), range(128, 257)])
-    assert native_cuda_plan.for_one_pass(part, 1000).tolist() == [False, True]
-    assert native_cuda_plan.for_one_pass(part, 100).tolist() == [False, False]
+    part = Partition.groups(400, [range(48), range(48, 176), range(176, 305)])
+    assert native_cuda_plan.for_one_pass(part, 1000).tolist() == [False, True, True]
+    assert native_cuda_plan.for_one_pass(part, 100).tolist() == [False, False, False]
+    many = pieced([128] * native_cuda_plan.FEW + [129])
+    assert np.flatnonzero(native_cuda_plan.for_one_pass(many, 1000)).tolist() == [30_000]
 
 
 def test_groups_beyond_shared_memory_are_refused_by_one_pass(native):

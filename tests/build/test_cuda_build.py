@@ -22,9 +22,7 @@ needs_module = pytest.mark.skipif(FILE is None, reason="the CUDA module was not 
 
 @needs_nvcc
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("source", "architecture"), [("capture", 80), ("solve", 90), ("capture", 120)]
-)
+@pytest.mark.parametrize(("source", "architecture"), [("capture", 80), ("capture", 120)])
 def test_kernels_have_no_spills_and_their_registers(source, architecture):
     # Those that compile quickly; .ci/run compiles all files for all architectures.
     found = cuda_registers.compile_one(source, architecture)
@@ -39,6 +37,42 @@ def test_the_golden_file_has_every_source_and_architecture_without_spills():
         assert set(files) == set(cuda_registers.SOURCES)
         for kernels in files.values():
             assert cuda_registers.complaints(kernels, kernels, place) == []
+
+
+@pytest.mark.parametrize(
+    ("of", "registers", "shared", "warps", "blocks"),
+    [
+        (80, 32, 0, 4, 16),  # 64 warps
+        (90, 255, 0, 1, 8),  # registers come by 256: 8192 a warp
+        (90, 32, 227 * 1024, 1, 1),  # a kibibyte of the 228 is the block's own
+        (90, 32, 228 * 1024, 1, 0),
+        (120, 32, 48 * 1024, 1, 2),
+        (120, 16, 0, 1, 24),
+    ],
+)
+def test_occupancy_by_the_rules(of, registers, shared, warps, blocks):
+    assert cuda_registers.resident_blocks(of, registers, shared, warps) == blocks
+
+
+def test_the_table_of_occupancy_is_the_one_in_the_notes():
+    table = cuda_registers.occupancy()
+    assert table in (ROOT / "docs/notes-cuda-kernels.md").read_text(encoding="utf-8")
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_the_batched_solve_knows_where_its_numbers_are():
+    """Of the kernel for shared memory most accesses say so; in PTX, which needs no disassembler."""
+    command = [str(cuda_registers.NVCC), "-std=c++17", "-O3", "-arch=sm_90", "-ptx", "-o", "-"]
+    command += [f"-I{ROOT / 'csrc'}", str(ROOT / "csrc/cuda/solve.cu")]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    _, *kernels = text.split(".entry ")
+    [shared] = [body for name, body in (k.split("(", 1) for k in kernels) if "ILb1E" in name]
+    [apart] = [body for name, body in (k.split("(", 1) for k in kernels) if "ILb0E" in name]
+    body = shared[: shared.index("\n}")]
+    assert body.count("ld.shared.f64") > 2 * body.count("ld.f64")  # those of the hindcast
+    assert body.count("cp.async.ca.shared.global") >= 2
+    assert "ld.f64" not in apart[: apart.index("\n}")]
 
 
 REPORT = """\

@@ -29,3 +29,24 @@ def test_gradients_through_a_prediction_tune_the_rate(capsys):
     first, last = load("hypergradient").main(rounds=20)
     assert last < first / 5  # 2.3e-1 to 1.5e-2: the prediction is exact, and so is its gradient
     assert "predicted" in capsys.readouterr().out
+
+
+def test_the_wake_of_a_cylinder_is_forecast(tmp_path):
+    found = load("dmd_cylinder_wake").main(str(tmp_path / "wake.png"))
+    assert (tmp_path / "wake.png").stat().st_size > 10_000
+    assert 0.15 < found["strouhal"] < 0.35  # narrow channel: above the 0.165 of a free stream
+    assert found["error"] < found["still"] / 4
+
+
+def test_the_background_of_a_video_is_found(tmp_path):
+    found = load("dmd_video").main(str(tmp_path / "video.png"))
+    assert (tmp_path / "video.png").stat().st_size > 10_000
+    assert found["background"] < 0.08  # a trace of the path remains in its mode
+    assert found["overlap"] > 0.8
+
+
+def test_loose_machines_are_found_among_thousands(tmp_path):
+    found = load("dmd_sensors").main(str(tmp_path / "sensors.png"))
+    assert (tmp_path / "sensors.png").stat().st_size > 10_000
+    assert found["named and loose"] > 0.97
+    assert found["named and sound"] <= 2

@@ -90,9 +90,7 @@ def test_fit_refuses(x, options, error, message):
         kc.fit(x, PART, **options)
 
 
-@pytest.mark.parametrize(
-    "part", [None, 20, [[0, 1]], "nodes", kc.Layout.from_shapes([(4, 4, True)])]
-)
+@pytest.mark.parametrize("part", [20, [[0, 1]], "nodes", kc.Layout.from_shapes([(4, 4, True)])])
 def test_fit_refuses_what_is_no_partition(part):
     with pytest.raises(TypeError, match=r"part is a \w+; a koopcore.Partition is needed"):
         kc.fit(X, part)

@@ -6,8 +6,8 @@ from learning_cases import by_points, rotation
 
 from koopcore.backends import backend_for
 from koopcore.lab.problems.van_der_pol import paper_split
-from koopcore.learning import OneLayer, StateInclusive, simultaneous_step
-from koopcore.learning.objective import exact_operator, gradient
+from koopcore.learning import OneLayer, StateInclusive, objective, simultaneous_step
+from koopcore.learning.objective import exact_operator, gradient, solved
 from koopcore.learning.step_sizes import joint_lipschitz
 from koopcore.learning.trajectories import pairs
 
@@ -115,3 +115,21 @@ def test_the_joint_lipschitz_constant_is_the_largest_curvature():
     largest = np.abs(np.linalg.eigvalsh(np.array(columns))).max()
     # Thirty powers from a random start find a separated eigenvalue to a percent or better.
     assert joint_lipschitz(dictionary, theta, k, data) == pytest.approx(largest, rel=0.01)
+
+
+@pytest.mark.parametrize(("rank", "ridge"), [(80, 0.0), (50, 0.0), (80, 1e-3), (50, 1e-3)])
+def test_lapack_solves_for_what_the_engine_solves_for(rank, ridge, monkeypatch):
+    rng = np.random.default_rng(rank)
+    mixed = rng.standard_normal((rank, 80)) if rank < 80 else np.eye(80)
+    features = rng.standard_normal((300, rank)) @ mixed * np.ldexp(1.0, rng.integers(-9, 9, 80))
+    ahead = features @ rng.standard_normal((80, 30)) / 80
+    gram, cross = features.T @ features, ahead.T @ features
+    by_lapack = solved(gram, cross, ridge)
+    monkeypatch.setattr(objective, "_LAPACK_FROM", 81)
+    by_engine = solved(gram, cross, ridge)
+    scale = np.abs(features @ by_engine.T).max()
+    # Condition numbers up to 1e4, squared by the Gram matrix.
+    np.testing.assert_allclose(
+        features @ by_lapack.T, features @ by_engine.T, rtol=0, atol=1e-7 * scale
+    )
+    np.testing.assert_allclose(np.linalg.norm(by_lapack), np.linalg.norm(by_engine), rtol=1e-5)

@@ -13,6 +13,7 @@ from koopcore import arrays
 from koopcore.arrays import DeviceMemory, Resident
 from koopcore.backends.native_cuda.plan import (
     CHUNK,
+    ONE_PASS_STEPS,
     WARP_WINDOW,
     Plan,
     for_one_pass,
@@ -251,7 +252,7 @@ def one_pass_columns(on: Launch, horizons: Sequence[int]) -> int:
     if (
         on.n > WARP_WINDOW
         or len(horizons) > module.most_horizons
-        or max(horizons, default=1) > module.direct_steps
+        or max(horizons, default=1) > ONE_PASS_STEPS
         or not module.fast_double(on.number)
     ):
         return 0

@@ -27,7 +27,10 @@ MOST_PIECES = 2048  # about so many pieces are made of all parameters
 CHUNK = 16  # columns of shared memory that a warp sums together
 TOGETHER = 1.25  # groups whose columns differ by no more than this factor share a launch
 MOST_WARPS = 4  # kMostWarps of csrc/cuda/one_pass.cu
-ONE_PASS_SIZE = 128  # up to so many parameters, solving takes longer than reading twice
+ONE_PASS_SIZE = 128  # up to so many parameters, solving takes longer than reading twice …
+ONE_PASS_SIZE_OF_FEW = 48  # … but where groups are fewer than FEW, waiting takes longer than both
+FEW = 30_000
+ONE_PASS_STEPS = 150  # a warp's rollout waits for every step: longer ones are not worth the read
 SCATTERED = 2  # columns over parameters from which on shared memory is wasted
 
 
@@ -112,8 +115,11 @@ def warps_for(columns: int) -> int:
 def for_one_pass(part: Partition, most: int) -> npt.NDArray[np.bool_]:
     """Which groups one pass is for: large ones of at most ``most`` columns, few of them empty."""
     columns, sizes = tile_columns(part), part.sizes
-    compact = columns <= SCATTERED * sizes + 2 * CHUNK
-    chosen: npt.NDArray[np.bool_] = (sizes > ONE_PASS_SIZE) & (columns <= most) & compact
+    fits = (columns <= most) & (columns <= SCATTERED * sizes + 2 * CHUNK)
+    least = min(ONE_PASS_SIZE, ONE_PASS_SIZE_OF_FEW)
+    chosen: npt.NDArray[np.bool_] = fits & (sizes > least)
+    if np.count_nonzero(chosen & (sizes <= ONE_PASS_SIZE)) >= FEW:
+        chosen = fits & (sizes > ONE_PASS_SIZE)
     return chosen
 
 

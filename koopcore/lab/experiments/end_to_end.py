@@ -19,7 +19,7 @@ from rich.console import RenderableType
 from torch import Tensor, nn
 
 from koopcore.lab.experiments.experiment import Cell, Context, Results, annotated, sheet, spread
-from koopcore.lab.problems.descent import OPTIMIZERS, Descent, one_thread
+from koopcore.lab.problems.descent import OPTIMIZERS, Descent, Pace, one_thread
 from koopcore.lab.problems.oscillator import OscillatorBatch
 from koopcore.lab.problems.scores import Floats
 from koopcore.training import ExponentialAverage, WindowAverage, attach
@@ -28,8 +28,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "koopcore": {},
     "residuals": {},
     "line": {"candidates": ("line",)},
+    "koopcore, cosine": {},
 }
-"""Options of `attach` of each method that jumps: none, none beside residuals, straight lines."""
+"""Options of `attach` of each method that jumps: none, none beside residuals, straight lines only,
+and none along a cosine."""
 
 
 def settings(quick: bool) -> dict[str, Any]:
@@ -51,6 +53,17 @@ def settings(quick: bool) -> dict[str, Any]:
             "adadelta": [0.3, 1.0, 2.0, 3.0],
             "adam": [0.04, *_decaying((0.04, 0.06), 1e-4), *_decaying((0.06,), 3e-4)],
         },
+        "cosine": {
+            "adagrad": _annealed((0.2, 0.5), 500, 1000, 8000),
+            "adadelta": _annealed((2.0, 3.0), 500, 1000, 8000),
+            "adam": _annealed((0.03, 0.06), 2000, 4000, 8000),
+        },
+        "around": {
+            "adagrad": [0.05, 0.1, 0.2, 0.5],
+            "adadelta": [0.3, 1.0, 2.0, 3.0],
+            "adam": [0.03, 0.06, [0.06, 3e-4], 0.1],
+        },
+        "around_steps": 1500,
         "ema": [0.9, 0.99],
         "lawa": [10, 25],
         "average_every": 10,
@@ -63,8 +76,20 @@ def settings(quick: bool) -> dict[str, Any]:
             "steps": 1500,
             "rates": {"adagrad": [0.1, 0.3], "adadelta": [0.3, 1.0], "adam": [0.01, 0.03]},
             "jump_rates": {"adagrad": [0.1, 0.3], "adadelta": [1.0, 2.0], "adam": [0.01, 0.03]},
+            "around": {"adagrad": [0.3], "adadelta": [2.0], "adam": [0.03]},
+            "around_steps": 300,
+            "cosine": {
+                "adagrad": _annealed((0.3,), 1500),
+                "adadelta": _annealed((2.0,), 1500),
+                "adam": _annealed((0.03,), 1500),
+            },
         }
     return regime
+
+
+def _annealed(rates: Sequence[float], *lengths: int) -> list[list[float]]:
+    """Triples (rate, 0, steps of half a cosine down to a rate of 0)."""
+    return [[rate, 0.0, length] for length in lengths for rate in rates]
 
 
 def _decaying(rates: Sequence[float], *decays: float) -> list[list[float]]:
@@ -79,10 +104,17 @@ def cells(settings: dict[str, Any]) -> Sequence[Cell]:
         reference = f"{optimizer}/plain"
         ticks = len(rates) * settings["steps"]
         runs.append(Cell(reference, ticks, partial(plain, settings, optimizer)))
-        ticks = len(settings["jump_rates"][optimizer]) * settings["tuning"] + settings["networks"]
+        anneals = len(settings["cosine"][optimizer])
+        work = partial(annealed, settings, optimizer)
+        runs.append(Cell(f"{optimizer}/cosine", anneals, work, needs=(reference,)))
+        most = max(anneals, len(settings["jump_rates"][optimizer]))
+        ticks = most * settings["tuning"] + settings["networks"]
         for method in METHODS:
             work = partial(jumping, settings, optimizer, method)
             runs.append(Cell(f"{optimizer}/{method}", ticks, work, needs=(reference,)))
+        ticks = len(settings["around"][optimizer]) * settings["tuning"]
+        work = partial(harmless, settings, optimizer)
+        runs.append(Cell(f"{optimizer}/same time", ticks, work))
         for precision in settings["lbfgs"]:
             name = f"{optimizer}/L-BFGS {precision}"
             work = partial(quasi_newton, settings, optimizer, precision)
@@ -90,18 +122,11 @@ def cells(settings: dict[str, Any]) -> Sequence[Cell]:
     return runs
 
 
-Pace = tuple[float, float]
-"""Rate and decay of a run: the rate at step ``s`` is ``rate / (1 + decay s)``."""
-
-
 def paces(given: Sequence[float | Sequence[float]]) -> list[Pace]:
-    """A rate alone stays constant; a pair is (rate, decay)."""
-    return [(g[0], g[1]) if isinstance(g, Sequence) else (g, 0.0) for g in given]
-
-
-def label(pace: Pace) -> str:
-    """How a pace is named in results: ``0.06``, or ``0.06, decay 0.0001``."""
-    return f"{pace[0]:g}" + (f", decay {pace[1]:g}" if pace[1] else "")
+    """A rate alone stays constant; others are (rate, decay) or (rate, 0, steps of a cosine)."""
+    return [
+        Pace(g[0], g[1], *map(int, g[2:])) if isinstance(g, Sequence) else Pace(g) for g in given
+    ]
 
 
 def plain(settings: dict[str, Any], optimizer: str, context: Context) -> dict[str, Any]:
@@ -131,10 +156,10 @@ def plain(settings: dict[str, Any], optimizer: str, context: Context) -> dict[st
         for pace, means in averages.items():
             factors = steps / first_below(means[name], curves[best].min(0), every)
             if name not in rivals or np.median(factors) > np.median(rivals[name]["factors"]):
-                rivals[name] = {"rate": label(pace), "factors": factors.tolist()}
+                rivals[name] = {"rate": str(pace), "factors": factors.tolist()}
     return {
-        "rate": label(best),
-        "medians": {label(pace): loss for pace, loss in medians.items()},
+        "rate": str(best),
+        "medians": {str(pace): loss for pace, loss in medians.items()},
         "target": target,
         "steps": steps.tolist(),
         "averages": rivals,
@@ -146,8 +171,7 @@ def _averaged(
 ) -> tuple[Floats, dict[str, Floats]]:
     """Loss of every network at each step, and of its averages every ``average_every`` steps."""
     every = settings["average_every"]
-    rate, decay = pace
-    descent = Descent(problem, optimizer, rate=rate, decay=decay, start=problem.initial())
+    descent = begin(problem, optimizer, pace)
     decays = {f"EMA {decay:g}": decay for decay in settings["ema"]}
     ema = {name: ExponentialAverage([descent.params], decay) for name, decay in decays.items()}
     lawa = WindowAverage([descent.params], settings["lawa"][0])
@@ -177,12 +201,31 @@ def _averaged(
     return losses, {name: torch.stack(rows).double().numpy() for name, rows in curves.items()}
 
 
+def begin(problem: OscillatorBatch, optimizer: str, pace: Pace) -> Descent:
+    """Plain training of all networks from their initial parameters."""
+    start, (rate, decay, cosine) = problem.initial(), pace
+    return Descent(problem, optimizer, rate=rate, decay=decay, cosine=cosine, start=start)
+
+
+def annealed(settings: dict[str, Any], optimizer: str, context: Context) -> dict[str, Any]:
+    """Plain training along half a cosine, at the peak and length that reach the targets soonest."""
+    reference = context.results[f"{optimizer}/plain"]
+    problem = make_problem(settings)
+    targets, steps = np.array(reference["target"]["networks"]), np.array(reference["steps"])
+    best: dict[str, Any] = {}
+    for pace in paces(settings["cosine"][optimizer]):
+        curve = begin(problem, optimizer, pace).advance(pace.cosine).losses.double().numpy()[1:]
+        factors = steps / first_below(curve, targets, 1)
+        if not best or np.median(factors) > np.median(best["factors"]):
+            best = {"rate": str(pace), "factors": factors.tolist()}
+        context.tick()
+    return best
+
+
 def _tuning_targets(settings: dict[str, Any], optimizer: str, pace: Pace) -> list[float]:
     """Lowest losses of plain training of the networks on which the jumps' rates are tuned."""
     problem = make_problem(settings, tuning=True)
-    rate, decay = pace
-    descent = Descent(problem, optimizer, rate=rate, decay=decay, start=problem.initial())
-    trace = descent.advance(settings["steps"])
+    trace = begin(problem, optimizer, pace).advance(settings["steps"])
     return trace.losses.min(0).values.tolist()
 
 
@@ -192,14 +235,15 @@ def jumping(
     """Tune the rate on networks of another seed, then run every network at the best one."""
     reference = context.results[f"{optimizer}/plain"]
     options = {**METHODS[method], "residuals": method == "residuals"}
+    swept = settings["cosine" if method == "koopcore, cosine" else "jump_rates"][optimizer]
     tuning_steps = {}
     with one_thread(torch.device("cpu")):
         tuning = make_problem(settings, tuning=True)
-        for pace in paces(settings["jump_rates"][optimizer]):
+        for pace in paces(swept):
             counts = []
             for network, target in enumerate(reference["target"]["tuning"]):
-                case = (tuning, network, optimizer, pace[0], target, settings["steps"], options)
-                run = race(*case, probe=1, decay=pace[1])
+                limit = pace.cosine or settings["steps"]
+                run = race(tuning, network, optimizer, pace, target, limit, options, probe=1)
                 counts.append(run.steps if run.reached else 2 * settings["steps"])
                 context.tick()
             # Middle of three networks; a network that never arrives counts twice the limit.
@@ -208,8 +252,8 @@ def jumping(
         problem = make_problem(settings)
         runs = []
         for network, target in enumerate(reference["target"]["networks"]):
-            case = (problem, network, optimizer, best[0], target, settings["steps"], options)
-            run = race(*case, decay=best[1])
+            limit = best.cosine or settings["steps"]
+            run = race(problem, network, optimizer, best, target, limit, options)
             runs.append(asdict(run))
             context.tick()
     steps = np.asarray(reference["steps"], float)
@@ -221,12 +265,56 @@ def jumping(
         for s, r in zip(steps, runs, strict=True)
     ]
     return {
-        "rate": label(best),
-        "tuning_steps": {label(pace): count for pace, count in tuning_steps.items()},
+        "rate": str(best),
+        "tuning_steps": {str(pace): count for pace, count in tuning_steps.items()},
         "factors": factors,
         "seconds_factors": clock,
         "runs": runs,
     }
+
+
+def harmless(settings: dict[str, Any], optimizer: str, context: Context) -> dict[str, Any]:
+    """Loss with koopcore over loss without, at rates around the best, in the same time.
+
+    Plain training goes on for the processor seconds that the jumping run took. What is compared is
+    the median loss of the last tenth of the steps, for a loss that swings.
+    """
+    problem = make_problem(settings)
+    ratios: dict[str, list[float]] = {}
+    with one_thread(torch.device("cpu")):
+        for pace in paces(settings["around"][optimizer]):
+            ratios[str(pace)] = []
+            for network in range(settings["tuning"]):
+                ends = []
+                allowed = math.inf
+                for jumps in (True, False):
+                    model = OscillatorNetwork(problem, network)
+                    stepper = OPTIMIZERS[optimizer](model.parameters(), lr=pace.rate)  # type: ignore[call-arg]
+                    begun = time.process_time()
+                    koop = attach(stepper, model, loss=model) if jumps else None
+                    losses: list[float] = []
+                    while time.process_time() - begun < allowed:
+                        losses.append(one_step(model, stepper, pace, len(losses)))
+                        if jumps and len(losses) == settings["around_steps"]:
+                            allowed = time.process_time() - begun
+                    if koop is not None:
+                        koop.detach()
+                    ends.append(float(np.median(losses[-len(losses) // 10 :])))
+                ratios[str(pace)].append(ends[0] / ends[1])
+                context.tick()
+    return {"ratios": ratios}
+
+
+def one_step(
+    model: Callable[[], Tensor], stepper: torch.optim.Optimizer, pace: Pace, step: int
+) -> float:
+    """Take one step of the optimizer; return the loss before it."""
+    stepper.zero_grad()
+    value = model()
+    value.backward()
+    stepper.param_groups[0]["lr"] = pace.at(step)
+    stepper.step()
+    return float(value.detach())
 
 
 def quasi_newton(
@@ -242,7 +330,7 @@ def quasi_newton(
     with one_thread(torch.device("cpu")):
         targets = zip(reference["steps"], reference["target"]["networks"], strict=True)
         for network, (steps, target) in enumerate(targets):
-            step = plain_seconds(make_problem(settings), network, optimizer, 1e-3, 200)
+            step = plain_seconds(make_problem(settings), network, optimizer, Pace(1e-3), 200)
             count, seconds = minimized(problem, network, target, settings["steps"])
             evaluations.append(count)
             factors.append(steps / count if math.isfinite(count) else 0.0)
@@ -344,35 +432,33 @@ def race(
     problem: OscillatorBatch,
     network: int,
     optimizer: str,
-    rate: float,
+    pace: Pace,
     target: float,
     limit: int,
     options: dict[str, Any],
     probe: int = 200,
-    decay: float = 0.0,
 ) -> Finish:
     """Train one network with koopcore attached until its loss is at most ``target``.
 
     options : of `koopcore.attach`; ``residuals`` True gives it the problem's. limit: steps after
     which it is given up. probe: ordinary steps timed before, and again after, so that a slow spell
-    of the machine meets both sides. decay: the rate at step ``s`` is ``rate / (1 + decay s)``, as
-    in `Descent`.
+    of the machine meets both sides.
 
     Seconds are processor time of this process, which no other process on the machine adds to; it
     must run with one thread. Recording, fits, loss checks and rejected jumps are in it.
     """
-    before = plain_seconds(problem, network, optimizer, rate, probe)
+    before = plain_seconds(problem, network, optimizer, pace, probe)
     model = OscillatorNetwork(problem, network)
-    stepper = OPTIMIZERS[optimizer](model.parameters(), lr=rate)  # type: ignore[call-arg]
+    stepper = OPTIMIZERS[optimizer](model.parameters(), lr=pace.rate)  # type: ignore[call-arg]
     begun = time.process_time()
     options = dict(options)
     squared = options.pop("residuals", False)
     residuals = (lambda: problem.residuals(model.weights)) if squared else None
     koop = attach(stepper, model, loss=model, residuals=residuals, **options)
-    reached, steps, loss = descend(model, stepper, target, limit, decay)
+    reached, steps, loss = descend(model, stepper, target, limit, pace)
     seconds = time.process_time() - begun
     koop.detach()
-    after = plain_seconds(problem, network, optimizer, rate, probe)
+    after = plain_seconds(problem, network, optimizer, pace, probe)
     stats = koop.stats
     return Finish(
         reached,
@@ -392,11 +478,10 @@ def descend(
     stepper: torch.optim.Optimizer,
     target: float,
     limit: int,
-    decay: float = 0.0,
+    pace: Pace | None = None,
 ) -> tuple[bool, int, float]:
     """Step until the loss, which every step evaluates anyway, is at most ``target``."""
     loss = math.inf
-    rate = stepper.param_groups[0]["lr"]
     for steps in range(limit + 1):
         stepper.zero_grad()
         value = model()
@@ -406,18 +491,18 @@ def descend(
         if steps == limit:
             break
         value.backward()
-        if decay:
-            stepper.param_groups[0]["lr"] = rate / (1.0 + decay * steps)
+        if pace is not None:
+            stepper.param_groups[0]["lr"] = pace.at(steps)
         stepper.step()
     return False, limit, loss
 
 
 def plain_seconds(
-    problem: OscillatorBatch, network: int, optimizer: str, rate: float, steps: int
+    problem: OscillatorBatch, network: int, optimizer: str, pace: Pace, steps: int
 ) -> float:
     """Processor seconds of one ordinary step of the same loop."""
     model = OscillatorNetwork(problem, network)
-    stepper = OPTIMIZERS[optimizer](model.parameters(), lr=rate)  # type: ignore[call-arg]
+    stepper = OPTIMIZERS[optimizer](model.parameters(), lr=pace.rate)  # type: ignore[call-arg]
     descend(model, stepper, -math.inf, 20)  # caches and first calls, not counted
     begun = time.process_time()
     descend(model, stepper, -math.inf, steps)
@@ -444,6 +529,9 @@ def table(results: Results, settings: dict[str, Any]) -> RenderableType:
         if reference is None:
             continue
         shown.add_row(f"{optimizer}: plain", reference["rate"], "1", "1", "0")
+        cosine = results.get(f"{optimizer}/cosine")
+        if cosine is not None:
+            shown.add_row("  cosine", cosine["rate"], spread(cosine["factors"]), "-", "")
         for name, average in reference["averages"].items():
             shown.add_row(f"  {name}", average["rate"], spread(average["factors"]), "-", "")
         for method in reversed(METHODS):
@@ -466,9 +554,21 @@ def table(results: Results, settings: dict[str, Any]) -> RenderableType:
                 spreads = spread(rival["factors"]), spread(rival["seconds_factors"])
                 shown.add_row(f"  L-BFGS {precision}", "-", *spreads, "")
         shown.add_section()
-    regime = (
+    worst = {
+        optimizer: max(float(np.median(r)) for r in cell["ratios"].values())
+        for optimizer in settings["rates"]
+        if (cell := results.get(f"{optimizer}/same time")) is not None
+    }
+    if worst:
+        named = ", ".join(f"{optimizer} {ratio:.3f}" for optimizer, ratio in worst.items())
+        harm = f"Loss with koopcore over loss without in the same time, at the worst rate: {named}."
+        return annotated(shown, _regime(settings), NOTES, harm)
+    return annotated(shown, _regime(settings), NOTES)
+
+
+def _regime(settings: dict[str, Any]) -> str:
+    return (
         f"t in [0, {settings['duration'] / math.pi:g} pi], {settings['precision']}, "
         f"{settings['steps']:,} steps, rate / (1 + decay s) at step s, constant where no decay is "
         f"named, seed {settings['seed']}."
     )
-    return annotated(shown, regime, NOTES)

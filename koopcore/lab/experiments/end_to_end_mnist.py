@@ -1,13 +1,16 @@
-"""End to end on MNIST: steps and seconds to a loss under minibatch noise, against tuned rivals."""
+"""End to end in minibatches: steps and seconds to a loss under noise, against tuned rivals.
+
+MNIST, digits at 7 x 7 and characters of a made-up language, each with its network.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from rich.console import RenderableType
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from koopcore.lab.experiments.experiment import (
     Cell,
@@ -26,7 +30,7 @@ from koopcore.lab.experiments.experiment import (
     spread,
     unpacked,
 )
-from koopcore.lab.problems import mnist
+from koopcore.lab.problems import characters, mnist
 from koopcore.lab.problems.descent import OPTIMIZERS, one_thread
 from koopcore.lab.problems.scores import Floats
 from koopcore.training import Attached, ExponentialAverage, WindowAverage, attach
@@ -44,18 +48,52 @@ _SHOWN = ("plain", "EMA 0.98")
 _HUES = {"plain": "#b9bec7", "EMA 0.98": "#2e9164", "koopcore": "#e0662c", "line": "#a2448f"}
 
 
+class Problem(NamedTuple):
+    """A data set with its network. title: of the table's rows."""
+
+    title: str
+    load: Callable[[Mapping[str, Any]], mnist.Samples]
+    network: Callable[[int], nn.Module]
+
+
+PROBLEMS = {
+    "mnist": Problem("MNIST 784:20:20:20:10", mnist.of_settings, mnist.network),
+    "digits": Problem("digits 49:64:10", mnist.pooled, lambda s: mnist.network(s, mnist.POOLED)),
+    "characters": Problem("character transformer", lambda _: characters.load(), characters.network),
+}
+
+
 def settings(quick: bool, data: str | None = None) -> dict[str, Any]:
     """Rates, seeds, the averages and the options of ``attach`` for minibatch noise."""
     regime: dict[str, Any] = {
-        "seeds": list(range(500, 508)),
-        "tuning": [400, 401],
-        "steps": 1000,
-        "batch": 64,
-        "rates": {
-            "sgd": [0.2, 0.3, 0.4, 0.5],
-            "adam": [0.002, 0.004, 0.008, 0.016],
-            "adadelta": [2.0, 3.0, 4.0, 6.0, 8.0],
+        "problems": {
+            "mnist": {
+                "seeds": list(range(500, 506)),
+                "steps": 1000,
+                "batch": 64,
+                "rates": {
+                    "sgd": [0.2, 0.3, 0.4],
+                    "adam": [0.004, 0.008, 0.016],
+                    "adadelta": [2.0, 3.0, 4.0],
+                },
+            },
+            "digits": {
+                "seeds": list(range(510, 514)),
+                "steps": 1000,
+                "batch": 64,
+                "rates": {"sgd": [0.6, 1.2, 2.4], "adamw": [0.01, 0.02, 0.04]},
+            },
+            "characters": {
+                "seeds": list(range(520, 523)),
+                "steps": 600,
+                "batch": 16,
+                "check": 64,
+                "judge": 256,
+                "rates": {"adamw": [0.002, 0.004, 0.008]},
+            },
         },
+        "tuning": [400, 401],
+        "cosine": [0.5, 1.0],
         "attach": {
             "koopcore": {},
             "line": {
@@ -78,34 +116,92 @@ def settings(quick: bool, data: str | None = None) -> dict[str, Any]:
         "probe": 200,
     }
     if quick:
-        regime |= {"seeds": [300, 301], "tuning": [400], "steps": 400, "probe": 50}
-        regime["rates"] = {"sgd": [0.2, 0.4], "adam": [0.004, 0.008], "adadelta": [2.0, 3.0]}
+        regime |= {"tuning": [400], "probe": 50, "cosine": [1.0]}
+        for problem in regime["problems"].values():
+            problem |= {"seeds": [300, 301], "steps": 400}
+            problem["rates"] = {name: rates[:2] for name, rates in problem["rates"].items()}
         regime["attach"]["line"] |= {"stride": 15}
     return regime if data is None else {**regime, "data": data}
 
 
+def cases(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Name, optimizer and own settings of each problem with each of its optimizers."""
+    for problem, own in settings["problems"].items():
+        for optimizer in own["rates"]:
+            yield f"{problem}/{optimizer}", optimizer, {**settings, **own, "problem": problem}
+
+
+def methods(settings: Mapping[str, Any]) -> Sequence[str]:
+    """Those compared: straight lines, which are no method for minibatches, on MNIST alone."""
+    return METHODS if settings["problem"] == "mnist" else METHODS[:1]
+
+
 def cells(settings: dict[str, Any]) -> Sequence[Cell]:
-    """For each optimizer: plain training and averages at every rate, then the jumps."""
+    """For each case: plain training and averages at every rate, cosines, then the jumps."""
     runs = []
-    seeds, tuning = len(settings["seeds"]), len(settings["tuning"])
-    for optimizer, rates in settings["rates"].items():
-        trained = {f"{optimizer}/rate {rate:g}": rate for rate in rates}
+    for case, optimizer, own in cases(settings):
+        rates, seeds, tuning = own["rates"][optimizer], len(own["seeds"]), len(own["tuning"])
+        trained = {f"{case}/rate {rate:g}": rate for rate in rates}
         for name, rate in trained.items():
-            runs.append(Cell(name, seeds, partial(averaged, settings, optimizer, rate)))
-        reference, work = f"{optimizer}/plain", partial(plain, settings, optimizer)
+            runs.append(Cell(name, seeds, partial(averaged, own, optimizer, rate)))
+        reference, work = f"{case}/plain", partial(plain, own, optimizer)
         runs.append(Cell(reference, len(LOSSES) * tuning, work, needs=tuple(trained)))
+        ticks = (len(rates) * len(own["cosine"]) + 1) * seeds
+        work = partial(annealed, own, optimizer)
+        runs.append(Cell(f"{case}/cosine", ticks, work, needs=(reference,)))
         ticks = len(rates) * tuning + len(LOSSES) * seeds
-        for method in METHODS:
-            work = partial(jumping, settings, optimizer, method)
-            runs.append(Cell(f"{optimizer}/{method}", ticks, work, needs=(reference,)))
+        for method in methods(own):
+            work = partial(jumping, own, optimizer, method)
+            runs.append(Cell(f"{case}/{method}", ticks, work, needs=(reference,)))
     return runs
+
+
+def annealed(settings: dict[str, Any], optimizer: str, context: Context) -> dict[str, Any]:
+    """Plain training along half a cosine, at the peak and length that reach the targets soonest.
+
+    And koopcore's averages beside that one of the validation loss, without further tuning.
+    """
+    data = PROBLEMS[settings["problem"]].load(settings)
+    reference = context.results[f"{settings['problem']}/{optimizer}/plain"]
+    every = settings["evaluate_every"]
+    targets = np.array([reference[loss]["target"]["seeds"] for loss in LOSSES]).T
+    steps = np.array([reference[loss]["steps"] for loss in LOSSES]).T
+    best: dict[str, Any] = {}
+    shape = (0.0, 0)
+    with one_thread(torch.device("cpu")):
+        for rate in settings["rates"][optimizer]:
+            for share in settings["cosine"]:
+                length = round(share * settings["steps"])
+                own = {**settings, "steps": length}
+                curves = []
+                for seed in settings["seeds"]:
+                    run = plain_run(own, data, optimizer, rate, seed, averages=False, cosine=True)
+                    curves.append(run["plain"])
+                    context.tick()
+                factors = steps / first_steps(curves, targets, every)
+                for k, loss in enumerate(LOSSES):
+                    gain = float(np.median(factors[:, k]))
+                    if loss not in best or gain > np.median(best[loss]["factors"]):
+                        name = f"{rate:g}, cosine {length:,}"
+                        best[loss] = {"rate": name, "factors": factors[:, k].tolist()}
+                        shape = (rate, length) if k == 0 else shape
+        beside = []
+        for seed in settings["seeds"]:
+            own = {**settings, "steps": shape[1]}
+            run, _ = jumping_run(own, data, optimizer, shape[0], seed, {}, cosine=True)
+            beside.append(run["averaged"])
+            context.tick()
+    factors = steps / first_steps(beside, targets, every)
+    for k, loss in enumerate(LOSSES):
+        best[loss]["averaged"] = factors[:, k].tolist()
+    return best
 
 
 def averaged(
     settings: dict[str, Any], optimizer: str, rate: float, context: Context
 ) -> dict[str, Any]:
     """Train every seed at one rate: losses of the weights and of every average, four decimals."""
-    digits = mnist.of_settings(settings)
+    digits = PROBLEMS[settings["problem"]].load(settings)
     runs = []
     with one_thread(torch.device("cpu")):
         for seed in settings["seeds"]:
@@ -123,7 +219,7 @@ def plain(settings: dict[str, Any], optimizer: str, context: Context) -> dict[st
     every = settings["evaluate_every"]
     curves: dict[float, dict[str, Floats]] = {}
     for rate in settings["rates"][optimizer]:
-        cell = context.results[f"{optimizer}/rate {rate:g}"]
+        cell = context.results[f"{settings['problem']}/{optimizer}/rate {rate:g}"]
         runs = {name: lines for name, lines in cell.items() if name != "finished"}
         curves[rate] = {n: np.array([unpacked(run) for run in of]) for n, of in runs.items()}
     lowest = {rate: np.nanmin(of["plain"], 1) for rate, of in curves.items()}
@@ -161,7 +257,7 @@ def _tuning_targets(
     settings: dict[str, Any], optimizer: str, best: dict[str, float], context: Context
 ) -> dict[str, list[float]]:
     """Lowest losses of plain training of the seeds on which the jumps' rates are tuned."""
-    digits = mnist.of_settings(settings)
+    digits = PROBLEMS[settings["problem"]].load(settings)
     targets: dict[str, list[float]] = {}
     with one_thread(torch.device("cpu")):
         for k, (loss, rate) in enumerate(best.items()):
@@ -177,8 +273,8 @@ def jumping(
     settings: dict[str, Any], optimizer: str, method: str, context: Context
 ) -> dict[str, Any]:
     """Tune the rate on other seeds, per loss, then run every seed at the best ones."""
-    digits = mnist.of_settings(settings)
-    reference = context.results[f"{optimizer}/plain"]
+    digits = PROBLEMS[settings["problem"]].load(settings)
+    reference = context.results[f"{settings['problem']}/{optimizer}/plain"]
     options = settings["attach"][method]
     every, limit = settings["evaluate_every"], settings["steps"]
     goals = {
@@ -269,24 +365,25 @@ class Yardstick:
     ``judge`` that follow them, and "validation" over the validation digits.
     """
 
-    def __init__(self, digits: mnist.Digits, check: int, judge: int) -> None:
+    def __init__(self, digits: mnist.Samples, check: int, judge: int) -> None:
         own = slice(check, check + judge)
         self._sets = (
-            (digits.validation_images, digits.validation_labels),
-            (digits.images[own], digits.labels[own]),
+            (digits.validation_inputs, digits.validation_labels),
+            (digits.inputs[own], digits.labels[own]),
         )
 
     def __call__(self, model: nn.Module) -> list[float]:
-        """Both losses, in the order of `LOSSES`."""
+        """Both losses, in the order of `LOSSES`, to the four decimals that results keep."""
         with torch.no_grad():
-            return [float(nn.functional.cross_entropy(model(x), y)) for x, y in self._sets]
+            losses = [float(nn.functional.cross_entropy(model(x), y)) for x, y in self._sets]
+        return [round(loss, 4) for loss in losses]
 
 
 def begin(
-    settings: Mapping[str, Any], digits: mnist.Digits, optimizer: str, rate: float, seed: int
+    settings: Mapping[str, Any], digits: mnist.Samples, optimizer: str, rate: float, seed: int
 ) -> tuple[nn.Module, torch.optim.Optimizer, mnist.Minibatches]:
     """Network, optimizer and minibatches of one seed: the same for every method."""
-    model = mnist.network(seed)
+    model = PROBLEMS[settings["problem"]].network(seed)
     stepper = OPTIMIZERS[optimizer](model.parameters(), lr=rate)  # type: ignore[call-arg]
     return model, stepper, mnist.Minibatches(digits, settings["batch"], seed)
 
@@ -305,22 +402,29 @@ def averages_of(
 
 def plain_run(
     settings: Mapping[str, Any],
-    digits: mnist.Digits,
+    digits: mnist.Samples,
     optimizer: str,
     rate: float,
     seed: int,
     averages: bool = True,
+    cosine: bool = False,
 ) -> Curves:
-    """Train without jumps; losses of the weights and of every average at each evaluation."""
+    """Train without jumps; losses of the weights and of every average at each evaluation.
+
+    cosine : the rate falls along half a cosine over all steps instead of staying constant.
+    """
     model, stepper, batches = begin(settings, digits, optimizer, rate, seed)
     judge = Yardstick(digits, settings["check"], settings["judge"])
     rivals = averages_of(settings, list(model.parameters())) if averages else {}
     curves: Curves = {"plain": [], **{name: [] for name in rivals}}
+    schedule = CosineAnnealingLR(stepper, settings["steps"]) if cosine else None
     step = 0
 
     def after_step() -> None:
         nonlocal step
         step += 1
+        if schedule is not None:
+            schedule.step()
         for average, every in rivals.values():
             if step % every == 0:
                 average.update()
@@ -336,13 +440,13 @@ def plain_run(
 
 def attached_to(
     settings: Mapping[str, Any],
-    digits: mnist.Digits,
+    digits: mnist.Samples,
     model: nn.Module,
     stepper: torch.optim.Optimizer,
     options: Mapping[str, Any],
 ) -> Attached:
     """Attach with the loss of the first ``check`` training digits, always the same."""
-    images, labels = (data[: settings["check"]] for data in (digits.images, digits.labels))
+    images, labels = (data[: settings["check"]] for data in (digits.inputs, digits.labels))
 
     def loss() -> Tensor:
         return nn.functional.cross_entropy(model(images), labels)
@@ -352,11 +456,12 @@ def attached_to(
 
 def jumping_run(
     settings: Mapping[str, Any],
-    digits: mnist.Digits,
+    digits: mnist.Samples,
     optimizer: str,
     rate: float,
     seed: int,
     options: Mapping[str, Any],
+    cosine: bool = False,
 ) -> tuple[Curves, dict[str, Any]]:
     """Train with koopcore attached; losses of the weights and of their average, and the totals.
 
@@ -366,12 +471,14 @@ def jumping_run(
     model, stepper, batches = begin(settings, digits, optimizer, rate, seed)
     judge = Yardstick(digits, settings["check"], settings["judge"])
     koop = attached_to(settings, digits, model, stepper, options)
+    schedule = CosineAnnealingLR(stepper, settings["steps"]) if cosine else None
+    after_step = None if schedule is None else schedule.step
     curves: Curves = {"weights": [], "averaged": []}
     seconds_at: list[float] = []
     spent = 0.0
     for _ in range(settings["steps"] // settings["evaluate_every"]):
         begun = time.process_time()
-        mnist.train(model, stepper, batches, settings["evaluate_every"])
+        mnist.train(model, stepper, batches, settings["evaluate_every"], after_step)
         spent += time.process_time() - begun
         seconds_at.append(spent)
         curves["weights"].append(judge(model))
@@ -394,7 +501,7 @@ def jumping_run(
 
 
 def step_seconds(
-    settings: Mapping[str, Any], digits: mnist.Digits, optimizer: str, rate: float, seed: int
+    settings: Mapping[str, Any], digits: mnist.Samples, optimizer: str, rate: float, seed: int
 ) -> float:
     """Processor seconds of one ordinary step of the same loop, evaluations between as there.
 
@@ -429,8 +536,8 @@ def first_steps(curves: ArrayLike, targets: Floats, every: int) -> Floats:
 NOTES = (
     "Factors: what plain training at its best rate takes to its lowest loss, over what the method "
     "takes to the same loss (0: not within the same limit); median over seeds, least in brackets; "
-    "evaluated every 20 steps. Losses are over digits that no method decides by: the validation "
-    "digits, and 1,000 of those trained on. Plain training and the averages are tuned on the "
+    "evaluated every 20 steps. Losses are over data that no method decides by: those to validate "
+    "on, and some of those trained on. Plain training and the averages are tuned on the "
     "measured seeds themselves, the jumping methods on others. koopcore, without any option, is "
     "judged by what averaged() hands out, line by the average of 0.98 beside its weights. "
     "Seconds are processor time on one thread, all included but these evaluations."
@@ -440,9 +547,9 @@ NOTES = (
 def table(results: Results, settings: dict[str, Any]) -> RenderableType:
     """One line per optimizer and method, for both losses."""
     heads = [head for loss in LOSSES for head in ("rate", f"{loss}\nsteps", "\nseconds")]
-    shown = sheet(f"End to end: MNIST, {len(settings['seeds'])} seeds", heads, "factors")
-    for optimizer in settings["rates"]:
-        reference = results.get(f"{optimizer}/plain")
+    shown = sheet("End to end: minibatches", heads, "factors")
+    for case, _, own in cases(settings):
+        reference = results.get(f"{case}/plain")
         if reference is None:
             continue
         for name in reference["validation"]["rivals"]:
@@ -450,9 +557,14 @@ def table(results: Results, settings: dict[str, Any]) -> RenderableType:
             for loss in LOSSES:
                 rival = reference[loss]["rivals"][name]
                 line += [f"{rival['rate']:g}", spread(rival["factors"]), "-"]
-            shown.add_row(f"{optimizer}: plain" if name == "plain" else f"  {name}", *line)
-        for method in reversed(METHODS):
-            jumped = results.get(f"{optimizer}/{method}")
+            shown.add_row(f"{case}: plain" if name == "plain" else f"  {name}", *line)
+        cosine = results.get(f"{case}/cosine")
+        for name, key in (("cosine", "factors"), ("koopcore, cosine", "averaged")):
+            if cosine is not None:
+                both = [(cosine[loss]["rate"], spread(cosine[loss][key]), "-") for loss in LOSSES]
+                shown.add_row(f"  {name}", *both[0], *both[1])
+        for method in reversed(methods(own)):
+            jumped = results.get(f"{case}/{method}")
             if jumped is None:
                 continue
             line = []
@@ -462,29 +574,32 @@ def table(results: Results, settings: dict[str, Any]) -> RenderableType:
                 line.append(spread(scores["seconds_factors"]))
             bold = "bold" if method == "koopcore" else None
             shown.add_row(f"  {method}", *line, style=bold, end_section=method == "koopcore")
-    regime = (
-        f"784:20:20:20:10, batch {settings['batch']}, {settings['steps']:,} steps, constant rates; "
-        f"{mnist.described(settings)}; seeds {settings['seeds'][0]} to {settings['seeds'][-1]}."
-    )
+    owns = {own["problem"]: own for _, _, own in cases(settings)}
+    regimes = [
+        f"{PROBLEMS[name].title}: batch {own['batch']}, {own['steps']:,} steps, seeds "
+        f"{own['seeds'][0]} to {own['seeds'][-1]}"
+        for name, own in owns.items()
+    ]
+    regime = f"{'; '.join(regimes)}. {mnist.described(settings)}; constant rates but for cosines."
     return annotated(shown, regime, NOTES)
 
 
 def picture(results: Results, settings: dict[str, Any]) -> Figure:
     """Median training loss over steps, one panel per optimizer, each method at its best rate."""
-    optimizers = [o for o in settings["rates"] if f"{o}/plain" in results]
-    figure = Figure(figsize=(4.6 * max(len(optimizers), 1), 3.8), dpi=110, layout="constrained")
-    panels: Any = figure.subplots(1, max(len(optimizers), 1), squeeze=False)[0]
-    for axes, optimizer in zip(panels, optimizers, strict=False):
-        curves = dict(results[f"{optimizer}/plain"]["curves"])
-        for method in METHODS:
-            jumped = results.get(f"{optimizer}/{method}")
+    known = [(case, own) for case, _, own in cases(settings) if f"{case}/plain" in results]
+    figure = Figure(figsize=(4.0 * max(len(known), 1), 3.8), dpi=110, layout="constrained")
+    panels: Any = figure.subplots(1, max(len(known), 1), squeeze=False)[0]
+    for axes, (case, own) in zip(panels, known, strict=False):
+        curves = dict(results[f"{case}/plain"]["curves"])
+        for method in methods(own):
+            jumped = results.get(f"{case}/{method}")
             if jumped is not None and "curves" in jumped:
                 curves[method] = jumped["curves"]
         for name, values in curves.items():
             training = unpacked(values)[:, LOSSES.index("training")]
             steps = (np.arange(len(training)) + 1) * settings["evaluate_every"]
             axes.plot(steps, training, color=_HUES[name], lw=1.2, label=name)
-        axes.set(title=optimizer, xlabel="optimizer steps", ylabel="training loss", yscale="log")
+        axes.set(title=case, xlabel="optimizer steps", ylabel="training loss", yscale="log")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
     return figure

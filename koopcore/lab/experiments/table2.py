@@ -179,7 +179,7 @@ class _Watch:
     def __init__(
         self,
         model: nn.Module,
-        digits: mnist.Digits,
+        digits: mnist.Samples,
         every: int,
         losses: list[float],
         tick: Callable[[], object],
@@ -196,7 +196,7 @@ class _Watch:
 
 
 def _begin(
-    digits: mnist.Digits, settings: dict[str, Any], seed: int
+    digits: mnist.Samples, settings: dict[str, Any], seed: int
 ) -> tuple[nn.Module, torch.optim.Optimizer, mnist.Minibatches]:
     model = mnist.network(seed)
     stepper = torch.optim.Adadelta(model.parameters(), lr=settings["rate"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "adadelta": torch.optim.Adadelta,
     "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
 }
 """Element-wise optimizers: they never mix two parameters."""
 
@@ -30,6 +32,28 @@ class BatchedProblem(Protocol):
 
     def loss_and_gradient(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """``(rows,)`` losses and ``(rows, n_parameters)`` gradients."""
+
+
+class Pace(NamedTuple):
+    """The rate of a run, step by step: ``rate / (1 + decay s)``, or half a cosine down to 0.
+
+    decay  : the "weakly decaying rate" of Dogra & Redman, who do not print the decay.
+    cosine : steps after which ``rate (1 + cos(pi s / cosine)) / 2`` is 0; 0 for no cosine.
+    """
+
+    rate: float
+    decay: float = 0.0
+    cosine: int = 0
+
+    def at(self, step: int) -> float:
+        """The rate of step ``step``, from 0 on."""
+        if not self.cosine:
+            return self.rate / (1.0 + self.decay * step)
+        return self.rate * (1.0 + math.cos(math.pi * min(step / self.cosine, 1.0))) / 2.0
+
+    def __str__(self) -> str:
+        decay = f", decay {self.decay:g}" if self.decay else ""
+        return f"{self.rate:g}{decay}" + (f", cosine {self.cosine:,}" if self.cosine else "")
 
 
 @dataclass(frozen=True)
@@ -54,8 +78,8 @@ class Descent:
 
     optimizer : a key of `OPTIMIZERS`.
     rate      : base learning rate; the one of `RATES` if None.
-    decay     : the rate at step ``s`` is ``rate / (1 + decay·s)``, the "weakly decaying rate" of
-                Dogra & Redman, who do not print the decay; 0 keeps it constant.
+    decay     : the rate at step ``s`` is ``rate / (1 + decay·s)``; 0 keeps it constant.
+    cosine    : steps of half a cosine down to a rate of 0, instead; 0 for none.
     start     : parameters to start from, copied; `BatchedProblem.initial` if None.
 
     Not for optimizers with norms over the whole tensor (LAMB, clipping by global norm, LBFGS):
@@ -69,6 +93,7 @@ class Descent:
         *,
         rate: float | None = None,
         decay: float = 0.0,
+        cosine: int = 0,
         start: Tensor | None = None,
     ) -> None:
         if optimizer not in OPTIMIZERS:
@@ -81,7 +106,7 @@ class Descent:
             raise ValueError(f"rate is {self.rate}; it must be positive")
         if not decay >= 0:
             raise ValueError(f"decay is {decay}; it must be 0 or positive")
-        self.decay = decay
+        self.pace = Pace(self.rate, decay, cosine)
         self.steps = 0
         self.params = (problem.initial() if start is None else start.detach()).clone()
         self._optimizer = OPTIMIZERS[optimizer]([self.params], lr=self.rate)  # type: ignore[call-arg]
@@ -117,9 +142,8 @@ class Descent:
         return Trace(losses, snapshots)
 
     def _step(self) -> None:
-        if self.decay:
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.rate / (1.0 + self.decay * self.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.pace.at(self.steps)
         self._optimizer.step()
         self.steps += 1
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 WIDTHS = (784, 20, 20, 20, 10)
+POOLED = (49, 64, 10)
 _FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -24,16 +25,19 @@ _FILES = (
 
 
 @dataclass(frozen=True)
-class Digits:
-    """Images ``(n, 784)`` float32 in [0, 1] and labels ``(n,)`` int64, to train and to validate."""
+class Samples:
+    """Inputs ``(n, ...)`` and int64 labels ``(n, ...)``, to train and to validate.
 
-    images: Tensor
+    Of digits the inputs are images ``(n, 784)``, float32 in [0, 1].
+    """
+
+    inputs: Tensor
     labels: Tensor
-    validation_images: Tensor
+    validation_inputs: Tensor
     validation_labels: Tensor
 
 
-def load(folder: Path | None = None, validation: int = 2000) -> Digits:
+def load(folder: Path | None = None, validation: int = 2000) -> Samples:
     """The 10,000 digits that the package carries, or the full MNIST from a folder.
 
     folder     : holds the four IDX files (``train-images-idx3-ubyte`` …), plain or ``.gz``; its
@@ -44,17 +48,17 @@ def load(folder: Path | None = None, validation: int = 2000) -> Digits:
     """
     if folder is not None:
         read = [_idx(folder, name) for name in _FILES]
-        return Digits(_scaled(read[0]), _long(read[1]), _scaled(read[2]), _long(read[3]))
+        return Samples(_scaled(read[0]), _long(read[1]), _scaled(read[2]), _long(read[3]))
     if not 1 <= validation < 10_000:
         raise ValueError(f"validation is {validation}; a number in 1..9999 is needed")
     with files("koopcore.lab.problems").joinpath("data/mnist10k.npz").open("rb") as stream:
         stored = np.load(stream)
         images, labels = _scaled(stored["images"]), _long(stored["labels"])
     kept = len(images) - validation
-    return Digits(images[:kept], labels[:kept], images[kept:], labels[kept:])
+    return Samples(images[:kept], labels[:kept], images[kept:], labels[kept:])
 
 
-def of_settings(settings: Mapping[str, Any]) -> Digits:
+def of_settings(settings: Mapping[str, Any]) -> Samples:
     """The digits that an experiment's settings name: of the folder ``data``, or those carried."""
     folder = settings.get("data")
     return load(None if folder is None else Path(folder))
@@ -67,12 +71,26 @@ def described(settings: Mapping[str, Any]) -> str:
     return "8,000 digits to train, 2,000 to validate"
 
 
-def network(seed: int = 0) -> nn.Sequential:
+def pooled(settings: Mapping[str, Any]) -> Samples:
+    """Those digits at 7 x 7, each pixel the mean of 16: images ``(n, 49)``."""
+    digits = of_settings(settings)
+
+    def coarse(images: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(images.view(-1, 1, 28, 28), 4).flatten(1)
+
+    return replace(
+        digits,
+        inputs=coarse(digits.inputs),
+        validation_inputs=coarse(digits.validation_inputs),
+    )
+
+
+def network(seed: int = 0, widths: Sequence[int] = WIDTHS) -> nn.Sequential:
     """The 784:20:20:20:10 network with ReLU between its layers, torch's initialization."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
-        for fan_in, fan_out in pairwise(WIDTHS):
+        for fan_in, fan_out in pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -83,9 +101,9 @@ class Minibatches:
     Two sequences of the same seed are the same, whatever else draws random numbers.
     """
 
-    def __init__(self, digits: Digits, size: int = 64, seed: int = 0) -> None:
-        if not 1 <= size <= len(digits.images):
-            raise ValueError(f"size is {size}; a number in 1..{len(digits.images)} is needed")
+    def __init__(self, digits: Samples, size: int = 64, seed: int = 0) -> None:
+        if not 1 <= size <= len(digits.inputs):
+            raise ValueError(f"size is {size}; a number in 1..{len(digits.inputs)} is needed")
         self.digits = digits
         self.size = size
         self._generator = torch.Generator().manual_seed(seed)
@@ -94,9 +112,9 @@ class Minibatches:
     def __call__(self) -> tuple[Tensor, Tensor]:
         """The next ``(size, 784)`` images and ``(size,)`` labels; what is left over is dropped."""
         if len(self._order) < self.size:
-            self._order = torch.randperm(len(self.digits.images), generator=self._generator)
+            self._order = torch.randperm(len(self.digits.inputs), generator=self._generator)
         chosen, self._order = self._order[: self.size], self._order[self.size :]
-        return self.digits.images[chosen], self.digits.labels[chosen]
+        return self.digits.inputs[chosen], self.digits.labels[chosen]
 
 
 def train(
@@ -116,17 +134,17 @@ def train(
             after_step()
 
 
-def validation_loss(model: nn.Module, digits: Digits) -> float:
+def validation_loss(model: nn.Module, digits: Samples) -> float:
     """Mean cross entropy over the validation digits."""
     with torch.no_grad():
-        output = model(digits.validation_images)
+        output = model(digits.validation_inputs)
         return float(nn.functional.cross_entropy(output, digits.validation_labels))
 
 
-def accuracy(model: nn.Module, digits: Digits) -> float:
+def accuracy(model: nn.Module, digits: Samples) -> float:
     """Share of validation digits that are recognized."""
     with torch.no_grad():
-        guessed = model(digits.validation_images).argmax(1)
+        guessed = model(digits.validation_inputs).argmax(1)
     return float((guessed == digits.validation_labels).float().mean())
 
 

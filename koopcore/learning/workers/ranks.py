@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,14 @@ import torch.distributed as dist
 from koopcore.learning.divergence import diverges
 from koopcore.learning.history import Criterion, History, Tracker
 from koopcore.learning.objective import exact_operator
-from koopcore.learning.step_sizes import Backtracking, StepK, StepW, lipschitz_k, scheduled
+from koopcore.learning.step_sizes import (
+    POWERS,
+    Backtracking,
+    StepK,
+    StepW,
+    lipschitz_k,
+    scheduled,
+)
 from koopcore.learning.workers.collectives import Collectives, RanksLost, ranks_together
 from koopcore.learning.workers.share import Part, Share
 from koopcore.learning.workers.supervisor import Complaint, Report, tell
@@ -35,6 +42,7 @@ class Rules(NamedTuple):
     ridge: float
     engine: str | None  # the backend that exact steps use; None where there are none
     report_every: int
+    messages: Literal["float64", "float32"] = "float64"
 
 
 @dataclass
@@ -165,6 +173,45 @@ class Iterations:
             self.tracker.offer(last.number, last.value, slope, last.parameters, last.rows)
 
 
+class JointGradient:
+    """F and its joint gradient at any point, each rank with its own part of it."""
+
+    def __init__(self, share: Share, collectives: Collectives) -> None:
+        self.share, self.collectives = share, collectives
+
+    def at(self, part: Part) -> tuple[float, Part]:
+        """F, of all ranks, and this rank's part of the gradient. Cost: one iteration's messages."""
+        share = self.share
+        share.parameters, share.rows = part
+        features, _ = self.collectives.gather(share.linearize(), (0.0, 0.0))
+        error = share.errors(features)
+        back, sums = self.collectives.exchange(error @ share.rows, (_sum(error), 0.0))
+        slope = Part(share.parameter_gradient(error, back), share.row_gradient(features, error))
+        return sums[0] / share.data.n_pairs, slope
+
+    def lipschitz(self, part: Part) -> float:
+        """L near a point: `joint_lipschitz`, with norms that are sums over the ranks."""
+        epsilon = 1e-7 * (1.0 + self._norm(part))
+        _, here = self.at(part)
+        rng, size = np.random.default_rng([0, self.collectives.rank]), 0.0
+        direction = Part(*(rng.standard_normal(array.shape) for array in part))
+        for _ in range(POWERS):
+            length = self._norm(direction)
+            moved = Part(
+                *(x + (epsilon / length) * d for x, d in zip(part, direction, strict=True))
+            )
+            _, there = self.at(moved)
+            direction = Part(*((b - a) / epsilon for a, b in zip(here, there, strict=True)))
+            size = self._norm(direction)
+            if size == 0.0 or not math.isfinite(size):
+                break
+        return size
+
+    def _norm(self, part: Part) -> float:
+        """Of all ranks' parts together."""
+        return math.sqrt(sum(self.collectives.total((_sum(part.parameters), _sum(part.rows)))))
+
+
 def run_rank(
     pipe: Connection,
     number: int,
@@ -194,7 +241,7 @@ def run_rank(
                 world_size=len(widths),
                 timeout=timedelta(seconds=timeout),
             )
-        collectives = Collectives(widths, number, device_of(backend, number))
+        collectives = Collectives(widths, number, device_of(backend, number), rules.messages)
         best, history = Iterations(share, collectives, rules).run(listener)
         part = Part(best.parameters, best.operator)
         tell(pipe, Report("done", len(history), (history, collectives.traffic), part))

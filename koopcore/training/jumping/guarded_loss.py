@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from koopcore.training.parallel.processes import ALONE, Processes
+from koopcore.training.parallel.shards import reshard, sharded_modules
 from koopcore.training.recording.live_buffers import reestimate
-from koopcore.training.recording.parameters import same_bits
+from koopcore.training.recording.parameters import real, same_bits
 
 #: Two values of one loss at the same parameters may differ by this share, for sums in other orders.
 SAME = 1e-3
@@ -66,6 +67,8 @@ class GuardedLoss:
         self._raised: Exception | None = None  # by the loss, not by what is checked around it
 
     def __enter__(self) -> GuardedLoss:
+        self._sharded = sharded_modules(self.model)
+        reshard(self._sharded)
         self._parameters = list(self.model.named_parameters())
         self._buffers = _Buffers(self.model)
         self._training = [(m, m.training) for m in self.model.modules()]
@@ -99,6 +102,7 @@ class GuardedLoss:
         finally:
             self._random.notice()
             self._restore()
+            reshard(self._sharded)  # what a forward without gradients has left gathered
         for (name, p), version, mark in zip(self._parameters, versions, gradients, strict=True):
             if p._version != version:
                 raise ValueError(
@@ -157,6 +161,19 @@ class GuardedLoss:
                 "a torch.Generator of its own, give that as generators="
             )
 
+    def gradient(self, parameters: Sequence[Tensor]) -> Sequence[Tensor | None] | None:
+        """Return the loss's gradient; None where it has none (a number, computed without grad)."""
+
+        def differentiated() -> Any:
+            with torch.enable_grad():
+                value = self.loss()
+                if not isinstance(value, Tensor) or not value.requires_grad:
+                    return None
+                return torch.autograd.grad(value.sum(), parameters, allow_unused=True)
+
+        result: Sequence[Tensor | None] | None = self.run(differentiated)
+        return result
+
     def reestimate_buffers(self) -> list[tuple[Tensor, Tensor]]:
         """Fill the batch-norm statistics from one run of the loss; see :func:`reestimate`."""
         try:
@@ -188,6 +205,38 @@ class GuardedLoss:
         for module, training in self._training:
             if module.training is not training:  # setting a module's attribute costs 3 us
                 module.training = training
+
+
+#: Cosine of two gradients from which on they count as one: what rounding and autocast leave.
+ONE = 0.999
+
+
+def same_gradient(guarded: GuardedLoss, parameters: Sequence[Tensor]) -> bool:
+    """Return whether ``.grad`` of the parameters has the direction of the loss's gradient.
+
+    It has in a run of full batches without dropout, whatever the optimizer then does with it, and
+    hardly ever in another. False where that cannot be told: the loss has no gradient or fails in
+    computing it, gradients are sparse, or several processes train (whose wrappers count backward
+    passes). Cost: one forward and backward pass of the loss.
+    """
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    held = [p for p in parameters if p.grad is not None and p.requires_grad]
+    if together or not held or any(p.grad is not None and p.grad.is_sparse for p in held):
+        return False
+    try:
+        with guarded:
+            found = guarded.gradient(held)
+    except Exception:  # of a loss that is only right without gradients; an attempt would say it
+        return False
+    if found is None:
+        return False
+    dots = torch.zeros(3, dtype=torch.float64)
+    for p, own in zip(held, found, strict=True):
+        if own is not None and p.grad is not None:
+            a, b = real(p.grad).double().flatten(), real(own).double().flatten()
+            dots += torch.stack((a @ b, a @ a, b @ b)).cpu()
+    product, one, other = dots.tolist()
+    return bool(product > ONE * math.sqrt(one * other))
 
 
 def check_arguments(loss: Callable[..., Any]) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from koopcore.operators import fit
 from koopcore.training.averaging import AverageFamily
 from koopcore.training.jumping import line_search as places
 from koopcore.training.jumping.guarded_loss import GuardedLoss
@@ -17,6 +16,7 @@ from koopcore.training.jumping.line_search import Ladder, SearchResult, line_sea
 from koopcore.training.jumping.moments import carry_over
 from koopcore.training.optimizers import Stepper, members
 from koopcore.training.parallel.processes import COMPARED
+from koopcore.training.parallel.shards import SpreadOperators
 from koopcore.training.policy import Policy
 from koopcore.training.recording.recording import Recording
 from koopcore.training.settings import Settings
@@ -73,15 +73,7 @@ class Jump:
         if not math.isfinite(processes.mean(lambda: float(rows[order[-1]].sum()))):
             return Outcome(False, reason="the parameters are not finite", postponed=True)
         options = self.settings
-        operators = fit(
-            rows,
-            recording.partition,
-            model=options.operator,
-            rank=recording.rank,
-            ridge=options.ridge,
-            backend=options.backend,
-            order=order,
-        )
+        operators = recording.operators(options)
         hindcast = processes.mean(lambda: median_hindcast(operators, recording.n_groups))
         growth = 0.0
         if not policy.ready:
@@ -155,7 +147,10 @@ class Jump:
 
         def evaluate(vector: Tensor) -> float:
             move(vector)
-            return guarded()
+            loss = guarded()
+            if parameters.shards is None:
+                return loss
+            return loss if recording.processes.all(math.isfinite(float(vector.sum()))) else math.inf
 
         barred = averages is not None and "mean" in self.kinds
         copies = parameters.copy()
@@ -227,6 +222,8 @@ def finite(loss: float) -> float:
 
 def median_hindcast(operators: Any, n_groups: int) -> float:
     """Return the median hindcast error of the first ``n_groups`` groups (the weights')."""
+    if isinstance(operators, SpreadOperators):
+        return operators.hindcast()
     errors = np.asarray(operators.hindcast_error, dtype=np.float64)[:n_groups]
     known = np.sort(errors[~np.isnan(errors)])  # windows of few snapshots have no hindcast
     return float(known[known.size // 2]) if known.size else math.inf
@@ -234,6 +231,8 @@ def median_hindcast(operators: Any, n_groups: int) -> float:
 
 def window_growth(operators: Any, recording: Recording) -> float:
     """Return ``max |lambda|^(n-1)`` over the weights' operators: growth within one window."""
+    if isinstance(operators, SpreadOperators):
+        return operators.radius() ** (recording.ring.count - 1)
     moduli = np.abs(operators.eigenvalues()[: recording.n_groups])
     radius = np.nanmax(moduli, initial=0.0)  # no eigenvalues: straight lines, and what rests
     return float(np.float64(radius) ** (recording.ring.count - 1))
@@ -242,5 +241,5 @@ def window_growth(operators: Any, recording: Recording) -> float:
 def speed_ratio(operators: Any, recording: Recording, horizon: int) -> float:
     """Return the weights' movement in the last predicted snapshot over that in the first."""
     ends = operators.predict([1, 2, horizon, horizon + 1])[:, : recording.width]
-    first, last = (ends[1] - ends[0]).norm(), (ends[3] - ends[2]).norm()
-    return float(last / first) if float(first) > 0 else 1.0
+    first, last = recording.norm(ends[1] - ends[0]), recording.norm(ends[3] - ends[2])
+    return last / first if first > 0 else 1.0

@@ -63,6 +63,10 @@ class Processes:
         """Return the sum of arrays of one shape over the ranks, in float64."""
         return sums
 
+    def gather(self, what: str, value: Callable[[], Any]) -> list[Any]:
+        """Return what ``value`` (pickled) is on each rank, in the order of ranks."""
+        return [value()]
+
     def same(self, what: str, values: Callable[[], Mapping[str, str]]) -> None:
         """Raise RuntimeError, on all ranks, unless all have the same values of the same names."""
 
@@ -134,18 +138,21 @@ class Group(Processes):
         result: FloatArray = summed.cpu().numpy()
         return result
 
-    def same(self, what: str, values: Callable[[], Mapping[str, str]]) -> None:
+    def gather(self, what: str, value: Callable[[], Any]) -> list[Any]:
         error: BaseException | None = None
-        mine: dict[str, str] = {}
+        mine: Any = None
         try:
-            mine = dict(values())
+            mine = value()
         except BaseException as raised:
             error = raised
-        self._header(f"comparison of {what}", 0.0, error)
+        self._header(f"exchange of {what}", 0.0, error)
         if error is not None:
             raise error
-        ranks = self._gather(mine)
-        for name in mine:
+        return self._gather(mine)
+
+    def same(self, what: str, values: Callable[[], Mapping[str, str]]) -> None:
+        ranks = self.gather(what, lambda: dict(values()))
+        for name in ranks[0]:
             others = [entry.get(name, "nothing") for entry in ranks]
             if len(set(others)) > 1:
                 shown = _by_value(others)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -14,7 +14,9 @@ from torch.nn.parameter import is_lazy
 
 from koopcore.partition.layout import Layout
 from koopcore.training.optimizers import Stepper
-from koopcore.training.recording.ring import ALIGNMENT
+from koopcore.training.parallel.processes import ALONE, Processes
+from koopcore.training.parallel.shards import Shards, reshard, sharded_modules
+from koopcore.training.recording.ring import ALIGNMENT, place
 from koopcore.training.settings import Patterns
 
 Masters: TypeAlias = Mapping[str, Tensor] | Sequence[Tensor]
@@ -56,6 +58,7 @@ class TrainableParameters:
         model: an ``nn.Module`` without wrappers. optimizer: holds the parameters, or the masters.
         include, exclude: fnmatch patterns on parameter names.
         masters: name -> master, of :func:`matched`.
+        processes: those that hold the other shards of DTensors.
 
     Raises:
         NothingToRecordError: and why, for each parameter.
@@ -68,8 +71,10 @@ class TrainableParameters:
         include: Patterns = None,
         exclude: Patterns = None,
         masters: Mapping[str, Tensor] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.model = model
+        self._sharded = sharded_modules(model)
         self.optimizer = optimizer
         self._masters = dict(masters or {})
         self._marks = self._scan()
@@ -113,6 +118,12 @@ class TrainableParameters:
             for n, stepped, source in zip(self.names, self.stepped, self.sources, strict=True)
         ]
         self.offsets = [t.offset for t in self.layout.tensors]
+        self.width = self.layout.size
+        #: Where the pieces here lie in the whole tensors; None where those are here.
+        self.shards: Shards | None = None
+        if any(map(is_sharded, self.stepped)):
+            self.shards = Shards(self.layout, self.stepped, processes)
+            self.offsets, self.width = place(self.sources, None, None)
 
     def changed(self) -> bool:
         """Return whether other tensors, or tensors of another kind, would be recorded now.
@@ -123,6 +134,7 @@ class TrainableParameters:
         return self._scan() != self._marks
 
     def _scan(self) -> list[tuple[Any, ...]]:
+        reshard(self._sharded)
         groups = self.optimizer.param_groups
         held = {id(p) for group in groups for p in group["params"]}
         moving = {id(p) for group in groups if not stopped(group) for p in group["params"]}
@@ -146,6 +158,7 @@ class TrainableParameters:
         pairs = [(p, s) for p, s in zip(self.parameters, self.sources, strict=True) if p is not s]
         if pairs:
             torch._foreach_copy_([p for p, _ in pairs], [s for _, s in pairs])
+        reshard(self._sharded)
 
     @contextmanager
     def exchanged(self, values: Sequence[Tensor]) -> Iterator[None]:
@@ -166,11 +179,35 @@ class TrainableParameters:
     def restore(self, copies: Sequence[Tensor]) -> None:
         """Put back what :meth:`copy` returned, bit by bit."""
         torch._foreach_copy_(self.written(), list(copies))
+        reshard(self._sharded)
 
     @torch.no_grad()
     def checksum(self) -> str:
         """Return what replicas of the same parameters have in common, and others do not."""
+        if self.shards is not None:
+            return "of shards"
         return " ".join(str(bits(t).sum(dtype=torch.int64).item()) for t in self.written())
+
+    def spread(self, state: Any) -> Any:
+        """Return a state with tensors under parameters' names as DTensors, where these are."""
+        shards = self.shards
+        return state if shards is None else self._mapped(state, shards.whole)
+
+    def pieces(self, state: Any) -> Any:
+        """Return the same with the pieces of this process, from DTensors or whole tensors."""
+        shards = self.shards
+        return state if shards is None else self._mapped(state, shards.piece_of)
+
+    def _mapped(self, state: Any, change: Callable[[int, Tensor], Tensor]) -> Any:
+        if not isinstance(state, Mapping):
+            return state
+        numbers = {name: k for k, name in enumerate(self.names)}
+        return {
+            key: change(numbers[key], value)
+            if isinstance(value, Tensor) and key in numbers
+            else self._mapped(value, change)
+            for key, value in state.items()
+        }
 
     def written(self) -> list[Tensor]:
         """Return all that a jump writes: parameters and masters."""
@@ -181,6 +218,8 @@ class TrainableParameters:
 def stopped(group: Mapping[str, Any]) -> bool:
     """Return whether an optimizer's group has a rate of zero; one on a device is not waited for."""
     rate = group.get("lr")
+    if type(rate) is float:  # nearly always; asked at every step
+        return rate == 0.0
     on_device = isinstance(rate, Tensor) and rate.device.type != "cpu"
     return not on_device and bool(rate == 0)
 
@@ -275,7 +314,7 @@ def _kind(tensor: Tensor) -> tuple[Any, ...] | None:
     """Shape, dtype, device; for complex tensors, which are seen through a view, the address too."""
     if is_lazy(tensor):
         return None
-    address = tensor.data_ptr() if tensor.is_complex() else None
+    address = local(tensor).data_ptr() if tensor.is_complex() else None
     return tensor.shape, tensor.dtype, tensor.device, address
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from koopcore.operators import fit
 from koopcore.partition.partition import Partition
 from koopcore.training.parallel.processes import ALONE, Processes
-from koopcore.training.recording.ring import SnapshotRing
+from koopcore.training.parallel.shards import Shards
+from koopcore.training.recording.ring import ALIGNMENT, SnapshotRing, place
+from koopcore.training.state import check_like
 
 #: Snapshots of a window: the hindcast predicts the last from the others. Of nine it predicts two,
 #: which under oscillations goes as wrong as noise does (0.05 to 0.06 where seven have 0.03).
@@ -31,16 +33,29 @@ class Probe:
         parameters: dense floating-point tensors; every k-th element in memory is sampled, seen in
             place. Look again (:meth:`follow`) when a window begins: tensors may have moved.
         processes: whose signals are averaged, so that all judge alike.
+        shards: of which the parameters are the pieces here; the samples are those of the whole.
 
     Cost: a copy of at most 8,192 elements a snapshot, one small fit a window.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], processes: Processes = ALONE) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        processes: Processes = ALONE,
+        shards: Shards | None = None,
+    ) -> None:
         self._processes = processes
+        self._shards = shards
         self._parameters = list(parameters)
-        total = sum(p.numel() for p in self._parameters)
-        self._every = -(-total // SAMPLED)
-        self.ring = SnapshotRing(self._samples(), SNAPSHOTS)
+        sizes = [p.numel() for p in self._parameters]
+        if shards is not None:
+            sizes = [t.size for t in shards.layout.tensors]
+        self._every = -(-sum(sizes) // SAMPLED)
+        self._count = sum(-(-size // self._every) for size in sizes)  # samples of all processes
+        self._samplers = [] if shards is None else shards.samples(self._every)
+        samples = self._samples()
+        offsets, size = place(samples, None, None)
+        self.ring = SnapshotRing(samples, SNAPSHOTS, offsets=offsets, size=max(size, ALIGNMENT))
         self._partition = Partition.groups(SNAPSHOTS - 1, [slice(0, SNAPSHOTS - 1)])
 
     def follow(self) -> None:
@@ -52,7 +67,7 @@ class Probe:
         """Take the present weights as the next snapshot."""
         if not self.ring.count:
             self.follow()
-        self.ring.capture()
+        self.ring.capture(None if self._shards is None else self._samples())
 
     def signals(self) -> tuple[float, float]:
         """Return :meth:`_signals` as the processes see them together."""
@@ -70,10 +85,14 @@ class Probe:
         window = rows[order]
         steps = window.diff(dim=0).double()
         gram = (steps @ steps.T).cpu().numpy()
+        square = float(window[-1].square().sum())
+        if self._shards is not None:
+            whole = self._processes.total(np.append(gram, square))
+            gram, square = whole[:-1].reshape(gram.shape), float(whole[-1])
         if not np.isfinite(gram).all():
             return math.inf, 0.0
         lengths = np.sqrt(gram.diagonal())
-        grain = max(torch.finfo(t.dtype).eps for t in self.ring.tensors) * float(window[-1].norm())
+        grain = max(torch.finfo(t.dtype).eps for t in self.ring.tensors) * math.sqrt(square)
         if lengths.min() <= ROUNDINGS * grain:
             return math.nan, math.nan
         cosines = gram.diagonal(1) / (lengths[1:] * lengths[:-1])
@@ -87,21 +106,50 @@ class Probe:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the window begun; shapes depend on the parameters alone."""
-        return self.ring.state_dict()
+        state = self.ring.state_dict()
+        return {**state, "size": self._count, "data": self._whole(state["data"])}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
-        self.ring.check_state(state, "the probe in the saved state")
+        where = "the probe in the saved state"
+        here = self.ring.state_dict()
+        whole = here["data"].new_empty(self.ring.slots, self._count)
+        check_like(state, {**here, "size": 1, "data": whole}, where)
+        self.ring.check_state({**state, "size": self.ring.size, "data": here["data"]}, where)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         self.ring.tensors = self._samples()
-        self.ring.load_state_dict(state)
+        rows = torch.zeros_like(self.ring.data)
+        rows[:, self._columns()] = state["data"][:, self._numbers()].to(rows)
+        self.ring.load_state_dict({**state, "size": self.ring.size, "data": rows})
+
+    def _whole(self, rows: Tensor) -> Tensor:
+        """The samples of all processes, one behind the other; a word from each of them."""
+        rows = rows[:, self._columns()]
+        if self._shards is None:
+            return rows.contiguous()
+        whole = np.zeros((len(rows), self._count))
+        whole[:, self._numbers()] = rows.double().cpu().numpy()
+        return torch.from_numpy(self._processes.total(whole)).to(rows)
+
+    def _columns(self) -> list[int]:
+        """Where the samples here lie in a row, without the padding between tensors."""
+        pairs = zip(self.ring.offsets, self.ring.shapes, strict=True)
+        return [start + k for start, shape in pairs for k in range(shape.numel())]
+
+    def _numbers(self) -> list[int]:
+        """Which of all samples those are."""
+        if self._shards is None:
+            return list(range(self._count))
+        return [int(k) for k in self._shards.sampled(self._every)]
 
     def _samples(self) -> list[Tensor]:
+        parameters = [p.detach() for p in self._parameters]
+        if self._samplers:
+            return [take(p) for take, p in zip(self._samplers, parameters, strict=True)]
         samples = []
-        for p in self._parameters:
-            p = p.detach()
+        for p in parameters:
             # Dense in any order of its axes: its numbers lie in one stretch of memory.
             dense = torch.ops.aten.is_non_overlapping_and_dense(p)
             count = -(-p.numel() // self._every) if dense else min(p.numel(), 1)

@@ -13,17 +13,19 @@ from torch import Tensor
 
 from koopcore.backends import backend_for
 from koopcore.checks import check_fit
+from koopcore.operators import KoopmanOperators, fit
 from koopcore.partition.layout import Layout
 from koopcore.partition.partition import Partition
 from koopcore.training.jumping.bounds import GroupBounds
 from koopcore.training.parallel.processes import ALONE, Processes
+from koopcore.training.parallel.shards import LocalGroups, SpreadOperators
 from koopcore.training.recording.live_buffers import LiveBuffers
 from koopcore.training.recording.normalized_update import normalized_update
 from koopcore.training.recording.parameters import TrainableParameters
 from koopcore.training.recording.probe import Probe
 from koopcore.training.recording.ring import DifferenceRing, SnapshotRing, place
 from koopcore.training.settings import PartitionLike, Settings
-from koopcore.training.state import check_like
+from koopcore.training.state import check_like, same
 
 
 class Recording:
@@ -53,8 +55,15 @@ class Recording:
         self.processes = processes
         self.parameters = parameters
         self.buffers = buffers
+        shards = parameters.shards
+        self._whole = partition
+        self._groups: LocalGroups | None = None
+        self.width = parameters.width
+        if shards is not None:
+            self._groups = shards.groups_here(partition, parameters.offsets, self.width)
+            partition = self._groups.part
+            self.width = partition.size
         self.n_groups = partition.n_groups
-        self.width = parameters.layout.size
         self.with_update = settings.observables == "weights+update"
         self.scale = 1.0
         copies = 2 if self.with_update else 1
@@ -70,22 +79,30 @@ class Recording:
         self.partition = with_updates_and_buffers(
             partition, self.with_update, offsets, tensors, size, buffers.tensors
         )
+        if self._groups is not None:
+            counted = with_updates_and_buffers(
+                self._groups.counted, self.with_update, offsets, tensors, size, []
+            )
+            self._groups = self._groups._replace(counted=counted)
         kind: type[DifferenceRing | SnapshotRing]
         kind = DifferenceRing if settings.storage == "bfloat16" else SnapshotRing
         dtype = torch.float32 if settings.storage == "float32" else None
-        self.probe = Probe(parameters.sources, processes)
+        self.probe = Probe(parameters.sources, processes, shards)
         self._bounds: GroupBounds | None = None
+        self._counted: Tensor | None = None  # columns of the weights that are counted here
         self.ring = kind(tensors, slots, offsets=offsets, size=size, dtype=dtype)
         affine = settings.operator == "affine"
-        possible = max(1, min(slots - 1 - affine, self.partition.largest))
+        largest = max(self.partition.largest, copies * self._whole.largest)
+        possible = max(1, min(slots - 1 - affine, largest))
         self.rank = None if settings.rank is None else min(settings.rank, possible)
 
     def check(self, settings: Settings) -> None:
         """Raise what :func:`koopcore.fit` would raise for such windows and settings."""
+        part = self.partition if self._groups is None else self._whole
         check_fit(
             self.ring.slots,
-            self.ring.size,
-            self.partition,
+            part.size,
+            part,
             settings.operator,
             settings.rank,
             settings.ridge,
@@ -102,13 +119,41 @@ class Recording:
             return
         rows, order = self.ring.snapshots()
         moved = rows[order[-1], : self.width] - rows[order[0], : self.width]
-        movement = float(moved.norm()) / (len(order) - 1)
-        update = float(rows[order[-1], self.width : 2 * self.width].norm())
+        movement = self.norm(moved) / (len(order) - 1)
+        update = self.norm(rows[order[-1], self.width : 2 * self.width])
         if movement > 0 and update > 0 and math.isfinite(movement) and math.isfinite(update):
             factor = 2.0 ** round(math.log2(movement / update))
             if factor != 1.0:
                 self.ring.rescale(self.width, 2 * self.width, factor)
                 self.scale *= factor
+
+    def norm(self, row: Tensor) -> float:
+        """Return the norm of ``width`` columns, over all shards of the weights."""
+        if self._groups is None:
+            return float(row.norm())
+        if self._counted is None:
+            counted = np.zeros(self.width, dtype=np.bool_)
+            for group in range(self._groups.counted.n_groups):
+                columns = self._groups.counted.indices(group)
+                counted[columns[columns < self.width]] = True
+            self._counted = torch.from_numpy(counted).to(row.device)
+        squares = float(row[self._counted].double().square().sum())
+        return math.sqrt(float(self.processes.total(np.array([squares]))[0]))
+
+    def operators(self, settings: Settings) -> KoopmanOperators | SpreadOperators:
+        """Return the operators of the window, those of groups that cross shards fitted together."""
+        rows, order = self.ring.snapshots()
+        options: dict[str, Any] = {
+            "model": settings.operator,
+            "ridge": settings.ridge,
+            "backend": settings.backend,
+            "order": order,
+        }
+        if self._groups is None:
+            return fit(rows, self.partition, rank=self.rank, **options)
+        return SpreadOperators(
+            rows, self.partition, self._groups, self.processes, self.rank, **options
+        )
 
     def weights(self, row: Tensor) -> list[Tensor]:
         """Return the weights' part of a row, as views in the parameters' shapes."""
@@ -118,6 +163,8 @@ class Recording:
         """Return what keeps single groups of the window from spoiling a prediction of all."""
         if self._bounds is None:
             self._bounds = GroupBounds(self.partition, self.ring.device)
+            if self._groups is not None:
+                self._bounds.share(self._groups.counted, self._groups.shared, self.processes)
         bounds = self._bounds
         rows, order = self.ring.snapshots()
         newest, oldest, span = rows[order[-1]], rows[order[0]], len(order) - 1
@@ -139,17 +186,19 @@ class Recording:
     def state_dict(self) -> dict[str, Any]:
         """Return the ring and the scale of the updates.
 
-        Shapes depend on settings and parameters alone: the columns of live buffers, of which a
-        fresh attachment knows none, are packed into bytes.
+        Shapes depend on settings and parameters alone, not on how these are spread over processes:
+        each parameter has its own rows, a DTensor where it is one. The columns of live buffers, of
+        which a fresh attachment knows none, are packed into bytes.
         """
         ring = self.ring.state_dict()
         packed = io.BytesIO()
         rows = {name: t for name, t in ring.items() if isinstance(t, Tensor)}
         torch.save({name: t[..., self._fixed :].cpu().clone() for name, t in rows.items()}, packed)
-        ring |= {name: t[..., : self._fixed].contiguous() for name, t in rows.items()}
+        position = {name: value for name, value in ring.items() if name not in rows}
         return {
             "scale": self.scale,
-            "ring": ring,
+            "ring": position | {"size": self._whole.size},
+            "rows": {name: self._by_name(t) for name, t in rows.items()},
             "probe": self.probe.state_dict(),
             "buffers": list(self.buffers.names),
             "buffer_rows": packed.getvalue(),
@@ -157,19 +206,80 @@ class Recording:
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
-        like = {"scale": 1.0, "ring": {}, "probe": {}, "buffers": [], "buffer_rows": b""}
-        flat = {k: {} if k in ("ring", "probe") else v for k, v in state.items()}
-        check_like(flat, like, "the recording in the saved state")
-        self.probe.check_state(state["probe"])
-        self.ring.check_state(_joined(state), "the ring in the saved state")
+        where = "the recording in the saved state"
+        parts = ("ring", "rows", "probe")
+        like = {
+            "scale": 1.0,
+            "ring": {},
+            "rows": {},
+            "probe": {},
+            "buffers": [],
+            "buffer_rows": b"",
+        }
+        flat = {k: {} if k in parts and isinstance(v, Mapping) else v for k, v in state.items()}
+        check_like(flat, like, where)
         if not 0 < state["scale"] < math.inf:
-            raise ValueError(f"the scale in the saved state is {state['scale']}; give a number > 0")
+            raise ValueError(f"{where}['scale'] is {state['scale']}; a number > 0 is needed")
+        self.probe.check_state(state["probe"])
+        here = {n: self._by_name(t) for n, t in self.ring.state_dict().items() if _is_rows(t)}
+        ring = "the ring in the saved state"
+        if not same(state["ring"].get("kind"), type(self.ring).__name__):
+            raise ValueError(
+                f"{ring} is a {state['ring'].get('kind')!r}, this one a "
+                f"{type(self.ring).__name__}; attach with the storage of the run that saved it"
+            )
+        check_like(state["rows"], here, ring)
+        self.ring.check_state(self._joined(state), ring)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        self.ring.load_state_dict(_joined(state))
+        self.ring.load_state_dict(self._joined(state))
         self.probe.load_state_dict(state["probe"])
         self.scale = float(state["scale"])
+
+    def _names(self) -> list[tuple[str, int]]:
+        """Name and number of each tensor that is recorded whatever buffers are live."""
+        names = list(enumerate(self.parameters.names))
+        updates = [(f"update of {name}", k) for k, name in names] if self.with_update else []
+        return [*((name, k) for k, name in names), *updates]
+
+    def _by_name(self, rows: Tensor) -> dict[str, Tensor]:
+        """The columns of each tensor, in its own shape behind the rows' other axes."""
+        shards = self.parameters.shards
+        named = {}
+        for (name, k), start, shape in zip(
+            self._names(), self.ring.offsets, self.ring.shapes, strict=False
+        ):
+            columns = rows[..., start : start + shape.numel()].clone()
+            columns = columns.view(*rows.shape[:-1], *shape)
+            named[name] = columns if shards is None else shards.whole(k, columns)
+        return named
+
+    @torch.no_grad()
+    def _joined(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of the ring: the columns of all tensors, and of the live buffers, in rows."""
+        shards = self.parameters.shards
+        ring = dict(state["ring"])
+        if same(ring.get("size"), self._whole.size):
+            ring["size"] = self.ring.size
+        packed = _unpacked(state["buffer_rows"])
+        for kind, empty in self.ring.state_dict().items():
+            if not _is_rows(empty):
+                continue
+            rows = empty.zero_()
+            for (name, k), start, shape in zip(
+                self._names(), self.ring.offsets, self.ring.shapes, strict=False
+            ):
+                given = state["rows"][kind][name]
+                columns = given if shards is None else shards.piece_of(k, given)
+                rows[..., start : start + shape.numel()] = columns.reshape(*rows.shape[:-1], -1)
+            last = packed[kind].to(rows)
+            if last.shape == rows[..., self._fixed :].shape:
+                rows[..., self._fixed :] = last
+            elif last.shape[-1]:
+                rows = torch.cat([rows[..., : self._fixed], last], dim=-1)  # refused by its size
+            ring[kind] = rows
+        return ring
 
     def _state(self) -> list[Tensor]:
         sources = self.parameters.sources
@@ -181,19 +291,18 @@ class Recording:
         return [*sources, *updates, *self.buffers.tensors]
 
 
-def _joined(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of the ring, with the columns of live buffers behind the others."""
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _unpacked(packed: bytes) -> dict[str, Tensor]:
+    """The columns of live buffers, by the names under which the ring keeps its rows."""
     try:
-        packed = torch.load(io.BytesIO(state["buffer_rows"]), weights_only=True)
-        ring = dict(state["ring"])
-        for name, rows in packed.items():
-            if rows.shape[-1]:
-                ring[name] = torch.cat([ring[name], rows.to(ring[name])], dim=-1)
+        return dict(torch.load(io.BytesIO(packed), weights_only=True))
     except Exception as error:
         raise ValueError(
             f"the recorded buffers in the saved state cannot be read ({error}); was it altered?"
         ) from error
-    return ring
 
 
 def partition_of(layout: Layout, choice: PartitionLike) -> Partition:

@@ -66,10 +66,9 @@ def rehearsal(kernels, output, *more):
 def test_a_rehearsal_runs_to_its_end_and_leaves_what_was_done_when_killed(kernels, tmp_path):
     path = tmp_path / "gpu-rehearsal.json"
     with subprocess.Popen(
-        rehearsal(kernels, tmp_path, "--skip", "tests"), stdout=subprocess.DEVNULL,
-        start_new_session=True,
+        rehearsal(kernels, tmp_path), stdout=subprocess.DEVNULL, start_new_session=True,
     ) as process:  # fmt: skip
-        until = time.monotonic() + 60.0
+        until = time.monotonic() + 120.0
         while not path.exists() or len(json.loads(path.read_text())["items"]) < 3:
             assert time.monotonic() < until
             assert process.poll() is None
@@ -91,7 +90,7 @@ def test_a_rehearsal_runs_to_its_end_and_leaves_what_was_done_when_killed(kernel
         result = report["items"][f"own: {name}"]["result"]
         assert set(result["seconds"]) == {"endpoint", "stages", "one pass"}
         assert result["error endpoint"] < 1e-4
-    for name in gpu_report.PEERS:
+    for name in gpu_report.PEERS[:2]:
         assert f"peers: {name}" in done.stdout
 
 

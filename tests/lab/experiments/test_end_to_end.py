@@ -8,7 +8,7 @@ import torch
 from experiment_cells import computed
 
 from koopcore.lab.experiments import end_to_end
-from koopcore.lab.problems.descent import Descent
+from koopcore.lab.problems.descent import Descent, Pace
 from koopcore.lab.problems.oscillator import OscillatorBatch
 
 
@@ -17,19 +17,20 @@ def test_a_race_stops_at_its_target_and_counts_what_it_took():
     plain = end_to_end.OscillatorNetwork(problem, 0)
     stepper = torch.optim.Adagrad(plain.parameters(), lr=0.1)
     _, _, target = end_to_end.descend(plain, stepper, -math.inf, 600)
-    run = end_to_end.race(problem, 0, "adagrad", 0.1, target, 600, {}, probe=10)
+    run = end_to_end.race(problem, 0, "adagrad", Pace(0.1), target, 600, {}, probe=10)
     assert run.reached
     assert run.loss <= target
     assert 0 < run.steps < 400  # measured: a third of plain training and less
     assert run.accepted > 0
     assert run.seconds > 0
-    never = end_to_end.race(problem, 0, "adagrad", 0.1, 0.0, 20, {}, probe=1)
+    never = end_to_end.race(problem, 0, "adagrad", Pace(0.1), 0.0, 20, {}, probe=1)
     assert (never.reached, never.steps) == (False, 20)
 
 
 def test_end_to_end_compares_every_method_of_one_optimizer():
     settings = end_to_end.settings(quick=True) | {"steps": 500}
     settings |= {"rates": {"adagrad": [0.1, 0.2]}, "jump_rates": {"adagrad": [0.1]}}
+    settings |= {"cosine": {"adagrad": [[0.2, 0.0, 500]]}}
     results = computed(end_to_end, settings)
     plain = results["adagrad/plain"]
     assert plain["rate"] == min(plain["medians"], key=plain["medians"].get)
@@ -38,6 +39,9 @@ def test_end_to_end_compares_every_method_of_one_optimizer():
     assert min(own["factors"]) > 1
     for factor, steps, run in zip(own["factors"], plain["steps"], own["runs"], strict=True):
         assert factor == pytest.approx(steps / run["steps"])
+    assert 0 < results["adagrad/same time"]["ratios"]["0.3"][0] < 1
+    assert results["adagrad/cosine"]["rate"] == "0.2, cosine 500"
+    assert min(results["adagrad/koopcore, cosine"]["factors"]) > 1
     squares = results["adagrad/residuals"]
     assert min(squares["factors"]) > 1
     for precision in ("float32", "float64"):
@@ -48,10 +52,10 @@ def test_end_to_end_compares_every_method_of_one_optimizer():
 
 
 def test_a_pace_is_a_rate_or_a_rate_with_its_decay():
-    found = end_to_end.paces([0.2, [0.06, 1e-4]])
-    assert found == [(0.2, 0.0), (0.06, 1e-4)]
-    named = [end_to_end.label(pace) for pace in found]
-    assert named == ["0.2", "0.06, decay 0.0001"]
+    found = end_to_end.paces([0.2, [0.06, 1e-4], [0.1, 0.0, 1000.0]])
+    assert found == [(0.2, 0.0, 0), (0.06, 1e-4, 0), (0.1, 0.0, 1000)]
+    assert [str(pace) for pace in found] == ["0.2", "0.06, decay 0.0001", "0.1, cosine 1,000"]
+    assert [found[2].at(step) for step in (0, 500, 1000, 2000)] == pytest.approx([0.1, 0.05, 0, 0])
 
 
 def test_a_decaying_run_takes_the_steps_of_a_descent_with_that_decay():
@@ -60,7 +64,7 @@ def test_a_decaying_run_takes_the_steps_of_a_descent_with_that_decay():
     expected = descent.advance(30).losses[:, 0].tolist()
     model = end_to_end.OscillatorNetwork(problem, 0)
     stepper = torch.optim.Adam(model.parameters(), lr=0.05)
-    reached, steps, loss = end_to_end.descend(model, stepper, -math.inf, 30, decay=0.01)
+    reached, steps, loss = end_to_end.descend(model, stepper, -math.inf, 30, Pace(0.05, 0.01))
     assert (reached, steps) == (False, 30)
     assert loss == pytest.approx(expected[-1], rel=1e-9)  # the same operations in another batch
 

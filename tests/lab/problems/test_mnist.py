@@ -38,12 +38,12 @@ def folder(tmp_path):
 
 
 def test_the_embedded_digits_are_split_and_scaled(digits):
-    assert digits.images.shape == (8000, 784)
-    assert digits.validation_images.shape == (2000, 784)
-    assert digits.images.dtype == torch.float32
+    assert digits.inputs.shape == (8000, 784)
+    assert digits.validation_inputs.shape == (2000, 784)
+    assert digits.inputs.dtype == torch.float32
     assert digits.labels.dtype == torch.int64
-    assert float(digits.images.min()) == 0.0
-    assert float(digits.images.max()) == 1.0
+    assert float(digits.inputs.min()) == 0.0
+    assert float(digits.inputs.max()) == 1.0
     labels = torch.cat((digits.labels, digits.validation_labels))
     counts = torch.bincount(labels, minlength=10)
     assert (counts.min(), counts.max()) == (863, 1127)  # as the data's note says
@@ -51,14 +51,14 @@ def test_the_embedded_digits_are_split_and_scaled(digits):
 
 def test_settings_may_name_a_folder(folder):
     read = mnist.of_settings({"data": str(folder)})
-    assert (len(read.images), len(read.validation_images)) == (7, 3)
-    assert mnist.of_settings({}).images.shape == (8000, 784)
+    assert (len(read.inputs), len(read.validation_inputs)) == (7, 3)
+    assert mnist.of_settings({}).inputs.shape == (8000, 784)
     assert "folder" in mnist.described({"data": str(folder)})
     assert "8,000" in mnist.described({})
 
 
 def test_the_split_can_be_chosen_and_is_checked():
-    assert mnist.load(validation=1000).images.shape == (9000, 784)
+    assert mnist.load(validation=1000).inputs.shape == (9000, 784)
     for validation in (0, 10_000):
         with pytest.raises(ValueError, match=r"1\.\.9999"):
             mnist.load(validation=validation)
@@ -73,10 +73,10 @@ def test_a_folder_of_idx_files_is_read(folder, packed):
             (folder / f"{name}.gz").write_bytes(gzip.compress(data))
             (folder / name).unlink()
     read = mnist.load(folder)
-    assert read.images.shape == (7, 784)
+    assert read.inputs.shape == (7, 784)
     assert read.validation_labels.shape == (3,)
     # float32 rounds the quotient of two small integers once.
-    np.testing.assert_allclose(read.images.numpy().ravel(), expected, rtol=1e-7)
+    np.testing.assert_allclose(read.inputs.numpy().ravel(), expected, rtol=1e-7)
 
 
 def test_a_missing_file_is_named(folder):

@@ -1,0 +1,12 @@
+"""Dynamic mode decomposition for people with data: thousands of systems at once.
+
+scikit-learn's conventions (rows are time), PyDMD's words; docs/dmd.md translates them.
+"""
+
+from koopcore.dmd.decomposition import STATUS
+from koopcore.dmd.estimator import DMD, UnstableForecastWarning
+from koopcore.dmd.optimized import OptimizedDMD
+from koopcore.dmd.persistence import load, save
+from koopcore.dmd.windows import sliding
+
+__all__ = ["DMD", "STATUS", "OptimizedDMD", "UnstableForecastWarning", "load", "save", "sliding"]

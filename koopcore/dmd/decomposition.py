@@ -1,0 +1,180 @@
+"""From products of columns to eigenvalues: every variant of the operator, for all systems at once.
+
+With the singular vectors of F = U Σ Vᴴ and P = V Σ⁻¹, the operator on r coordinates is K = Pᴴ h P.
+Each variant changes the products before, or K after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from koopcore.dmd.checks import Rank
+from koopcore.dmd.columns import Columns, Numbers, omega
+from koopcore.dmd.eigen import ComplexArray, eig, eigh
+from koopcore.types import FloatArray, IntArray
+
+GOOD, EMPTY, BACKWARD, DIVERGED, STALLED, EXHAUSTED = range(6)
+STATUS = {
+    GOOD: "decomposed",
+    EMPTY: "nothing to decompose: all zero, or noise alone; it has no modes",
+    BACKWARD: "forward-backward: A_f A_b⁻¹ has a negative real eigenvalue, so no real root; the "
+    "forward operator was taken",
+    DIVERGED: "the last forecast grew past 1e30 times the data: the last state was kept",
+    STALLED: "OptimizedDMD: no step makes the error smaller, though the slope is not zero",
+    EXHAUSTED: "OptimizedDMD: still on its way after n_iterations",
+}
+"""The codes of ``status_``."""
+
+
+@dataclass
+class Decomposition:
+    """Eigenvalues, and the coefficients g of their modes: φ = F g or F' g."""
+
+    eigenvalues: ComplexArray  # (S, r) falling |λ|, NaN past the rank
+    coefficients: ComplexArray  # (S, N, r) of eigenvectors of unit length; zero past the rank
+    singular_values: FloatArray  # (S, k) of F, falling; zero where they are rounding
+    rank: IntArray  # (S,)
+    status: IntArray  # (S,)
+
+    def with_constant(self) -> None:
+        """λ = 1 in front, for the constant of an affine model."""
+        one = np.ones((len(self.rank), 1), dtype=np.complex128)
+        self.eigenvalues = np.concatenate([one, self.eigenvalues], axis=1)
+        self.rank = self.rank + 1
+        self.status = np.where(self.status == EMPTY, GOOD, self.status)
+
+
+def decompose(
+    columns: Columns,
+    rank: Rank,
+    ridge: float = 0.0,
+    tls: bool = False,
+    forward_backward: bool = False,
+) -> Decomposition:
+    """Dynamic mode decomposition of every system.
+
+    rank: `ranks`. ridge: Tikhonov term, relative to the mean of the squared singular values kept.
+    tls: both sides are projected on the leading right singular vectors of [F; F'] first (Hemati,
+    Rowley, Deem, Cattafesta 2017); not with as many ranks as columns, which projects on everything.
+    forward_backward: K = (K_f K_b⁻¹)^½ with K_b of the series backwards (Dawson, Hemati, Williams,
+    Rowley 2016); not where K_b is singular, nor for fast decaying modes, which grow backwards.
+    """
+    whitener, values = singular(columns.a)
+    chosen = ranks(rank, values, columns.n_rows, columns.n_pairs)
+    basis = None
+    if tls:
+        assert columns.c is not None
+        leading, both = singular(columns.a + columns.c)
+        width = int(chosen.max(initial=0))
+        basis = leading[:, :, :width] * both[:, None, :width]
+        basis *= (np.arange(width) < chosen[:, None])[:, None]
+        columns = columns.mixed(basis)
+        whitener, values = singular(columns.a)
+        chosen = np.minimum(chosen, (values > 0.0).sum(axis=1))
+    width = int(chosen.max(initial=0))
+    kept = np.arange(width) < chosen[:, None]
+    p = whitener[:, :, :width] * kept[:, None]
+    if ridge:
+        squares = np.where(kept, values[:, :width] ** 2, 0.0)
+        mean = squares.sum(axis=1, keepdims=True) / np.maximum(chosen, 1)[:, None]
+        right = p * np.divide(squares, squares + ridge * mean, out=squares, where=kept)[:, None]
+    else:
+        right = p
+    adjoint = p.conj().swapaxes(1, 2)
+    k = adjoint @ (columns.h @ right)
+    status = np.where(chosen > 0, GOOD, EMPTY)
+    if forward_backward:
+        k, failed = _forward_backward(k, columns, adjoint, kept)
+        status[failed & (chosen > 0)] = BACKWARD
+    eigenvalues, vectors = eig(k, chosen)
+    coefficients = _times(right if basis is None else basis @ right, vectors)
+    return Decomposition(eigenvalues, coefficients, values, chosen, status)
+
+
+def singular(a: Numbers) -> tuple[Numbers, FloatArray]:
+    """P = V Σ⁻¹ (S, N, k) and σ (S, k), falling, of a = FᴴF; both zero where σ is rounding.
+
+    A Gram matrix of N columns does not see below √(4 N ε) σ₁.
+    """
+    squares, v = eigh(a)
+    least = 4.0 * a.shape[1] * np.finfo(float).eps * np.maximum(squares[:, :1], 0.0)
+    values = np.sqrt(np.where(squares > least, squares, 0.0))
+    inverse = np.divide(1.0, values, out=np.zeros_like(values), where=values > 0.0)
+    return v * inverse[:, None], values
+
+
+def ranks(rank: Rank, values: FloatArray, n_rows: int, n_columns: int) -> IntArray:
+    """How many singular values (S, k), falling, every system keeps: (S,).
+
+    An int: that many, where there are as many that are no rounding. A fraction: the fewest whose
+    squares reach that share of the energy. "svht": those above ω(β) times the median (Gavish &
+    Donoho 2014), at least one. None: all that are no rounding.
+    """
+    available = (values > 0.0).sum(axis=1)
+    if rank is None:
+        return available
+    if rank == "svht":
+        size = min(n_rows, n_columns)
+        beta = size / max(n_rows, n_columns)
+        padded = np.zeros((len(values), size))
+        padded[:, : min(size, values.shape[1])] = values[:, :size]
+        above = (values > omega(beta) * np.median(padded, axis=1)[:, None]).sum(axis=1)
+        return np.minimum(np.maximum(above, 1), available)
+    if isinstance(rank, float):
+        share = np.cumsum(values**2, axis=1)
+        # A sum's last digits decide nothing.
+        reached = share >= (rank - 4.0 * np.finfo(float).eps) * share[:, -1:]
+        return np.minimum(np.argmax(reached, axis=1) + 1, available)
+    assert isinstance(rank, int)
+    return np.minimum(rank, available)
+
+
+def _forward_backward(
+    k: Numbers, columns: Columns, adjoint: Numbers, kept: npt.NDArray[np.bool_]
+) -> tuple[Numbers, npt.NDArray[np.bool_]]:
+    """(K_f K_b⁻¹)^½ on the coordinates of F's leading left singular vectors.
+
+    The root of each eigenvalue is the one next to the forward operator's. Returns k where a real
+    one has none, and which systems those are.
+    """
+    real, width = k.dtype.kind == "f", k.shape[1]
+    x, y = adjoint @ columns.a, adjoint @ columns.h  # Uᴴ F and Uᴴ F'
+    beyond = np.zeros(k.shape)
+    beyond[:, np.arange(width), np.arange(width)] = ~kept
+    xy, yy = (left @ y.conj().swapaxes(1, 2) for left in (x, y))
+    with np.errstate(all="ignore"):
+        # K_b = X Yᴴ (Y Yᴴ)⁻¹, so K_f K_b⁻¹ = K_f Y Yᴴ (X Yᴴ)⁻¹.
+        product = k @ yy @ np.linalg.pinv(xy + beyond)
+        chosen = kept.sum(axis=1)
+        squares, w = eig(product, chosen)
+        squares = np.where(kept, squares, 0.0)
+        w = w + beyond
+        unmixed = _solve(w, k.astype(np.complex128) @ w)
+        forward = np.einsum("sii->si", unmixed)
+        roots = np.sqrt(squares)
+        roots = np.where((roots * forward.conj()).real < 0.0, -roots, roots)
+        root = _solve(w.swapaxes(1, 2), (w * roots[:, None]).swapaxes(1, 2)).swapaxes(1, 2)
+        failed = ~np.isfinite(root).all(axis=(1, 2))
+        if real:
+            size = np.abs(squares).max(axis=1, initial=0.0)[:, None]
+            failed |= (kept & (squares.imag == 0.0) & (squares.real < -1e-12 * size)).any(axis=1)
+    result = root.real if real else root
+    return np.where(failed[:, None, None], k, result), failed
+
+
+def _solve(matrix: Numbers, right: Numbers) -> Numbers:
+    try:
+        return np.linalg.solve(matrix, right)
+    except np.linalg.LinAlgError:  # one of the systems is singular: the others are not its business
+        return np.linalg.pinv(matrix) @ right
+
+
+def _times(p: Numbers, vectors: ComplexArray) -> ComplexArray:
+    """P W, of a real P without making it complex."""
+    if p.dtype.kind == "c":
+        return p @ vectors
+    parts = np.ascontiguousarray(vectors).view(np.float64)
+    return (p @ parts).view(np.complex128)

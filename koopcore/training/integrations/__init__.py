@@ -1,0 +1,1 @@
+"""Attachments for trainers that own the loop: one module each, imported with its framework."""
