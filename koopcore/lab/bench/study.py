@@ -142,7 +142,7 @@ class Study:
     name, question, x_label: for tables and plots. cases(size): what will be run, without doing
     any work. build(case): its data and call; raises `Unavailable`. summary(rows): from the rows
     of one run. draw(axes, rows): the plot. share: of the usual time that a case is given, where
-    there are hundreds of cases.
+    there are hundreds of cases. by_name: it takes so long that it runs only when its name is given.
     """
 
     name: str
@@ -153,6 +153,7 @@ class Study:
     summary: Callable[[Sequence[Row]], Summary]
     draw: Callable[[Axes, Sequence[Row]], None]
     share: float = 1.0
+    by_name: bool = False
 
 
 def seconds_of(rows: Sequence[Row], race: str, case: str) -> float:

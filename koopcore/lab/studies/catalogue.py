@@ -32,8 +32,13 @@ STUDIES = (
 
 
 def studies(only: str = "*") -> list[Study]:
-    """The studies whose name matches a pattern; ValueError with all names if none does."""
+    """The studies whose name matches a pattern; ValueError with all names if none does.
+
+    ``*`` leaves out those that run by name only.
+    """
     matching = [study for study in STUDIES if fnmatch(study.name, only)]
+    if only == "*":
+        matching = [study for study in matching if not study.by_name]
     if not matching:
         names = ", ".join(study.name for study in STUDIES)
         raise ValueError(f"only is {only!r} and matches no study; studies are {names}")

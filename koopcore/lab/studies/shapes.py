@@ -40,7 +40,7 @@ ENGINE = BACKENDS[0]
 ROOFS = "roofs"
 SIZES = {
     Size.full: (1, 2, 4, 11, 32, 100, 320, 1000, 10_000),
-    Size.quick: (1, 4, 11, 100, 1000),
+    Size.quick: (1, 4, 11, 100),
     Size.once: (1, 4, 11),
 }
 WINDOWS = {
@@ -293,4 +293,5 @@ STUDY = Study(
     summary,
     draw,
     share=0.2,
+    by_name=True,
 )
