@@ -1,6 +1,6 @@
 """Writes docs/performance.md from the committed results: every figure there is from these files.
 
-koopcore bench --output benchmarks/results      # about eight minutes; --only NAME for a part
+koopcore bench --output benchmarks/results      # about half an hour; --only NAME for a part
 python benchmarks/instructions.py > benchmarks/results/instructions.json
 python benchmarks/performance_page.py           # docs/performance.md and docs/performance.png
 """
@@ -42,7 +42,7 @@ what that machine can do and what one would use instead. This page is written by
 
 ```sh
 pip install -c constraints.txt ".[bench]"        # with the peers; without them they are left out
-koopcore bench                                   # about eight minutes; --quick: about one
+koopcore bench                                   # about half an hour; --quick: about two minutes
 koopcore bench --compare earlier/bench.json      # exit code 1 if a case became slower by 1.25
 koopcore bench --only 'p*'                       # a part; the file keeps the rest
 ```

@@ -144,9 +144,7 @@ def demo(
 
 @app.command()
 def bench(
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Small sizes, less than a minute.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, about two minutes.")] = False,
     only: Annotated[
         str, typer.Option(help="Studies to run, a pattern such as 'p*'.", metavar="PATTERN")
     ] = "*",

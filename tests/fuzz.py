@@ -612,6 +612,7 @@ def main() -> int:
     parser.add_argument("--backends", default=",".join(CPU), help=f"also: {EMULATED}")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--state", type=Path, help="a JSON file of the counts, to go on from")
+    parser.add_argument("--table", type=Path, help="a text file that the table is written to")
     given = parser.parse_args()
     backends = tuple(given.backends.split(","))
     if EMULATED in backends:
@@ -627,6 +628,10 @@ def main() -> int:
             state.save(before + done, earlier + now - begun)
             saved = now
     print(table(state.tallies))
+    if given.table is not None:
+        asked = {name: getattr(given, name) for name in ("groups", *names)}
+        how = " ".join(f"--{name} {value}" for name, value in asked.items() if value != "")
+        given.table.write_text(f"python tests/fuzz.py {how}\n\n{table(state.tallies)}\n")
     print(f"{earlier + time.perf_counter() - begun:.0f} s")
     return int(any(tally.counts.total() for tally in state.tallies.values()))
 

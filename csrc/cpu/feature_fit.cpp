@@ -490,7 +490,15 @@ void sample_basis(const FeatureFitJob &job, std::int64_t first, int count, doubl
   }
   *basis.sure = in_range(c, m) ? Vec{} + 1.0 : Vec{};
   const double most = job.window.is_double ? kPlainDouble : kPlainFloat;
-  const IntVec far = ~(*basis.condition * *basis.condition < most);
+  Vec *before = work, *oldest = before + m; // what sums lose shows beside the newest step (`reach`)
+  of_groups.take(job.window.rows[job.window.n - 2], before);
+  of_groups.take(job.window.rows[0], oldest);
+  const Vec moved = norm_of_difference(basis.last, oldest, m) / (2.0 * (job.window.n - 1));
+  const Vec step = norm_of_difference(basis.last, before, m);
+  const Vec condition = *basis.condition * (moved > step ? moved : step);
+  IntVec far = ~(condition * condition < most * (step * step));
+  for (int k = 0; k < m; ++k)
+    far |= basis.noise[k] > 0.5;
   *basis.plain = SimdLanes::any(far) ? Vec{} : Vec{} + 1.0;
 }
 

@@ -61,8 +61,8 @@ def feature_fit(
         columns = part.indices(group)
         x = snapshots.array[:, columns][snapshots.order].astype(np.float64)
         d = np.diff(x, axis=0) if affine else reflect(x[None], x[None, -1])[0]
-        single = snapshots.array.dtype == np.float32
-        fits = _fits(d, holdout, UNSURE["float32" if single else "float64"])
+        limit = UNSURE["float32" if snapshots.array.dtype == np.float32 else "float64"]
+        fits = _fits(d, holdout, limit / _reach(x) ** 2)
         if fits is None:
             continue
         shorter, whole = fits
@@ -93,6 +93,13 @@ def feature_fit(
         return FeatureSolved(rank, condition, residual, hindcast, None, None)
     projection = Projection(operator, whitener, start, rank.copy(), condition)
     return FeatureSolved(rank, condition, residual, hindcast, projection, readout)
+
+
+def _reach(x: FloatArray) -> float:
+    """`second_pass.reach` of one group."""
+    moved = float(np.linalg.norm(x[-1] - x[0])) / (2.0 * (len(x) - 1))
+    step = float(np.linalg.norm(x[-1] - x[-2]))
+    return min(moved / step, 2.0**53) if moved > step > 0.0 else 1.0 if moved <= step else 2.0**53
 
 
 def _fits(d: FloatArray, holdout: int, unsure: float) -> tuple[_Fit, _Fit] | None:

@@ -49,9 +49,9 @@ def reach(backend: Backend, snapshots: Snapshots, part: Partition) -> FloatArray
     much more of the newest.
     """
     first, before, last = backend.gather(snapshots, part, [0, -2, -1])
-    moved = np.linalg.norm(last - first, axis=1) / (2.0 * (len(snapshots.order) - 1))
-    step = np.linalg.norm(last - before, axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        moved = np.linalg.norm(last - first, axis=1) / (2.0 * (len(snapshots.order) - 1))
+        step = np.linalg.norm(last - before, axis=1)
         return np.where(moved > step, np.minimum(moved / step, 2.0**53), 1.0)
 
 
@@ -143,7 +143,13 @@ def project_factor(
     if not affine:
         columns = np.cumsum(own, axis=2)
         ahead = np.cumsum(factor, axis=2)[:, :, 1:]
-    left, inverse, right, ranks = _cut(columns, rank, rank_tolerance(columns.shape[2]))
+    # Directions that the first pass took for more than rounding, of columns scaled to unit length.
+    tolerance = rank_tolerance(columns.shape[2])
+    lengths = np.linalg.norm(own, axis=1, keepdims=True)
+    scaled = np.linalg.svd(own / np.where(lengths > 0.0, lengths, 1.0), compute_uv=False) ** 2
+    most = (scaled > tolerance * scaled[:, :1]).sum(axis=1)
+    most = most if rank is None else np.minimum(most, rank)
+    left, inverse, right, ranks = _cut(columns, most, tolerance)
     v = right.transpose(0, 2, 1) * inverse[:, None, :]
     operator = left.transpose(0, 2, 1) @ ahead @ v
     if not affine:
@@ -334,20 +340,19 @@ def _joined(blocks: list[tuple[Projection, FloatArray]]) -> tuple[Projection, Fl
 def _root(a: FloatArray) -> FloatArray:
     """W (n_groups, r, r) with Wᵀ A W = 1 where A is not nothing; A is near the identity."""
     values, vectors = np.linalg.eigh(a)
-    least = values[:, -1:] * 2.0**-20  # a direction of 1/1000 was rounding in the first pass
+    least = values[:, -1:] * 2.0**-30  # what is less was rounding in the first pass
     some = values > least
     scale = np.where(some, 1.0 / np.sqrt(np.where(some, values, 1.0)), 0.0)
     return vectors * scale[:, None, :]
 
 
 def _cut(
-    factor: FloatArray, rank: int | None, tolerance: float
+    factor: FloatArray, most: IntArray, tolerance: float
 ) -> tuple[FloatArray, FloatArray, FloatArray, IntArray]:
     """Left vectors, 1/σ or 0, right vectors of (n_groups, r, N), and how many values are kept."""
     left, sigma, right = np.linalg.svd(factor, full_matrices=False)
     keep = sigma > tolerance * sigma[:, :1]
-    if rank is not None:
-        keep[:, rank:] = False
+    keep &= np.arange(sigma.shape[1]) < most[:, None]
     inverse = np.where(keep, 1.0 / np.where(keep, sigma, 1.0), 0.0)
     return left, inverse, right, keep.sum(axis=1)
 

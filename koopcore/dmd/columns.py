@@ -181,7 +181,12 @@ def _feature_side(
     moments = moments_of(x, current, delays, weights)
     if noise:
         moments = without_noise(moments, noise, m, rows, float(weights @ weights))
-    return columns_of_moments(moments, m, rows, len(current), whole)
+    columns = columns_of_moments(moments, m, rows, len(current), whole)
+    if not isinstance(series.array, np.ndarray):  # modes lie where the snapshots do
+        place, now, then = arrays.memory(series.array).upload, columns.current, columns.following
+        columns.current = lambda g, k: place(np.ascontiguousarray(now(g, k)))
+        columns.following = lambda g, k: place(np.ascontiguousarray(then(g, k)))
+    return columns
 
 
 def without_noise(moments: Numbers, noise: Noise, m: int, rows: int, weight: float) -> Numbers:

@@ -137,7 +137,10 @@ class Series(NamedTuple):
         if isinstance(x, np.ndarray):
             peaks = [np.maximum(part.max(axis=(1, 2)), -part.min(axis=(1, 2))) for part in parts]
         else:
-            peaks = [arrays.host(abs(part).reshape(len(part), -1).max(1).values) for part in parts]
+            flat = [abs(part).reshape(len(part), -1) for part in parts]
+            peaks = [
+                arrays.host(one.amax(1) if hasattr(one, "amax") else one.max(1)) for one in flat
+            ]
         peak = np.maximum.reduce(peaks)
         bad = (peak > LARGEST) | ((peak < 1.0 / LARGEST) & (peak > 0.0))
         if not bad.any():

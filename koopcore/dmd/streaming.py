@@ -22,6 +22,7 @@ Numbers = npt.NDArray[Any]
 EXACT = 256  # features times delays whose moments are kept whole
 BASIS = 48  # directions that are kept of more
 SAMPLE = 256  # snapshots of a block that new directions are looked for in
+LOOKED_AT = 1024  # snapshots of a block that say whether there are any
 JOINING = 16  # directions that a block may add
 
 
@@ -87,19 +88,21 @@ class Stream:
         if first:
             self.basis = directions(rows[:SAMPLE], self.most)
         assert self.basis is not None
-        energy = _energy(rows)
         y = rows @ self.basis.conj().astype(x.dtype)
-        outside = self._outside(energy, y)
+        outside = self._outside(rows, y)
         if not first and outside > 1.5 * self.outside + 1e-12:
             self._join(rows, y)
             y = rows @ self.basis.conj().astype(x.dtype)
-            outside = self._outside(energy, y)
+            outside = self._outside(rows, y)
         self.outside = outside
         return y[None].astype(wide)
 
     @staticmethod
-    def _outside(energy: float, y: Numbers) -> float:
-        return max(1.0 - _energy(y) / energy, 0.0) if energy > 0.0 else 0.0
+    def _outside(rows: Numbers, y: Numbers) -> float:
+        """Of snapshots spread over the block: the norms of all would cost as much as y."""
+        every = slice(None, None, max(len(rows) // LOOKED_AT, 1))
+        energy = float(_norms(rows[every]).sum())
+        return max(1.0 - float(_norms(y[every]).sum()) / energy, 0.0) if energy > 0.0 else 0.0
 
     def _join(self, rows: Numbers, y: Numbers) -> None:
         """Directions of what the basis does not hold; as many of the weakest go as are too many."""
@@ -145,10 +148,6 @@ def directions(rows: Numbers, most: int) -> Numbers:
         v = np.ones((len(rows), 1))
     q: Numbers = np.linalg.qr(wide.T @ v.conj())[0]
     return q
-
-
-def _energy(rows: Numbers) -> float:
-    return float(_norms(rows).sum())
 
 
 def _norms(rows: Numbers) -> FloatArray:

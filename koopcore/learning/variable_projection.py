@@ -28,6 +28,7 @@ RIDGES = tuple(10.0**k for k in range(-10, 1))
 
 _PENALTY = 1e3  # of Σ max(0, |λ| - radius)², beside the logarithm of an error
 _WINDOWS = 400  # predictions that are compared in an iteration, about
+_LIMIT = 1  # SciPy's status where its iterations or evaluations are used up
 _WORSE = 50.0  # added to the start's value where a trial's K or prediction is not finite
 
 
@@ -465,26 +466,32 @@ class Projection:
         listener: Callable[[FloatArray], None],
     ) -> FloatArray:
         """θ after L-BFGS from θ; ``listener`` is told every iterate."""
-        options = {
-            "maxiter": n_iterations,
-            "maxfun": 3 * n_iterations + 20,
-            "maxcor": 30,
-            "ftol": tolerance,
-            "gtol": 0.0,
-        }
+        left = n_iterations
         try:
             listener(theta)
-            result = _scipy_optimize().minimize(
-                self.value_and_gradient,
-                theta,
-                jac=True,
-                method="L-BFGS-B",
-                callback=lambda point: listener(np.array(point)),
-                options=options,
-            )
+            while left > 0:
+                result = _scipy_optimize().minimize(
+                    self.value_and_gradient,
+                    theta,
+                    jac=True,
+                    method="L-BFGS-B",
+                    callback=lambda point: listener(np.array(point)),
+                    options={
+                        "maxiter": left,
+                        "maxfun": 3 * left + 20,
+                        "maxcor": 30,
+                        "ftol": tolerance,
+                        "gtol": 0.0,
+                    },
+                )
+                theta, left = np.array(result.x), left - result.nit
+                # A search that failed of curvature that is rounding goes on without its memory.
+                converged = result.status == 0 and tolerance > 0.0
+                if result.status == _LIMIT or converged or result.nit < 2:
+                    break
         except StopIteration:
-            return theta
-        return np.array(result.x)
+            pass
+        return theta
 
     def error(self, theta: FloatArray, operator: FloatArray) -> float:
         """What is wanted of samples held out: E_H, or F where the horizon is 1, under [K B]."""

@@ -17,7 +17,7 @@ from koopcore.training.hooks import Hooks
 from koopcore.training.jumping.guarded_loss import GuardedLoss, same_gradient
 from koopcore.training.jumping.jump import Jump, Outcome
 from koopcore.training.jumping.span import Residuals, SpanJump
-from koopcore.training.optimizers import Stepper, members
+from koopcore.training.optimizers import Stepper, check_whole, members
 from koopcore.training.parallel.processes import ALONE, PeerError, Processes
 from koopcore.training.policy import INTERVAL, policy_for
 from koopcore.training.recording.live_buffers import LiveBuffers
@@ -83,6 +83,7 @@ class Attached:
         self._buffers = LiveBuffers(self.model, settings.buffers)
         if settings.observables == "weights+update":
             check_supported(optimizer)
+        check_whole(optimizer, settings.moments, settings.observables)
         self._guarded = guarded
         self._residuals = residuals
         self._jump: Jump | SpanJump = Jump(settings, optimizer, guarded)
@@ -243,9 +244,11 @@ class Attached:
             try:
                 with self._processes.together(self._step, "judging the regime"):
                     hindcast, cosine = recording.probe.signals()
-            except PeerError:
-                recording.probe.ring.clear()
-                return
+            except BaseException as error:
+                recording.probe.ring.clear()  # on all ranks alike
+                if isinstance(error, PeerError):
+                    return
+                raise
             recording.probe.ring.keep(self._judge.window(hindcast, cosine, self._step))
             self._turn(before)
             self._warn()
@@ -357,11 +360,16 @@ class Attached:
         # An exception in the loss ends the attempt with everything put back: begin a new window.
         self._fresh = True
         family, before = self._averages.family, self._judge.regime
+        failure: Exception | None = None
         try:
             with self._processes.together(self._step, "a jump"):
                 outcome = self._jump.attempt(recording, policy, family)
-        except PeerError as error:
+        except Exception as error:
+            if self._processes.size == 1:
+                raise
+            # To all ranks this was a rejection; the one that it comes from raises it in the end.
             outcome = Outcome(False, reason=str(error))
+            failure = None if isinstance(error, PeerError) else error
         losses = outcome.loss_before, outcome.loss_after
         policy.attempted(self._step, outcome.hindcast, *losses, outcome.evaluations)
         self._judge.attempt(outcome.hindcast, self._step)
@@ -383,6 +391,8 @@ class Attached:
         self._warn()
         if self._on_jump is not None:
             self._on_jump(self._stats.history[-1])
+        if failure is not None:
+            raise failure
 
     def _report(self, outcome: Outcome, stride: int, seconds: float) -> None:
         self._stats.add(
@@ -437,6 +447,11 @@ class Attached:
                 ) from error
             self._recorded = Recorded((), error.left_out)
             return
+        if parameters.shards is not None and self._residuals is not None:
+            raise ValueError(
+                "residuals= needs whole parameters on each rank, and these are sharded; give loss= "
+                "instead"
+            )
         self._recorded = parameters.recorded
         if settings.averages:
             family = self._averages.family

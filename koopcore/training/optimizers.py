@@ -84,6 +84,18 @@ def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return inner
 
 
+def check_whole(stepper: Stepper, moments: str, observables: str) -> None:
+    """Raise ValueError for options that read a state of which each rank has only a part."""
+    for member in members(stepper):
+        zero = any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(member).__mro__)
+        if zero and (moments != "keep" or observables != "weights"):
+            raise ValueError(
+                f"moments={moments!r}, observables={observables!r}: a ZeroRedundancyOptimizer has "
+                'only a part of the state on each rank; use moments="keep" and '
+                'observables="weights", or fully_shard (FSDP2)'
+            )
+
+
 def model_of(given: Any) -> Any:
     """Return the module in ``given``; several, in a list, as one ``ModuleList`` of them.
 

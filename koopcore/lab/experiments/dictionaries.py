@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import RenderableType
 
 from koopcore.lab.experiments.experiment import Cell, Context, Results, annotated, sheet
-from koopcore.lab.experiments.learning import FIRST_SEED
+from koopcore.lab.experiments.learning import FIRST_SEED, delayed
 from koopcore.lab.problems import flows, glycolysis, van_der_pol
 from koopcore.learning import (
     AlternatingLearner,
@@ -58,22 +58,24 @@ class Problem:
         return self.learner.get("ridge", 0.0)
 
 
-NOISY = {"ridge": "validation", "spectral_radius": 1.0}
-PRECISE = {"one_step_weight": 0.2, "one_step_tolerance": 2e-6, "n_iterations": 480}
+NOISY: dict[str, Any] = {"ridge": "validation", "spectral_radius": 1.0}
+PRECISE = {"one_step_weight": 0.4, "one_step_tolerance": 4e-6, "n_iterations": 960}
 PROBLEMS = {
     "duffing": Problem("duffing", 21, 100, degree=5, learner={"horizon": 80, **PRECISE}),
     **{
         f"{name}{' noisy' * bool(noise)}": Problem(
-            name, size, steps, noise, degree, depth, {"horizon": steps, **NOISY}
+            name, size, steps, noise, degree, depth, {"horizon": steps, **NOISY, **more}
         )
-        for name, size, steps, degree, depth in (
-            ("lorenz-63", 20, 50, 3, 1),
-            ("lorenz-96", 81, 20, 0, 1),
-            ("kuramoto", 81, 50, 0, 3),
+        for name, size, steps, degree, depth, more in (
+            ("lorenz-63", 20, 50, 3, 1, {}),
+            ("lorenz-96", 81, 20, 0, 1, {}),
+            ("kuramoto", 121, 50, 0, 5, {"n_iterations": 60}),
         )
         for noise in (0.0, 0.02)
     },
-    "van-der-pol": Problem("van-der-pol", 21, 100, degree=5, learner={"horizon": 80}),
+    "van-der-pol": Problem(
+        "van-der-pol", 21, 100, degree=5, learner={"horizon": 80, "n_iterations": 480}
+    ),
     "glycolysis": Problem("glycolysis", 36, 200, degree=2, learner={"horizon": 80}),
 }
 FLOWS: dict[str, Callable[[], flows.Flow]] = {
@@ -98,7 +100,7 @@ def settings(quick: bool, seeds: int | None = None, seed: int = FIRST_SEED) -> d
         "first_seed": seed,
         "seeds": seeds or (1 if quick else 3),
         "n_iterations": 24 if quick else 200,
-        "trajectories": 8 if quick else 30,
+        "trajectories": 8 if quick else 60,
         "starts": 20 if quick else 100,
     }
 
@@ -166,9 +168,9 @@ def compared(
         )
         start = time.perf_counter()
         stop = None if method == "learned" else _at_once
-        learner.fit([_delayed(x, depth) for x in given.train], callback=stop)
+        learner.fit([delayed(x, depth) for x in given.train], callback=stop)
         seconds = time.perf_counter() - start
-        x0 = np.stack([_delayed(x, depth)[-1] for x in given.past])
+        x0 = np.stack([delayed(x, depth)[-1] for x in given.past])
         predicted = learner.predict(x0, steps)[..., :n]
         result[method] = {
             **errors(predicted, given.true),
@@ -198,7 +200,7 @@ def errors(predicted: FloatArray, true: FloatArray) -> dict[str, float]:
 def objectives(settings: dict[str, Any], seed: int, context: Context) -> dict[str, Any]:
     """F on Duffing with 16 features: 500 alternating iterations, and L-BFGS in no more time."""
     given = data(PROBLEMS["duffing"], settings, seed)
-    dictionary = StateInclusive(OneLayer(2, 13), constant=True)
+    dictionary = StateInclusive(OneLayer(2, 13, scale=2**-0.5), constant=True)
     start = time.perf_counter()
     alternating = AlternatingLearner(
         dictionary,
@@ -286,14 +288,6 @@ def _dictionary(method: str, problem: Problem, given: Data, seed: int) -> tuple[
         return StateInclusive(RadialBasis(centres, width), constant=True), 1
     width, bare = n * problem.depth, h - n * problem.depth - 1
     return StateInclusive(OneLayer(width, bare, scale=width**-0.5), constant=True), problem.depth
-
-
-def _delayed(states: FloatArray, depth: int) -> FloatArray:
-    """Rows [x_k, x_{k-1}, …] of ``depth`` states each: (length - depth + 1, depth n)."""
-    length = len(states) - depth + 1
-    return np.hstack(
-        [states[depth - 1 - back : depth - 1 - back + length] for back in range(depth)]
-    )
 
 
 def _at_once(*_: object) -> bool:

@@ -16,9 +16,11 @@ from koopcore.lab.experiments.learning import (
     FIRST_SEED,
     KOOPMAN,
     TRUE,
+    delay_dmd,
     percent,
     state_errors,
     timed,
+    without_learning,
 )
 from koopcore.lab.problems.glycolysis import NAMES, PAPER, paper_split
 from koopcore.learning import (
@@ -26,6 +28,7 @@ from koopcore.learning import (
     Blocks,
     DistributedLearner,
     Layered,
+    Monomials,
     StateInclusive,
     WorkerError,
 )
@@ -54,7 +57,10 @@ def settings(
 
 def cells(settings: dict[str, Any]) -> Sequence[Cell]:
     """One per seed; about a minute each on one quiet core, four with 7 workers on two."""
-    return [Cell(_name(seed), 1, partial(learned, settings, seed)) for seed in settings["seeds"]]
+    return [
+        *(Cell(_name(seed), 1, partial(learned, settings, seed)) for seed in settings["seeds"]),
+        Cell("without learning", 1, partial(not_learned, settings)),
+    ]
 
 
 def _name(seed: int) -> str:
@@ -103,6 +109,23 @@ def learned(settings: dict[str, Any], seed: int, context: Context) -> dict[str, 
     return run
 
 
+def not_learned(settings: dict[str, Any], context: Context) -> dict[str, Any]:
+    """The same blocks with random weights and one exact K, plain EDMD, and delay DMD."""
+    train, test = paper_split(settings["dt"])
+    rows = {
+        "random weights, one exact K": without_learning(
+            Blocks((BLOCK,) * 7), train, test, settings["seeds"], standardize=True
+        ),
+        "plain EDMD, 35 monomials": without_learning(
+            Monomials(7, 2), train, test, [0], standardize=True
+        ),
+        "delay DMD, 5 states in a row": delay_dmd(train, test, 5),
+        "delay DMD, 15 states in a row": delay_dmd(train, test, 15),
+    }
+    context.tick()
+    return {"rows": rows}
+
+
 def table(results: Results, settings: dict[str, Any]) -> RenderableType:
     """One line per seed, the paper's figures last."""
     workers = settings["workers"]
@@ -119,6 +142,9 @@ def table(results: Results, settings: dict[str, Any]) -> RenderableType:
                 f"{run['seconds']:.1f} s",
                 f"{max(moved) / 1e6:.2f}" if moved else "-",
             )
+    for name, row in results.get("without learning", {"rows": {}})["rows"].items():
+        figures = [percent(row[error]) if error in row else "" for error in ERRORS]
+        shown.add_row(name, *figures, "", "", style="dim")
     printed = (percent(PAPER["one_step"]), percent(PAPER["multi_step"]), f"{PAPER['seconds']} s")
     shown.add_row("paper", "", "", *printed, "-", style="cyan")
     return shown
@@ -130,6 +156,8 @@ def picture(results: Results, settings: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(14, 6.5), dpi=110, layout="constrained")
     axes: Any = figure.subplots(2, 4).ravel()
     true = paper_split(settings["dt"]).test[1:]
+    if not runs:
+        return figure
     predicted = unpacked(next(iter(runs.values()))["predicted"])
     minutes = settings["dt"] * np.arange(1, len(predicted) + 1)
     for column, (one, name) in enumerate(zip(axes, NAMES, strict=False)):

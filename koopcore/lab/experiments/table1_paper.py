@@ -25,6 +25,7 @@ from koopcore.files import write_whole
 from koopcore.lab.experiments.experiment import Cell, Context, Results, packed, sheet, unpacked
 from koopcore.lab.experiments.stopwatch import in_turns
 from koopcore.lab.experiments.table1 import pinv_nodes
+from koopcore.lab.options import PartitionName
 from koopcore.lab.problems.descent import Descent, one_thread
 from koopcore.lab.problems.oscillator import PAPER, OscillatorBatch, batched_partition
 from koopcore.lab.problems.scores import Floats, equivalent_steps, error_ratio
@@ -90,7 +91,10 @@ def cells(settings: dict[str, Any]) -> Sequence[Cell]:
         training = f"{run}/training"
         steps = settings["t2"] + settings["beyond"]
         parts.append(Cell(training, steps, partial(losses, settings, run)))
-        for name, rows in (("literal", literal), ("koopcore", operators), (LINE, straight_line)):
+        methods: list[tuple[str, Callable[[dict[str, Any], Floats], Rows]]]
+        methods = [(name, partial(operators, name)) for name in settings["partitions"]]
+        methods = [("literal", literal), *methods, (LINE, straight_line)]
+        for name, rows in methods:
             work = partial(scored, settings, run, rows)
             parts.append(Cell(f"{run}/{name}", 1, work, needs=(training,)))
     ticks = len(settings["paces"])
@@ -170,14 +174,13 @@ def _literal(cutoff: float) -> str:
     return f"pinv {cutoff:g}"
 
 
-def operators(settings: dict[str, Any], window: Floats) -> Rows:
-    """Every partition and model of koopcore, all networks in one call."""
+def operators(partition: PartitionName, settings: dict[str, Any], window: Floats) -> Rows:
+    """Every model of koopcore for one partition, all networks in one call."""
     snapshots = window.reshape(len(window), -1)
-    for partition in settings["partitions"]:
-        part = batched_partition(partition, window.shape[1])
-        for model in settings["models"]:
-            fit = kc.fit(snapshots, part, model=model)
-            yield f"{partition} {model}", fit.predict(settings["horizon"])
+    part = batched_partition(partition, window.shape[1])
+    for model in settings["models"]:
+        fit = kc.fit(snapshots, part, model=model)
+        yield f"{partition} {model}", fit.predict(settings["horizon"])
 
 
 def straight_line(settings: dict[str, Any], window: Floats) -> Rows:

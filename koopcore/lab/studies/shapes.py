@@ -44,9 +44,9 @@ SIZES = {
     Size.once: (1, 4, 11),
 }
 WINDOWS = {
-    Size.full: (3, 6, 16, 64, 250, 1000, 4000, 20_000),
-    Size.quick: (6, 16, 250, 4000),
-    Size.once: (6, 30),
+    Size.full: (3, 8, 16, 64, 250, 1000, 4000, 20_000),
+    Size.quick: (8, 16, 250, 4000),
+    Size.once: (8, 30),
 }
 KINDS = {
     Size.full: tuple(product(("float32", "float64"), ("linear", "affine"))),

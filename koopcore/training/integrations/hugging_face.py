@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from koopcore.training.attach import attach
@@ -109,7 +110,7 @@ class KoopmanCallback(TrainerCallback):
             return
         folder = self._folder(args, state)
         if self.koop.is_sharded:
-            dcp.save({NAME: self.koop}, checkpoint_id=str(folder / NAME))
+            save({NAME: self.koop}, checkpoint_id=str(folder / NAME))
         elif state.is_world_process_zero:
             torch.save(self.koop.state_dict(), folder / f"{NAME}.pt")
 
@@ -126,7 +127,7 @@ class KoopmanCallback(TrainerCallback):
         if isinstance(args.resume_from_checkpoint, str):
             folder = Path(args.resume_from_checkpoint)
         if self.koop.is_sharded and (folder / NAME).is_dir():
-            dcp.load({NAME: self.koop}, checkpoint_id=str(folder / NAME))
+            load({NAME: self.koop}, checkpoint_id=str(folder / NAME))
         elif (folder / f"{NAME}.pt").is_file():
             saved = torch.load(folder / f"{NAME}.pt", map_location="cpu", weights_only=True)
             self.koop.load_state_dict(saved)
@@ -166,7 +167,7 @@ class KoopmanCallback(TrainerCallback):
 
         def loss() -> Any:
             with trainer.compute_loss_context_manager():
-                losses = [trainer.compute_loss(model, dict(batch)) for batch in prepared]
+                losses: list[Any] = [trainer.compute_loss(model, dict(one)) for one in prepared]
             return torch.stack([each.float().mean() for each in losses]).mean()
 
         return loss

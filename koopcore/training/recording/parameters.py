@@ -218,6 +218,8 @@ class TrainableParameters:
 def stopped(group: Mapping[str, Any]) -> bool:
     """Return whether an optimizer's group has a rate of zero; one on a device is not waited for."""
     rate = group.get("lr")
+    if type(rate) is float:  # nearly always; asked at every step
+        return rate == 0.0
     on_device = isinstance(rate, Tensor) and rate.device.type != "cpu"
     return not on_device and bool(rate == 0)
 

@@ -44,7 +44,18 @@ def test_van_der_pol_is_interrupted_resumed_and_printed_beside_the_papers_figure
     results = written(path)
     assert results[name] == first
     variants = [f"mu 0.2/{variant.name}" for variant in van_der_pol.variants(0.2)]
-    assert list(results) == [*variants, "mu 0.2/rates", "mu 0.2/linear bounds"]
+    assert list(results) == [
+        *variants,
+        "mu 0.2/without learning",
+        "mu 0.2/rates",
+        "mu 0.2/linear bounds",
+    ]
+    random = results["mu 0.2/without learning"]["rows"]
+    name = "random W, one exact K: state + 2 tanh, exact K"
+    assert (
+        random[name]["one_step_states"]
+        > results["mu 0.2/state + 2 tanh, exact K"]["one_step_states"]
+    )
     for variant in variants:
         row = results[variant]
         assert row["seconds"] > 0.0
@@ -72,7 +83,8 @@ def test_glycolysis_reports_errors_and_bytes_and_goes_on(workers, tmp_path, caps
     run("glycolysis", **options, only="seed 1002")
     path = run("glycolysis", **options)
     results = written(path)
-    assert list(results) == ["seed 1002", "seed 1001"]
+    assert list(results) == ["seed 1002", "seed 1001", "without learning"]
+    assert results["without learning"]["rows"]["random weights, one exact K"]
     result = results["seed 1001"]
     # Measured after 60 iterations, seeds 0 and 1000 … 1003: 0.011 … 0.024 % and 1.3 … 1.6 % of the
     # state. Twice the first leaves room for other roundings; the second is the paper's figure.
@@ -86,7 +98,7 @@ def test_glycolysis_reports_errors_and_bytes_and_goes_on(workers, tmp_path, caps
     if workers == 2:
         received = result["bytes_received"]
         # h_i = 60 and 45 features, M = 600 points, N = 599 pairs; a few numbers besides.
-        assert received[0] == pytest.approx(8 * (600 * 60 + 599 * 60), rel=1e-3)
+        assert received[0] == pytest.approx(8 * (600 * 45 + 599 * 60), rel=1e-3)
         assert received[1] == pytest.approx(8 * (600 * 60 + 599 * 45), rel=1e-3)
     assert "0.02 %" in capsys.readouterr().out
     assert (tmp_path / "glycolysis.png").stat().st_size > 10_000
@@ -104,7 +116,12 @@ def test_a_worker_that_died_is_an_error_of_its_process(tmp_path, monkeypatch):
 
 def test_glycolysis_learns_one_operator_per_seed():
     settings = glycolysis.settings(quick=True, seeds=3, seed=7)
-    assert [cell.name for cell in glycolysis.cells(settings)] == ["seed 7", "seed 8", "seed 9"]
+    assert [cell.name for cell in glycolysis.cells(settings)] == [
+        "seed 7",
+        "seed 8",
+        "seed 9",
+        "without learning",
+    ]
 
 
 def test_a_slope_needs_enough_iterations():

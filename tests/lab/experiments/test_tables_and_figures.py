@@ -140,7 +140,7 @@ def test_a_trajectory_is_the_training_it_says_and_is_kept(paper_run, monkeypatch
     np.testing.assert_array_equal(trained["after"][1], descent.params)
     np.testing.assert_array_equal(trained["window"][-1], trained["after"][0])
     for cell in table1_paper.cells(settings):
-        if cell.name.endswith("/koopcore"):  # made again without training again
+        if cell.name.endswith("/nodes"):  # made again without training again
             monkeypatch.setattr(table1_paper, "Descent", None)
             assert cell.work(Context(lambda: None, {}, folder)) == results[cell.name]
 
