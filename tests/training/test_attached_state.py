@@ -271,8 +271,12 @@ def test_a_state_with_anything_wrong_is_refused_whole(change, options):
         (("statistics", "jumps"), True, "True; int is needed"),
         (("layout",), "", "a window but no layout"),
         (("extra",), 1, "has 'extra', which is not known here"),
-        (("recording", "ring", "data"), NAN, r"the ring in the saved state holds numbers that"),
-        (("recording", "scale"), 0.0, r"the scale in the saved state is 0\.0"),
+        (
+            ("recording", "rows", "data", "0.weight"),
+            NAN,
+            r"the ring in the saved state holds numbers that",
+        ),
+        (("recording", "scale"), 0.0, r"\['scale'\] is 0\.0; a number > 0 is needed"),
         (("averages", "averages", "0.99", "0.weight"), NAN, "averages in the saved state holds nu"),
     ],
 )

@@ -107,7 +107,7 @@ def test_things_that_are_no_optimizer_or_no_module_are_refused():
     model, optimizer = parts()
     with pytest.raises(TypeError, match="first argument is Sequential"):
         kc.attach(model, optimizer)
-    with pytest.raises(TypeError, match="second argument is list"):
+    with pytest.raises(TypeError, match="list of models holds a Parameter"):
         kc.attach(optimizer, list(model.parameters()))
 
 

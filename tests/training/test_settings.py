@@ -16,7 +16,7 @@ from small_training import OPTIMIZERS, network  # noqa: E402
 import koopcore as kc  # noqa: E402
 from koopcore.training.settings import Options, Settings  # noqa: E402
 
-ARGUMENTS = ["loss", "residuals", "masters", "generators"]
+ARGUMENTS = ["loss", "residuals", "masters", "generators", "process_group", "on_jump"]
 
 
 def test_options_and_settings_have_the_same_names_types_and_order():
@@ -59,7 +59,7 @@ def test_what_means_the_same_is_taken(given, expected):
         ({"candidates": {"mean", "line"}}, "in the order in which they are tried"),
         ({"candidates": None}, "candidates is None; give one of koopman, mean, line, regression"),
         ({"candidates": ("line", "line")}, "name each only once"),
-        ({"candidates": ("line", 3)}, "candidates is 3; accepted are koopman"),
+        ({"candidates": ("line", 3)}, "3 is no kind of them; give .* koopman, mean, line"),
         ({"max_horizon": "256"}, "max_horizon is '256'; give a number"),
         ({"max_horizon": float("nan")}, "max_horizon is nan windows; give a number > 0"),
         ({"ladder": "auto"}, "ladder is 'auto'; give a number"),

@@ -227,7 +227,7 @@ class Recorder(ABC):
         check_range(state["count"], 0, self.slots, f"{where}['count']")
         check_range(state["head"], 0, self._turn - 1, f"{where}['head']")
         check_range(state["blended"], 0, 1 << 62, f"{where}['blended']")
-        check_finite(self._in_use(state), where)
+        check_finite(self.in_use(state), where)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`; ValueError, nothing changed, if that cannot be."""
@@ -276,7 +276,7 @@ class Recorder(ABC):
         """The newest of at least one snapshot."""
 
     @abstractmethod
-    def _in_use(self, state: Mapping[str, Any]) -> list[Tensor]:
+    def in_use(self, state: Mapping[str, Any]) -> list[Tensor]:
         """The rows of a saved state that hold a snapshot; the others may hold anything."""
 
     @abstractmethod
@@ -350,7 +350,7 @@ class SnapshotRing(Recorder):
     def _newest(self) -> Tensor:
         return self.data[(self._head - 1) % self.slots]
 
-    def _in_use(self, state: Mapping[str, Any]) -> list[Tensor]:
+    def in_use(self, state: Mapping[str, Any]) -> list[Tensor]:
         order = [(state["head"] - 1 - k) % self.slots for k in range(state["count"])]
         return [state["data"][order + [state["head"]] * (state["blended"] > 0)]]
 
@@ -480,7 +480,7 @@ class DifferenceRing(Recorder):
     def _turn(self) -> int:
         return self.slots - 1
 
-    def _in_use(self, state: Mapping[str, Any]) -> list[Tensor]:
+    def in_use(self, state: Mapping[str, Any]) -> list[Tensor]:
         steps = [(state["head"] - 1 - k) % self._turn for k in range(state["count"] - 1)]
         rows = [state["differences"][steps]]
         rows += [state["anchor"]] * (state["count"] > 0) + [state["mean"]] * (state["blended"] > 0)
