@@ -83,11 +83,12 @@ def rolled(xp: Any, step: Any, start: Any, horizons: Sequence[int]) -> list[tupl
     """(S^{T-1} z, Σ_{j<T} Sʲ z) at every T: by stepping, or by squaring beyond DIRECT_STEPS."""
     pairs = {}
     power, total = start, start
-    for t in range(1, min(max(horizons), DIRECT_STEPS) + 1):
-        if t in horizons:
-            pairs[t] = (power, total)
-        power = (step @ power[:, :, None])[:, :, 0]
-        total = total + power
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows has diverged
+        for t in range(1, min(max(horizons), DIRECT_STEPS) + 1):
+            if t in horizons:
+                pairs[t] = (power, total)
+            power = (step @ power[:, :, None])[:, :, 0]
+            total = total + power
     size = start.shape[1]
     for t in horizons:
         if t in pairs:
