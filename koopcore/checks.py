@@ -103,12 +103,13 @@ def warn_if_transposed(array: Any, name: str) -> None:
         return
     part = arrays.host(array[..., :256, :256])
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        variance = float(part.real.var())  # 0 where nothing varies, or all is tiny
         steps = [float(np.square(np.diff(part, axis=axis).real).mean()) for axis in (-2, -1)]
-        down, across = (step / float(part.real.var()) for step in steps)
-    if down > 1.0 and across < 0.1 * down:
+    down, across = steps
+    if down > variance > 0.0 and across < 0.1 * down:
         warnings.warn(
-            f"{name} of shape {tuple(array.shape)} looks transposed: its rows jump like unrelated "
-            "things, and its columns move like a series. Rows are time here (PyDMD has columns): "
+            f"{name} of shape {tuple(array.shape)} seems to be transposed: its rows jump like "
+            "unrelated things, and its columns move like a series. Rows are time here (PyDMD has columns): "
             f"pass {name}.T if so",
             stacklevel=4,
         )

@@ -109,7 +109,8 @@ class Decomposing(TransformerMixin, BaseEstimator):
 
     def _attribute(self, name: str) -> Any:
         if not self.__sklearn_is_fitted__():
-            raise AttributeError(f"{name} exists once fit(X) was called")
+            fewer = " with enough rows" if getattr(self, "_stream", None) is not None else ""
+            raise AttributeError(f"what is fitted exists once fit(X) was called{fewer}")
         self._fitted()
         return getattr(self, f"_{name.rstrip('_')}")
 

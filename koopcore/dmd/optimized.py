@@ -90,6 +90,7 @@ class OptimizedDMD(Decomposing):
     def _decompose(self, series: Series) -> None:
         if len(series.lengths) > 1:
             raise ValueError("OptimizedDMD takes one trajectory a system; a list was given")
+        backend_for(series.device, self.backend)  # says now what does not run here
         n, m = (int(size) for size in series.array.shape[1:])
         rank = check_rank(self.rank)
         least = (rank if isinstance(rank, int) else 1) + 1

@@ -44,9 +44,18 @@ def test_an_array_that_looks_transposed_is_named():
     rng = np.random.default_rng(0)
     x = np.sin(0.2 * t + 6.0 * rng.random(300)) * rng.standard_normal(300)
     kc.fit(x, model="linear")
-    with pytest.warns(UserWarning, match=r"snapshots of shape \(300, 40\) looks transposed"):
+    with pytest.warns(UserWarning, match=r"snapshots of shape \(300, 40\) seems to be transposed"):
         kc.fit(x.T, model="linear")
     kc.fit(rng.standard_normal((50, 20)), model="linear")  # noise both ways
+
+
+@pytest.mark.parametrize(
+    "x", [np.ones((9, 4)), np.zeros((9, 4)), 1e-200 * np.arange(36.0).reshape(9, 4)]
+)
+def test_what_does_not_vary_or_is_tiny_is_fitted(x):
+    ops = kc.fit(x, model="linear")
+    assert (ops.status == 0).all()
+    assert np.isfinite(ops.predict(5)).all()
 
 
 @pytest.mark.parametrize("shape", [(9,), (9, 2, 3, 4), (9, 0), (9, 0, 4)])

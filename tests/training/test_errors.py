@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -341,3 +344,22 @@ def test_a_loss_that_turns_non_finite_later_only_costs_the_jump():
     train(optimizer, loss_of(model), 60)
     assert koop.stats.accepted == accepted > 0
     assert koop.stats.history[-1].reason == "the present loss is nan"
+
+
+def test_what_the_loss_of_a_script_raises_is_said_to_be_of_the_loss(tmp_path):
+    script = tmp_path / "script.py"  # where __package__ is None
+    script.write_text(
+        "import torch, koopcore\n"
+        "model = torch.nn.Linear(3, 1)\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "def loss():\n    raise KeyError('mine')\n"
+        "koopcore.attach(optimizer, model, loss=loss)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert "the loss failed when attach tried it: KeyError: 'mine'" in done.stderr
+
+
+def test_residuals_without_a_number_are_refused():
+    model, optimizer = parts()
+    with pytest.raises(ValueError, match="residuals returned no number"):
+        kc.attach(optimizer, model, residuals=lambda: [])

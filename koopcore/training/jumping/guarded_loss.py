@@ -262,9 +262,10 @@ def _explained(error: Exception) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__package__", "").startswith(
-        __package__ or "koopcore"
-    )
+    if trace is None:
+        return False
+    package = trace.tb_frame.f_globals.get("__package__") or ""  # None in a script
+    return package.startswith(__package__ or "koopcore")
 
 
 @torch.no_grad()

@@ -75,6 +75,8 @@ class Residuals:
             if piece.numel() != self._lengths[count - 1]:
                 self._changed(f"piece {count} has {piece.numel()}", self._lengths[count - 1])
             yield piece.reshape(-1)
+        if not sum(self._lengths):
+            raise ValueError("residuals returned no number; return those of the present parameters")
         if count != len(self._lengths):
             self._changed(f"there are {count} pieces", len(self._lengths))
 
