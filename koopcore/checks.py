@@ -109,8 +109,8 @@ def warn_if_transposed(array: Any, name: str) -> None:
     if down > variance > 0.0 and across < 0.1 * down:
         warnings.warn(
             f"{name} of shape {tuple(array.shape)} seems to be transposed: its rows jump like "
-            "unrelated things, and its columns move like a series. Rows are time here (PyDMD has columns): "
-            f"pass {name}.T if so",
+            "unrelated things, and its columns move like a series. Rows are time here (PyDMD has "
+            f"columns): pass {name}.T if so",
             stacklevel=4,
         )
 
