@@ -10,7 +10,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -77,6 +77,18 @@ def join(seconds: float = 60.0) -> tuple[int, int]:
     """Join the group in a process that :func:`launch` started; return (rank, size)."""
     dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
     return dist.get_rank(), dist.get_world_size()
+
+
+def leave() -> NoReturn:
+    """End a process that :func:`join` began, when all are here.
+
+    Without what torch does at exit: the thread of its store can end rank 0 by SIGABRT there
+    ("terminate called without an active exception").
+    """
+    dist.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def report(**values: Any) -> None:

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
+from minibatch_ranks import DICTIONARY, run_rank, several
 
-from koopcore.lab.problems.flows import duffing
 from koopcore.learning import (
     Blocks,
     Layered,
@@ -20,12 +19,6 @@ from koopcore.learning.dictionaries.torch import torch_features
 from koopcore.learning.minibatches import Work
 from koopcore.learning.objective import exact_operator, gradient
 from koopcore.learning.trajectories import pairs
-
-DICTIONARY = StateInclusive(OneLayer(2, 9), constant=True)
-
-
-def several(count=6, length=40, seed=0):
-    return list(duffing().trajectories(count, length, np.random.default_rng(seed)))
 
 
 def module():
@@ -111,21 +104,13 @@ def test_couplings_leave_out_what_does_not_act():
     assert (by_gradient.operator_.operator[~mask] == 0.0).all()
 
 
-def _rank(rank: int, meeting: str, settings: dict, out: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
-    x = several()
-    part = x[:2] if rank == 0 else x[2:]  # parts of different lengths
-    learner = MinibatchLearner(DICTIONARY, n_iterations=15, distributed=True, **settings).fit(part)
-    learned = learner.operator_
-    np.savez(f"{out}-{rank}.npz", k=learned.operator, theta=learned.parameters, scale=learned.scale)
-    dist.destroy_process_group()
-
-
 def test_ranks_with_parts_of_the_points_learn_what_one_learns_from_all(tmp_path):
     settings = {"dtype": "float64"}
     mp.spawn(
-        _rank, ((tmp_path / "meet").as_uri(), settings, str(tmp_path / "rank")), nprocs=2, join=True
+        run_rank,
+        ((tmp_path / "meet").as_uri(), settings, str(tmp_path / "rank")),
+        nprocs=2,
+        join=True,
     )
     alone = MinibatchLearner(DICTIONARY, n_iterations=15, **settings).fit(several()).operator_
     for rank in (0, 1):

@@ -5,7 +5,7 @@ import sys
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from ranks import Run, join, report, worst
+from ranks import Run, join, leave, report, worst
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -124,4 +124,4 @@ if __name__ == "__main__":
         compare("2d", ["network"])
     else:
         load(folder, "plain")
-    dist.destroy_process_group()
+    leave()
