@@ -174,8 +174,8 @@ __device__ void window_matrices(const BatchReal *gram, int n, bool affine, Batch
 }
 
 // Weights (n) on B of a whitened state, all 1 where they diverged; returns whether they did.
-__device__ bool put_weights(const BatchReal *v, const BatchReal *state, int size, bool affine,
-                            double *weights) {
+__device__ __noinline__ bool put_weights(const BatchReal *v, const BatchReal *state, int size,
+                                         bool affine, double *weights) {
   const int first = affine ? 2 : 1;
   bool diverged = false;
   for (int i = 0; i < size; ++i) {
