@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-from ranks import apart, join, report
+from ranks import apart, join, leave, report
 from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
@@ -138,4 +138,4 @@ failing("nan")
 misuse()
 if SIZE == 2:
     others()
-dist.destroy_process_group()
+leave()
