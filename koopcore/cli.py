@@ -190,6 +190,9 @@ Data = Annotated[
         file_okay=False,
     ),
 ]
+FirstSeed = Annotated[
+    int | None, typer.Option(min=0, help="The first of these seeds.", show_default="1000")
+]
 Iterations = Annotated[
     int | None, typer.Option(min=1, help="Of each learner.", show_default="by size")
 ]
@@ -275,9 +278,7 @@ def dictionaries(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Of data and dictionaries.", show_default="by size")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="The first of these seeds.", show_default="1000")
-    ] = None,
+    seed: FirstSeed = None,
     quick: Quick = False,
     output: Output = RESULTS,
     fresh: Fresh = False,
@@ -296,9 +297,7 @@ def glycolysis(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Random first weights, in turn.", show_default="1")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="The first of these seeds.", show_default="1000")
-    ] = None,
+    seed: FirstSeed = None,
     quick: Quick = False,
     output: Output = RESULTS,
     fresh: Fresh = False,

@@ -49,7 +49,7 @@ class Spread(Composed):
     def feature_gram(
         self, snapshots: Snapshots, part: Partition, affine: bool, stops: Sequence[int]
     ) -> FloatArray:
-        raise NotImplementedError("moments do not add up over shards; the snapshot side does")
+        raise TypeError("moments need a group's parameters in one process; Gram matrices add up")
 
     def solve(self, gram: FloatArray, n: int, affine: bool, holdout: int) -> Companion:
         return self._inner.solve(gram, n, affine, holdout)

@@ -88,16 +88,19 @@ def test_a_misspelt_command_is_refused(koopcore_command):
     assert "dmo" in err
 
 
-@pytest.mark.parametrize("missing", ["torch", "matplotlib"])
-def test_a_missing_extra_is_one_line_that_says_what_to_install(missing, tmp_path):
+def run_without(missing, folder, *arguments):
+    """The command in a process that cannot import the package ``missing``."""
     code = (
         f"import sys; sys.modules[{missing!r}] = None\n"
-        "sys.argv = ['koopcore', 'demo']\n"
+        f"sys.argv = {['koopcore', *arguments]}\n"
         "from koopcore.__main__ import main; main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("missing", ["torch", "matplotlib"])
+def test_a_missing_extra_is_one_line_that_says_what_to_install(missing, tmp_path):
+    done = run_without(missing, tmp_path, "demo")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert missing in done.stderr
@@ -186,14 +189,7 @@ def test_an_interrupt_before_the_command_has_begun_is_130_too(koopcore_command, 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_a_missing_command_line_package_is_one_line_too(missing, tmp_path):
-    code = (
-        f"import sys; sys.modules[{missing!r}] = None\n"
-        "sys.argv = ['koopcore', 'demo', '--steps', '1']\n"
-        "from koopcore.__main__ import main; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = run_without(missing, tmp_path, "demo", "--steps", "1")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert missing in done.stderr
@@ -202,14 +198,7 @@ def test_a_missing_command_line_package_is_one_line_too(missing, tmp_path):
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_info_needs_no_command_line_package(missing, tmp_path):
-    code = (
-        f"import sys; sys.modules[{missing!r}] = None\n"
-        "sys.argv = ['koopcore', 'info']\n"
-        "from koopcore.__main__ import main; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = run_without(missing, tmp_path, "info")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"koopcore {koopcore.__version__}")
     assert done.stderr == ""
