@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 import torch.distributed as dist
+from ranks import leave
 
 from koopcore.lab.problems.flows import duffing
 from koopcore.learning import MinibatchLearner, OneLayer, StateInclusive
@@ -22,4 +23,4 @@ def run_rank(rank: int, meeting: str, settings: dict, out: str) -> None:
     learner = MinibatchLearner(DICTIONARY, n_iterations=15, distributed=True, **settings).fit(part)
     learned = learner.operator_
     np.savez(f"{out}-{rank}.npz", k=learned.operator, theta=learned.parameters, scale=learned.scale)
-    dist.destroy_process_group()
+    leave()

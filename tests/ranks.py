@@ -28,6 +28,12 @@ import koopcore
 TESTS = Path(__file__).resolve().parent
 
 
+def environment() -> dict[str, str]:
+    """This process's, with which a script finds this module too."""
+    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def launch(script: Path, size: int, *arguments: str, limit: float = 240.0) -> list[dict[str, Any]]:
     """Run ``script`` in ``size`` processes; return what each one wrote by :func:`report`.
 
@@ -37,19 +43,18 @@ def launch(script: Path, size: int, *arguments: str, limit: float = 240.0) -> li
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
+    variables = {
+        **environment(),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(size),
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONSAFEPATH": "1",
     }
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", str(script), *arguments],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import ranks
 import torch.distributed as dist
 from network_faults import BreaksLate
 from sklearn.base import clone
@@ -287,6 +288,7 @@ SCRIPT = """
 import sys
 import numpy as np
 import torch.distributed as dist
+from ranks import leave
 from koopcore.learning import Blocks, DistributedLearner, Layered
 from koopcore.lab.problems.glycolysis import trajectory
 
@@ -300,7 +302,7 @@ learner.fit_rank(part)
 if dist.get_rank() == 0:
     np.savez(sys.argv[1], k=learner.operator_.operator, c=learner.operator_.readout,
              x=learner.predict(states[0], 5))
-dist.destroy_process_group()
+leave()
 """
 
 
@@ -309,7 +311,11 @@ def test_ranks_started_by_torchrun_bring_their_own_part_of_the_data(tmp_path):
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*command, str(script), str(result)], cwd=tmp_path, capture_output=True, text=True
+        [*command, str(script), str(result)],
+        cwd=tmp_path,
+        env=ranks.environment(),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     states = trajectory(0.02, 60)

@@ -228,6 +228,7 @@ def objectives(settings: dict[str, Any], seed: int, context: Context) -> dict[st
         "alternating": min(alternating.history_.objective),
         "alternating_seconds": seconds,
         "projection": min(in_time, default=float("inf")),
+        "projection_in_the_end": min(value for _, value in history),
         "projection_seconds_to_1e-7": next((at for at, value in history if value <= 1e-7), None),
         "projection_iterations": len(in_time),
     }

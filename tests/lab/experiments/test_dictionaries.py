@@ -55,7 +55,8 @@ def test_a_problem_and_the_objective_are_compared_and_printed(tmp_path, capsys):
     # Measured: 0.028 and 0.091, after 24 iterations.
     assert row["learned"]["multi_step"] < 0.7 * row["random"]["multi_step"]
     found = results["objective/1000"]
-    assert found["projection"] < 0.1 * found["alternating"]
+    # How far it comes in the same time depends on what else runs.
+    assert found["projection_in_the_end"] < 0.1 * found["alternating"]
     printed = capsys.readouterr().out
     assert "random W, one exact K" in printed
     assert "F on Duffing, 16 features" in printed
