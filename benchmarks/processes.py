@@ -39,8 +39,8 @@ import koopcore
 from koopcore.training.parallel.processes import COMPARED
 
 WINDOW = 9
-#: Of a run of `attempts`, of one of `exactness`; steps of each kind in `overhead`.
-STEPS, EXACT_STEPS, PAIRS = 460, 100, 600
+#: Of a run of `attempts`, of one of `exactness`.
+STEPS, EXACT_STEPS = 460, 100
 
 
 class Run:
@@ -151,38 +151,39 @@ def attempts() -> dict[str, Any]:
 
 
 def overhead() -> dict[str, Any]:
-    """Attached over plain steps of DDP, without those in which something was attempted."""
+    """Attached over plain steps of DDP, without those in which something was attempted.
+
+    By batches of each rank: recording costs as much per weight whatever a step costs. Resting steps
+    are those in which nothing is recorded.
+    """
     report: dict[str, Any] = {}
-    for regime in ("smooth", "noise"):
-        widths = [256, 256, 256, 10]
-        runs = [
-            Run("ddp", widths, 512, rate=0.01, attached=False),
-            Run("ddp", widths, 512, rate=0.01, regime=regime),
-        ]
-        seconds: list[list[float]] = [[], []]
-        for pair in range(PAIRS + 20):
-            for k in (0, 1) if pair % 2 else (1, 0):
-                before = runs[1].koop.stats.jumps
+    for regime, rows, pairs in (("smooth", 256, 300), ("noise", 256, 300), ("smooth", 2048, 120)):
+        size = rows * dist.get_world_size()
+        plain = Run("ddp", [256, 256, 256, 10], size, rate=0.01, attached=False)
+        other = Run("ddp", [256, 256, 256, 10], size, rate=0.01, regime=regime)
+        times: dict[str, list[float]] = {"plain": [], "resting": [], "recording": []}
+        for pair in range(pairs):
+            for run in (plain, other) if pair % 2 else (other, plain):
+                kind, jumps = "plain", 0
+                if run is other:
+                    due = run.koop._step + 1 >= run.koop._next
+                    kind, jumps = "recording" if due else "resting", run.koop.stats.jumps
                 dist.barrier()
                 begun = time.perf_counter()
-                runs[k].step()
+                run.step()
                 took = time.perf_counter() - begun
-                if pair >= 20 and (k == 0 or runs[1].koop.stats.jumps == before):
-                    seconds[k].append(took)
-        plain, attached = (sorted(times) for times in seconds)
-        report[regime] = {
-            "steps": len(attached),
-            "milliseconds_of_a_plain_step": 1e3 * median(plain),
-            "ratio_of_medians": median(attached) / median(plain),
-            "ratio_of_means_of_the_middle_half": middle_half(attached) / middle_half(plain),
+                if pair >= 20 and (run is plain or run.koop.stats.jumps == jumps):
+                    times[kind].append(took)
+        middle = median(times["plain"])
+        attached = times["resting"] + times["recording"]
+        report[f"{regime}, {rows} rows"] = {
+            "milliseconds_of_a_plain_step": 1e3 * middle,
+            "ratio_of_medians": median(attached) / middle,
+            "resting": median(times["resting"]) / middle,
+            "recording": median(times["recording"]) / middle,
+            "share_recording": len(times["recording"]) / len(attached),
         }
     return report
-
-
-def middle_half(times: list[float]) -> float:
-    """The mean between the quartiles: of all kinds of steps, without interruptions."""
-    inner = times[len(times) // 4 : -(len(times) // 4)]
-    return sum(inner) / len(inner)
 
 
 def memory() -> dict[str, Any]:
@@ -260,13 +261,16 @@ def measured(part: str, size: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What several processes send and wait for.")
     parser.add_argument("--only", choices=PARTS)
-    only = parser.parse_args().only
+    parser.add_argument("--ranks", type=int, choices=(1, 2, 3, 4), help="as many alone")
+    arguments = parser.parse_args()
+    only = arguments.only
     report: dict[str, Any] = {
         "command": "python benchmarks/processes.py",
         "torch": torch.__version__,
     }
     for part, (_, sizes) in PARTS.items():
         if only in (None, part):
+            sizes = tuple(n for n in sizes if arguments.ranks in (None, n))
             found = {f"{n} ranks": measured(part, n) for n in sizes}
             # All ranks send and wait alike; what they hold is each one's own.
             report[part] = found if part == "memory" else {n: all_[0] for n, all_ in found.items()}
