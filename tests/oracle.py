@@ -13,6 +13,14 @@ What an orthogonal method in float64 does to F is a change of each column by k �
 most, for sums of k = max(m, n) terms, and by √k ε in practice. `spread` measures the response to
 changes at random of that size, instead of bounding it by products of norms: these are thousands of
 times too large where U is far from normal.
+A ridge is added to A = F_sᵀF_s, F_s the scaled columns or parameters: to a matrix in float64. Its
+entries are sums of products, rounded by u = ε/2 of the lengths of both factors in practice, and
+
+    F'(A + δA + λ)⁻¹F_sᵀ - F'(A + λ)⁻¹F_sᵀ = -F'(A + λ)⁻¹ δA (A + λ)⁻¹F_sᵀ
+
+to first order: up to 1/λ of it where F' moves in what F hardly does, as after a paused step. An
+orthogonal method never forms A and has no such error, and no change of columns shows it. So changes
+of A at random are among those that are tried.
 Cut-offs of the rank count too: an answer that depends on whether a singular value at the tolerance
 is one or is rounding has no right value. And where these small changes do not tell all, the answer
 itself comes in extended precision, by rotations (`number=np.longdouble`).
@@ -110,7 +118,8 @@ def spread(
                 off = np.ldexp(x.astype(np.float64), -unit[:, None, None])
                 off *= rounding * rng.normal(size=x.shape)
                 nearby += np.diff(off, axis=1) if method.affine else off
-            other = predictions(nearby, inverses(nearby, n, method)[0], method.affine, horizons)
+            part = inverses(nearby, n, method, rng=rng)[0]
+            other = predictions(nearby, part, method.affine, horizons)
             far = np.maximum(far, np.linalg.norm(other - base, axis=2))
         for at, part in other_ranks(rows, n, method, rank) if method.ridge == 0.0 else ():
             other = predictions(rows[at], part, method.affine, horizons)
@@ -205,7 +214,11 @@ def predictions(
 
 
 def inverses(
-    rows: np.ndarray, n: int, method: Method, wider: float = 1.0
+    rows: np.ndarray,
+    n: int,
+    method: Method,
+    wider: float = 1.0,
+    rng: np.random.Generator | None = None,
 ) -> tuple[Inverse, np.ndarray]:
     """F⁺ of every group, of windows of n snapshots, and the ranks (n_groups,).
 
@@ -213,10 +226,11 @@ def inverses(
     scaled columns have above √(ε max(N, 16)), or scaled parameters, where these are fewer, above
     2⁻³³.
     wider: what these tolerances are multiplied with.
+    rng: of the rounding of the matrix that a ridge is added to, if it is to be changed by that.
     """
     f = rows[:, :-1].transpose(0, 2, 1)  # (n_groups, m, N)
     if method.ridge > 0.0:
-        return regularized(f, rows[:, -1], n, method)
+        return regularized(f, rows[:, -1], n, method, rng)
     left, sigma, right = decomposed(f)
     (most,) = ranks(f, sigma, rows[:, -1], n, method, wider)
     return truncated(left, sigma, right, most), most
@@ -271,8 +285,11 @@ def basis_of(f, last, n, method):
     return (f if method.affine else np.concatenate([f[:, :, :1], np.diff(f, axis=2)], axis=2)), 1
 
 
-def regularized(f, last, n, method):
-    """(F_sᵀF_s + λ)⁻¹F_sᵀ of scaled columns, or parameters, λ relative to the mean diagonal."""
+def regularized(f, last, n, method, rng=None):
+    """(F_sᵀF_s + λ)⁻¹F_sᵀ of scaled columns, or parameters, λ relative to the mean diagonal.
+
+    rng: draws a change of F_sᵀF_s, of u times the lengths that an entry is a product of.
+    """
     groups, m, columns = f.shape
     basis, axis = basis_of(f, last, n, method)
     square = (basis * basis).sum(axis=axis)
@@ -287,6 +304,16 @@ def regularized(f, last, n, method):
     left, sigma, right = decomposed(scaled)
     square = sigma * sigma + (method.ridge * mean)[:, None]
     weight = np.where(sigma > 0.0, sigma / np.where(sigma > 0.0, square, 1.0), 0.0)
+    if rng is not None:  # one of both is square: (A + λ + δA)⁻¹ in its basis
+        axes, lengths = left if axis == 2 else right, scale * np.sqrt((basis * basis).sum(axis=axis))
+        change = np.tril(rng.normal(size=axes.shape))
+        change += np.tril(change, -1).transpose(0, 2, 1)
+        change *= 0.5 * EPSILON * lengths[:, :, None] * lengths[:, None, :]
+        changed = axes.transpose(0, 2, 1) @ change @ axes
+        some = np.where(square > 0.0, square, 1.0)
+        changed[:, np.arange(some.shape[1]), np.arange(some.shape[1])] += some
+        axes = axes @ np.linalg.inv(changed) * some[:, None, :]
+        left, right = (axes, right) if axis == 2 else (left, axes)
     if axis == 2:
         left = left * scale[:, :, None]
         left = left if method.affine else reflected(left, last)

@@ -93,6 +93,11 @@ WINDOWS = {
         "linear",
         None,
     ),
+    "parameters from 1e-1 to 1e-12 whose rest, after pivoting, is long and along the others": (
+        fuzz.drawn(fuzz.Batch("growing", "graded", 20024, 250)).x[47],
+        "linear",
+        None,
+    ),
 }
 
 
