@@ -102,9 +102,9 @@ def spread(
     rounding: what their numbers may be off by, as a share of each.
     """
     rows, unit = rows_of(x, method.affine, np.float64)
-    change = EPSILON * np.sqrt(max(x.shape[1:])) * np.linalg.norm(rows, axis=2, keepdims=True)
+    change = EPSILON * np.sqrt(max(x.shape[1:])) * lengths(rows, axis=2, keepdims=True)
     if noise > 0.0:
-        longest = np.linalg.norm(np.ldexp(x.astype(np.float64), -unit[:, None, None]), axis=2)
+        longest = lengths(np.ldexp(x.astype(np.float64), -unit[:, None, None]), axis=2)
         change = change + noise * longest.max(axis=1)[:, None, None]
     change /= np.sqrt(x.shape[2])
     n, rng = x.shape[1], np.random.default_rng(seed)
@@ -120,14 +120,22 @@ def spread(
                 nearby += np.diff(off, axis=1) if method.affine else off
             part = inverses(nearby, n, method, rng=rng)[0]
             other = predictions(nearby, part, method.affine, horizons)
-            far = np.maximum(far, np.linalg.norm(other - base, axis=2))
+            far = np.maximum(far, lengths(other - base, axis=2))
         for at, part in other_ranks(rows, n, method, rank) if method.ridge == 0.0 else ():
             other = predictions(rows[at], part, method.affine, horizons)
-            far[:, at] = np.maximum(far[:, at], np.linalg.norm(other - base[:, at], axis=2))
+            far[:, at] = np.maximum(far[:, at], lengths(other - base[:, at], axis=2))
         size = movement(rows, base, method.affine)
         share = np.where(size > 0.0, far / np.where(size > 0.0, size, 1.0), 0.0)
     share[~np.isfinite(base).all(axis=2)] = np.inf
     return np.nan_to_num(share, nan=np.inf)
+
+
+def lengths(values: np.ndarray, axis: int, keepdims: bool = False) -> np.ndarray:
+    """Euclidean norms along an axis, of numbers whose squares may leave float64."""
+    most = np.abs(values).max(axis=axis, keepdims=True, initial=0.0)
+    unit = np.where(most > 0.0, most, 1.0)
+    norm = np.linalg.norm(values / unit, axis=axis, keepdims=True) * unit
+    return norm if keepdims else np.squeeze(norm, axis)
 
 
 def share(error: np.ndarray, of: Answer, dtype: np.dtype, predictions: int = 1) -> np.ndarray:
@@ -141,9 +149,7 @@ def share(error: np.ndarray, of: Answer, dtype: np.dtype, predictions: int = 1) 
     with np.errstate(over="ignore", invalid="ignore"):
         room = predictions * ((8.0 * np.finfo(dtype).eps + steps) * size + tiny)
         error = np.where(np.abs(of.values) > 0.5 * limit, 0.0, error)
-        unit = np.maximum(np.abs(error).max(axis=2, keepdims=True), np.finfo(np.float64).tiny)
-        norm = np.linalg.norm(error / unit, axis=2) * unit[:, :, 0]
-        excess = np.maximum(norm - room, 0.0)
+        excess = np.maximum(lengths(error, axis=2) - room, 0.0)
         return np.where(excess > 0.0, excess / np.maximum(of.movement, tiny), 0.0)
 
 
@@ -154,8 +160,8 @@ def hindcast(x: np.ndarray, method: Method) -> np.ndarray:
     if kept - 1 - method.affine < 1:
         return np.full(len(x), np.nan)
     got = answer(x[:, :kept], method, [n - kept], window=n)
-    error = np.linalg.norm(got.values[0] - x[:, -1], axis=1)
-    size = np.linalg.norm(x[:, -1].astype(np.float64) - x[:, kept - 1], axis=1)
+    error = lengths(got.values[0] - x[:, -1], axis=1)
+    size = lengths(x[:, -1].astype(np.float64) - x[:, kept - 1], axis=1)
     return np.where(size > 0.0, error / np.where(size > 0.0, size, 1.0), 0.0)
 
 
@@ -185,11 +191,11 @@ def rows_of(x: np.ndarray, affine: bool, number: type) -> tuple[np.ndarray, np.n
 def movement(rows: np.ndarray, changes: np.ndarray, affine: bool) -> np.ndarray:
     """What an error is compared with (n_horizons, n_groups): the motion to x_{n+T}, or a step."""
     with np.errstate(over="ignore", invalid="ignore"):
-        step = np.linalg.norm(
+        step = lengths(
             (rows[:, -1] if affine else rows[:, -1] - rows[:, -2]).astype(np.float64), axis=1
         )
         moved = changes if affine else changes - rows[:, -1]
-        return np.maximum(np.linalg.norm(moved.astype(np.float64), axis=2), step)
+        return np.maximum(lengths(moved.astype(np.float64), axis=2), step)
 
 
 def predictions(
@@ -249,7 +255,7 @@ def ranks(f, sigma, last, n, method, *widths) -> list[np.ndarray]:
     tolerance = EPSILON * max(f.shape[1] if small else f.shape[2], 16)
     resolved = 2.0**-33 if small else np.sqrt(tolerance)
     basis, axis = basis_of(f, last, n, method)
-    norms = np.linalg.norm(basis.astype(np.float64), axis=axis, keepdims=True)
+    norms = lengths(basis.astype(np.float64), axis=axis, keepdims=True)
     scaled = np.linalg.svd(
         basis.astype(np.float64) / np.where(norms > 0.0, norms, 1.0), compute_uv=False
     )
@@ -305,10 +311,11 @@ def regularized(f, last, n, method, rng=None):
     square = sigma * sigma + (method.ridge * mean)[:, None]
     weight = np.where(sigma > 0.0, sigma / np.where(sigma > 0.0, square, 1.0), 0.0)
     if rng is not None:  # one of both is square: (A + λ + δA)⁻¹ in its basis
-        axes, lengths = left if axis == 2 else right, scale * np.sqrt((basis * basis).sum(axis=axis))
+        axes = left if axis == 2 else right
+        sizes = scale * np.sqrt((basis * basis).sum(axis=axis))
         change = np.tril(rng.normal(size=axes.shape))
         change += np.tril(change, -1).transpose(0, 2, 1)
-        change *= 0.5 * EPSILON * lengths[:, :, None] * lengths[:, None, :]
+        change *= 0.5 * EPSILON * sizes[:, :, None] * sizes[:, None, :]
         changed = axes.transpose(0, 2, 1) @ change @ axes
         some = np.where(square > 0.0, square, 1.0)
         changed[:, np.arange(some.shape[1]), np.arange(some.shape[1])] += some

@@ -86,6 +86,11 @@ WINDOWS = {
         "affine",
         None,
     ),
+    "come down to 1e-265 of the first snapshot": (
+        np.outer(np.exp(-36.0 * np.arange(18)), [1.0, -0.3, 0.7, 0.2]),
+        "linear",
+        None,
+    ),
     "steps that fall a hundredfold": (falling(7, 30, 0.01), "affine", None),
     "the leading two of steps that fall a thousandfold": (falling(8, 30, 1e-3), "affine", 2),
     "steps that fall to 1e-10 after a jump, in small parameters beside a large one": (
