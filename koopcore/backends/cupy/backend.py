@@ -62,7 +62,8 @@ def _reflected(x: Any) -> Any:
     _, exponent = xp().frexp(abs(last).max(axis=1))
     unit = xp().ldexp(xp().ones(len(x)), -exponent.clip(-1000, 1000))
     v = last * unit[:, None]
-    norm = xp().copysign(xp().sqrt((v * v).sum(axis=1)), last[:, 0])
+    norm = xp().sqrt((v * v).sum(axis=1))
+    norm = xp().where(v[:, 0] < 0.0, -norm, norm)
     v[:, 0] += norm
     norm /= unit
     square = (v * v).sum(axis=1)

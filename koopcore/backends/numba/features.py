@@ -125,7 +125,7 @@ def reflection(frame, m, wide):
             v = frame[i] * unit
             frame[wide * WIDTH + i] = v
             square += v * v
-        norm = np.copysign(np.sqrt(square), frame[lane])
+        norm = np.sqrt(square) if frame[lane] >= 0.0 else -np.sqrt(square)
         frame[wide * WIDTH + lane] += norm
         frame[number + WIDTH + lane] = norm / unit
     store(frame, number, dot(frame, wide, frame, wide, m))
