@@ -38,7 +38,7 @@ def settings(quick: bool) -> dict[str, Any]:
     """Rates, networks, seeds and the how the averages are kept."""
     regime: dict[str, Any] = {
         "networks": 8,
-        "seed": 300,
+        "seed": 2300,
         "tuning": 3,
         "duration": 2 * math.pi,
         "precision": "float32",
