@@ -38,6 +38,7 @@ struct SimdLanes {
   static KOOPCORE_INLINE Mask everywhere() { return IntVec{} == IntVec{}; }
   static KOOPCORE_INLINE Real select(Mask m, Real a, Real b) { return m ? a : b; }
   static KOOPCORE_INLINE Mask both(Mask a, Mask b) { return a & b; }
+  static KOOPCORE_INLINE Mask opposite(Mask m) { return ~m; }
   static KOOPCORE_INLINE bool any(Mask m) {
     long long bits = 0;
     for (int i = 0; i < kLanes; ++i)
