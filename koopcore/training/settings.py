@@ -72,18 +72,19 @@ class Settings:
         regime: "auto" finds out, again and again, whether the trajectory is smooth, between, or
             noise, in which the weights are never touched (:class:`RegimeJudge` says how). Any of
             the three names is taken as given.
-        window: snapshots per fit, at least 3. stride: optimizer steps per snapshot; None: short
-            where windows predict their end, longer where they do not.
+        window: snapshots per fit, at least 3.
+        stride: optimizer steps per snapshot; None: short where windows predict their end, longer
+            where they do not.
         record: a snapshot is the "last" parameters of its stride, the mean of the last so many
             steps (a number), or the "mean" over all of it. Even numbers remove the flip from step
-            to step that high rates cause. Each costs one read. None: the mean of two, of all from
-            a stride of 8 on.
+            to step that high rates cause. Each costs one read. None: the mean of two, of all from a
+            stride of 8 on.
         storage: of snapshots: "auto" (float64 for float64 models, else float32), "float32", or
             "bfloat16" (differences to the newest; half the memory).
         observables: "weights", or "weights+update": the optimizer's normalized update beside them.
         include, exclude: fnmatch patterns on parameter names, one or several.
-        schedule: ``(t1, t2, T)`` in optimizer steps: record from t1 to t2, jump T steps once, as
-            in the paper; replaces window, warmup and adaptation. Without ``loss`` unconditional.
+        schedule: ``(t1, t2, T)`` in optimizer steps: record from t1 to t2, jump T steps once, as in
+            the paper; replaces window, warmup and adaptation. Without ``loss`` unconditional.
         warmup: steps before the first window, or "auto": until hindcast error and eigenvalues say
             that the trajectory can be predicted.
 
@@ -98,9 +99,10 @@ class Settings:
             its ends), "regression" (least-squares line, from where it is now on; for noisy
             windows). Those named after "koopman" are tried only where it does not beat the present
             loss.
-        max_horizon: farthest jump, in windows. ladder: factor between the horizons tried, from 1/4
-            window up; beyond 16 windows only while the end is the best. None: 2 for optimizers
-            with Adam's moments (their trajectories bend earlier), else 4.
+        max_horizon: farthest jump, in windows.
+        ladder: factor between the horizons tried, from 1/4 window up; beyond 16 windows only while
+            the end is the best. None: 2 for optimizers with Adam's moments (their trajectories bend
+            earlier), else 4.
         slack: among candidates with a loss of at most ``L* + slack (L - L*)``, ``L*`` the lowest
             and ``L`` the present one, the longest horizon wins; 0 takes the lowest.
         margin: share of the loss by which a winner must lie below it; for noisy losses.
