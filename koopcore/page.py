@@ -30,7 +30,7 @@ th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); overflow-wrap: normal }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 tr.best td, tr.best th { color: var(--accent); font-weight: 600 }
-figure { margin: .5rem 0 } figure img { display: block; width: 100%; min-width: 32rem }
+figure { margin: .5rem 0 } figure img { display: block; width: 100% }
 figcaption { font-size: .9rem } details { margin: .6rem 0 } summary { cursor: pointer }
 """
 
@@ -97,10 +97,13 @@ def table(
 def figure(light: Figure, dark: Figure, alternative: str, caption: str = "") -> str:
     """A figure for either ground; ``alternative`` says in words what it shows."""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    wide = light.get_figwidth() * light.dpi  # of its own; smaller than three fifths is illegible
+    sizes = f"max-width:{wide:.0f}px;min-width:{0.6 * wide:.0f}px"
+    image = f'<img src="{_svg(light)}" style="{sizes}" alt="{escape(alternative)}">'
     return (
         '<figure><div class="wide"><picture>'
         f'<source media="(prefers-color-scheme: dark)" srcset="{_svg(dark)}">'
-        f'<img src="{_svg(light)}" alt="{escape(alternative)}"></picture></div>{below}</figure>'
+        f"{image}</picture></div>{below}</figure>"
     )
 
 

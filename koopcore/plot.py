@@ -60,7 +60,7 @@ def run(koop: Any, *, dark: bool = False) -> Figure:
     )
     known = [r for r in stats.history if math.isfinite(r.hindcast) and r.hindcast > 0]
     hindcasts.plot([r.step for r in known], [r.hindcast for r in known], ".", color=ink.first)
-    losses.set(ylabel="loss")
+    losses.set(ylabel="loss", xlim=(0, max(stats.steps, 1)))
     hindcasts.set(xlabel="optimizer steps", ylabel="hindcast error\n/ movement")
     values = [v for r in judged for v in (r.loss_before, r.loss_after)]
     if values and min(values) > 0:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from koopcore import page
+from koopcore.lab.bench.machine import in_words
 from koopcore.lab.bench.powers import Power
 from koopcore.lab.bench.results import Change, rows_of
 from koopcore.lab.bench.study import Row, Study
@@ -22,8 +23,8 @@ def study_table(study: Mapping[str, Any]) -> Table:
     """Exponents, shares of the roof, claims with their targets."""
     table = Table(show_header=False)
     table.add_column("figure", overflow="fold")
-    table.add_column("value", justify="right")
-    table.add_column("target", justify="right")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("target", justify="right", no_wrap=True)
     for label, power in study["powers"].items():
         table.add_row(Text(label), str(Power(**power)), "")
     for share in study["shares"]:
@@ -36,16 +37,19 @@ def study_table(study: Mapping[str, Any]) -> Table:
 
 
 def troubles(study: Mapping[str, Any]) -> list[str]:
-    """Wrong results, whose times are withheld, and cases that cannot run here."""
+    """Wrong results, whose times are withheld, and cases that cannot run here, each named once."""
+    absent: dict[tuple[str, str], list[str]] = {}
     lines = []
     for row in rows_of(study):
         if row.missing:
-            lines.append(f"{row.race}: {row.case}: not run: {row.missing}")
+            absent.setdefault((row.case, row.missing), []).append(row.race)
         elif row.wrong:
             lines.append(
                 f"{row.race}: {row.case}: wrong, no time: error {row.error:.2g}, at most "
                 f"{row.bound:.2g} is accepted"
             )
+    for (case, reason), races in absent.items():
+        lines.append(f"{case}: not run: {reason} ({', '.join(races)})")
     return lines
 
 
@@ -111,7 +115,7 @@ def html(
     outcomes = contents["studies"]
     parts = []
     for machine in [outcome["machine"] for outcome in outcomes.values()][-1:]:
-        parts.append(page.table([(key, str(value)) for key, value in machine.items()]))
+        parts.append(page.table(in_words(machine)))
     if changes is not None:
         parts += [page.heading(str(changes.title)), _as_html(changes)]
     by_name = {study.name: study for study in studies}

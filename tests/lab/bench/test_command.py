@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from matplotlib.figure import Figure
 
 from koopcore import cli
 from koopcore.lab.bench import report, run
@@ -40,11 +41,10 @@ def undrawn(monkeypatch):
     """No plots: they take seconds, and most tests look at something else."""
 
     class Picture:
-        def savefig(self, path, **options):
-            if not options:
-                path.write_bytes(b"")
+        def savefig(self, path):
+            path.write_bytes(b"")
 
-    monkeypatch.setattr(report, "_plot", lambda study, rows, dark=False: Picture())
+    monkeypatch.setattr(report, "_plot", lambda study, rows, dark=False: Figure())
     monkeypatch.setattr(run, "picture", lambda contents, studies: Picture())
 
 
