@@ -172,6 +172,8 @@ class Settings:
             )
         share("slack", self.slack, "a share of the gain in [0, 1)")
         share("margin", self.margin, "a share of the loss in [0, 1)")
+        for name in ("include", "exclude"):
+            patterns(name, getattr(self, name))
         self._set("averages", self._checked_averages())
         one_of("operator", self.operator, get_args(Operator))
         one_of("storage", self.storage, get_args(Storage))
@@ -211,7 +213,13 @@ class Settings:
         if isinstance(self.record, str):
             one_of("record", self.record, get_args(Steps), ", or a number of steps averaged")
             return self.record
-        return whole("record", self.record, 1, ' (steps averaged), "last" or "mean"')
+        steps = whole("record", self.record, 1, ' (steps averaged), "last" or "mean"')
+        if self.stride is not None and steps > self.stride:
+            raise ValueError(
+                f"record is {steps} steps, more than the {self.stride} of stride; a snapshot "
+                'averages steps of its own stride: give at most that, or "mean" for all of them'
+            )
+        return steps
 
     def _checked_schedule(self, schedule: Any) -> tuple[int, int, int]:
         if isinstance(schedule, str) or not hasattr(schedule, "__len__") or len(schedule) != 3:
@@ -263,6 +271,16 @@ def share(name: str, value: Any, accepted: str) -> None:
     """Raise ValueError unless ``value`` is a number in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
         raise ValueError(f"{name} is {value!r}; give {accepted}")
+
+
+def patterns(name: str, value: Any) -> None:
+    """Raise TypeError unless ``value`` is a pattern, several, or None."""
+    several = (value,) if isinstance(value, str) else () if value is None else value
+    if not isinstance(several, Sequence) or not all(isinstance(one, str) for one in several):
+        raise TypeError(
+            f'{name} is {value!r}; give a pattern of parameter names such as "encoder.*", or a '
+            "list of them"
+        )
 
 
 def one_of(name: str, value: Any, accepted: Sequence[str], also: str = "") -> None:
