@@ -95,8 +95,9 @@ class LearnedOperator:
     ) -> FloatArray:
         """ψ 1 … T steps after x_0: (T, h), or (batch, T, h) for several x_0 (batch, n).
 
-        u: u_0 … u_{T-1}, (T, m), or one such for every x_0, (batch, T, m); where the operator was
-        learned with inputs, and only there.
+        Args:
+            u: u_0 … u_{T-1}, (T, m), or one such for every x_0, (batch, T, m); where the
+                operator was learned with inputs, and only there.
         """
         whole("n_steps", n_steps)
         start = finite_array("x0", x0)
@@ -138,11 +139,15 @@ class LearnedOperator:
     ) -> FloatArray:
         """States 1 … n_steps after x_0, from x_0 alone: (n_steps, n), or (batch, n_steps, n).
 
-        x0: (n,) or (batch, n), finite. n_steps: >= 1. u: inputs (n_steps, m) from that of x_0 on,
-        or (batch, n_steps, m); needed where the operator was learned with inputs. Cost: 2 h² flops
-        per step.
-        ψ is linear only as far as F is small: the error grows with the horizon, and |λ| > 1
-        grows without bound. Raises ValueError for a wrong width or a state that is not finite.
+        Args:
+            x0: (n,) or (batch, n), finite.
+            n_steps: >= 1.
+            u: inputs (n_steps, m) from that of x_0 on, or (batch, n_steps, m); needed where the
+                operator was learned with inputs.
+
+        Cost: 2 h² flops per step. ψ is linear only as far as F is small: the error grows with the
+        horizon, and |λ| > 1 grows without bound. Raises ValueError for a wrong width or a state
+        that is not finite.
         """
         return self.states(self.predict_features(x0, n_steps, u))
 
