@@ -48,15 +48,6 @@ class AsynchronousLearner(ParallelLearner):
     mixed, and K with them), and at F equal to all digits K was found to differ by 0.006 to 0.017.
     Compare F and predictions, not K.
 
-<<<<<<< HEAD
-    dictionary: `Blocks`. workers: processes, at most one per block. step_k, step_w: numbers or
-    `Diminishing`; there is no search, which would need everybody's F. timeout: seconds of silence
-    after which a peer counts as lost. report_every: iterations between the states the caller is
-    sent; the last of them remain if a worker is lost (`WorkerError` names it), and are saved in
-    ``checkpoint``. network: delays and losses to simulate, a picklable function of an `Envelope`
-    (seconds, or None to lose the message). messages: as in `DistributedLearner`. Other parameters
-    as in `AlternatingLearner`.
-=======
     Args:
         dictionary: `Blocks`.
         workers: processes, at most one per block.
@@ -66,8 +57,8 @@ class AsynchronousLearner(ParallelLearner):
         report_every: iterations between the states the caller is sent; the last of them remain
             if a worker is lost (`WorkerError` names it), and are saved in ``checkpoint``.
         network: delays and losses to simulate, a picklable function of an `Envelope` (seconds,
-            or None to lose the message). Other parameters as in `AlternatingLearner`.
->>>>>>> docs
+            or None to lose the message).
+        messages: as in `DistributedLearner`. Other parameters as in `AlternatingLearner`.
 
     After ``fit``: ``operator_`` (the last iterate), ``history_`` (one entry per report), and
     ``delays_``: how many messages of which age were used. Not deterministic unless delay=0.
