@@ -34,7 +34,7 @@ class LogisticRegression(nn.Module):
 
 
 class Factorization(nn.Module):
-    """A 40 x 40 matrix of rank 5, singular values 10, 7, 5, 3, 2, as the product of two factors."""
+    """A 40 x 40 matrix, singular values 10, 5, 2.5, 1.25, 0.6, as the product of two factors."""
 
     matrix: Tensor
 
@@ -46,7 +46,7 @@ class Factorization(nn.Module):
             return torch.randn(40, 5, generator=random, dtype=torch.float64)
 
         left, right = torch.linalg.qr(normal())[0], torch.linalg.qr(normal())[0]
-        values = torch.tensor([10.0, 7.0, 5.0, 3.0, 2.0], dtype=torch.float64)
+        values = torch.tensor([10.0, 5.0, 2.5, 1.25, 0.6], dtype=torch.float64)
         self.register_buffer("matrix", ((left * values) @ right.T).to(dtype))
         self.left = nn.Parameter((0.1 * normal()).to(dtype))
         self.right = nn.Parameter((0.1 * normal()).to(dtype))
