@@ -161,12 +161,25 @@ def full_batches():
     report(gradient={**found, "apart": apart(run.net)})
 
 
+def traffic():
+    """Evaluations of each attempt, and the bytes that it sent: nothing else is judged or said."""
+    sent = []
+
+    def count(record):
+        sent.append([record.evaluations, run.koop._processes.sent])
+
+    run = Replicated(regime="smooth", stride=1, on_jump=count)
+    run.train(50)
+    report(traffic=sent)
+
+
 local_losses()
 reduced_losses()
 failing("exception")
 failing("nan")
 misuse()
 full_batches()
+traffic()
 if SIZE == 2:
     others()
 leave()

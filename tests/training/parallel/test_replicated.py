@@ -1,5 +1,6 @@
 """DDP: what ranks decide together, with real processes on gloo."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,15 @@ def test_misuse_is_said_on_all_ranks_and_names_them(ranks):
         else:
             assert "attach failed on rank 0: ValueError: window is 2" in report["failed"]
             assert f"rank {rank} is not in the process group" in report["stranger"]
+
+
+def test_an_attempt_sends_what_the_page_says(ranks):
+    for report in ranks:
+        traffic = report["traffic"]
+        assert len(traffic) > 2
+        for (_, before), (evaluations, sent) in itertools.pairwise(traffic):
+            # 32 (e + 3), and one header more where winners are compared.
+            assert sent - before == 32 * (evaluations + 4)
 
 
 def test_full_batches_are_told_by_the_gradient_of_all_ranks(ranks):
