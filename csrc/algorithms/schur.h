@@ -79,10 +79,6 @@ template <class L> struct Schur {
   }
 
 private:
-  static KOOPCORE_HD Mask is(const Real &index, int i) {
-    return L::both(index > i - 0.5, index < i + 0.5);
-  }
-
   // Subtracts the multiple of the reflection v of rows k … k + count - 1, of columns from `begin`.
   KOOPCORE_HD void reflect_rows(const Real *v, const Real &beta, int k, int count, int begin) {
     for (int j = begin; j < n; ++j) {
@@ -169,7 +165,7 @@ private:
     Real a = zero, b = zero, c = zero, d = zero, above = zero; // the last 2 x 2 block
     int first = n, last = 0;
     for (int k = 1; k < n; ++k) {
-      const Mask here = L::both(open, is(high, k));
+      const Mask here = L::both(open, L::equal(high, k));
       if (L::any(here))
         last = k;
       a = L::select(here, h[(k - 1) * n + k - 1], a);
@@ -186,7 +182,7 @@ private:
     const Real product = L::select(tenth, away * away, a * d - b * c);
     Real v[3] = {zero, zero, zero};
     for (int k = 0; k + 2 < n; ++k) {
-      const Mask here = L::both(open, is(low, k));
+      const Mask here = L::both(open, L::equal(low, k));
       if (L::any(here) && k < first)
         first = k;
       const Real p = h[k * n + k], below = h[(k + 1) * n + k], next = h[(k + 1) * n + k + 1];

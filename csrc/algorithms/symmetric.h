@@ -53,23 +53,19 @@ template <class L> struct SymmetricEigen {
   // v (n × count) <- orthonormal eigenvectors of the largest `count` eigenvalues.
   KOOPCORE_HD void vectors(int count, Real *v) const {
     const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
-    const Real *order = work + 2 * n, *cosines = work + 6 * n;
+    const Real *order = work + 2 * n;
     for (int i = 0; i < n; ++i)
       for (int k = 0; k < count; ++k)
         v[i * count + k] = L::select(L::both(order[k] > i - 0.5, order[k] < i + 0.5), one, zero);
-    int at = rotations_;
-    for (int sweep = sweeps_ - 1; sweep >= 0; --sweep) {
-      for (int i = first[sweep]; i < n - 1; ++i) {
-        --at;
-        const Real c = cosines[2 * at], s = cosines[2 * at + 1];
-        Real *x = v + i * count, *y = x + count;
-        for (int k = 0; k < count; ++k) {
-          const Real upper = x[k], lower = y[k];
-          x[k] = c * upper + s * lower;
-          y[k] = c * lower - s * upper;
-        }
-      }
-    }
+    int k = 0;
+    for (; k + 4 <= count; k += 4)
+      rotate<4>(v + k, count);
+    if (count - k == 3)
+      rotate<3>(v + k, count);
+    else if (count - k == 2)
+      rotate<2>(v + k, count);
+    else if (count - k == 1)
+      rotate<1>(v + k, count);
     for (int k = n - 3; k >= 0; --k)
       for (int j = 0; j < count; ++j) {
         Real sum = zero;
@@ -82,6 +78,31 @@ template <class L> struct SymmetricEigen {
 
 private:
   int rotations_ = 0, sweeps_ = 0;
+
+  // All rotations, the last one first, of K vectors, rows `width` apart.
+  template <int K> KOOPCORE_HD void rotate(Real *v, int width) const {
+    const Real *turn = work + 6 * n + 2 * rotations_;
+    for (int sweep = sweeps_ - 1; sweep >= 0; --sweep) {
+      Real *x = v + first[sweep] * width;
+      Real upper[K]; // what a rotation leaves in its lower row is the upper row of the next
+      KOOPCORE_UNROLL
+      for (int k = 0; k < K; ++k)
+        upper[k] = x[k];
+      for (int i = first[sweep]; i < n - 1; ++i, x += width) {
+        turn -= 2;
+        const Real c = turn[0], s = turn[1];
+        KOOPCORE_UNROLL
+        for (int k = 0; k < K; ++k) {
+          const Real lower = x[width + k];
+          x[k] = c * upper[k] + s * lower;
+          upper[k] = c * lower - s * upper[k];
+        }
+      }
+      KOOPCORE_UNROLL
+      for (int k = 0; k < K; ++k)
+        x[k] = upper[k];
+    }
+  }
 
   KOOPCORE_HD Real unscale() const { return work[5 * n]; }
 
@@ -154,54 +175,69 @@ private:
       norm = L::max(norm, L::abs(d[i]) + L::abs(e[i]));
     const Real least = norm * 0x1p-54;
     Mask fine = norm < 1e300;
-    for (int low = 0; low < n - 1; ++low)
-      for (;;) {
-        Real high = L::broadcast(n - 1.0); // of each lane's block low … high
-        for (int i = n - 2; i >= low; --i) {
-          const Mask small = L::opposite(L::abs(e[i]) > least);
-          high = L::select(small, L::broadcast(double(i)), high);
-          e[i] = L::select(small, zero, e[i]);
-        }
-        const Mask open = L::both(fine, high > low + 0.5);
-        if (!L::any(open))
-          break;
-        if (rotations_ + n - 1 - low > symmetric_rotations(n)) {
-          fine = L::both(fine, L::opposite(open));
-          break;
-        }
-        // The shift: the eigenvalue of the leading block that is next to d[low].
-        const Real divisor = L::select(open, 2.0 * e[low], one);
-        Real g = (d[low + 1] - d[low]) / divisor;
-        Real r = L::sqrt(g * g + 1.0);
-        const Real offset = e[low] / (g + L::select(g < 0.0, -r, r)) - d[low];
-        Real s = one, c = one, p = zero;
-        first[sweeps_++] = low;
-        for (int i = n - 2; i >= low; --i) {
-          const Mask inside = L::both(open, high > i + 0.5);
-          const Mask begins = L::both(inside, high < i + 1.5);
-          g = L::select(begins, d[i + 1] + offset, g);
-          const Real f = s * e[i], b = c * e[i];
-          r = f * f + g * g;
-          const Mask some = L::both(inside, r > 0.0);
-          r = L::sqrt(L::select(some, r, one));
-          const Real over = 1.0 / r;
-          s = L::select(some, f * over, L::select(inside, zero, s));
-          c = L::select(some, g * over, L::select(inside, one, c));
-          r = L::select(some, r, zero);
-          e[i + 1] = L::select(L::both(inside, L::opposite(begins)), r, e[i + 1]);
-          const Real before = d[i + 1] - p;
-          const Real turn = (d[i] - before) * s + 2.0 * c * b;
-          p = L::select(inside, s * turn, p);
-          d[i + 1] = L::select(inside, before + p, d[i + 1]);
-          g = L::select(inside, c * turn - b, g);
-          cosines[2 * rotations_] = L::select(inside, c, one);
-          cosines[2 * rotations_ + 1] = L::select(inside, s, zero);
-          ++rotations_;
-        }
-        d[low] = L::select(open, d[low] - p, d[low]);
-        e[low] = L::select(open, g, e[low]);
+    Real low = zero; // of each lane: what is before it has converged
+    for (int i = 0; i < n - 1; ++i)
+      e[i] = L::select(L::abs(e[i]) > least, e[i], zero);
+    for (int begin = 0;;) {
+      for (int i = begin; i < n - 1; ++i)
+        low =
+            L::select(L::both(L::equal(low, i), L::opposite(L::abs(e[i]) > zero)), low + 1.0, low);
+      const Mask open = L::both(fine, low < n - 1.5);
+      if (!L::any(open))
+        return fine;
+      if (rotations_ + n > symmetric_rotations(n))
+        return L::both(fine, L::opposite(open));
+      Real high = L::broadcast(n - 1.0); // of each lane's block low … high
+      for (int i = n - 2; i >= begin; --i)
+        high = L::select(L::both(low < i + 0.5, L::opposite(L::abs(e[i]) > zero)),
+                         L::broadcast(double(i)), high);
+      Real first_d = zero, next_d = zero, first_e = one;
+      int start = n - 1;
+      for (int i = n - 2; i >= begin; --i) {
+        const Mask here = L::both(open, L::equal(low, i));
+        if (!L::any(here))
+          continue;
+        start = i;
+        first_d = L::select(here, d[i], first_d);
+        next_d = L::select(here, d[i + 1], next_d);
+        first_e = L::select(here, e[i], first_e);
       }
-    return fine;
+      begin = start;
+      // The shift: the eigenvalue of the leading block that is next to its first entry.
+      Real g = (next_d - first_d) / (2.0 * first_e);
+      Real r = L::sqrt(g * g + 1.0);
+      const Real offset = first_e / (g + L::select(g < 0.0, -r, r)) - first_d;
+      Real s = one, c = one, p = zero;
+      first[sweeps_++] = begin;
+      for (int i = n - 2; i >= begin; --i) {
+        const Mask below = low < i + 0.5, begins = L::equal(high, i + 1);
+        const Mask inside = L::both(L::both(open, high > i + 0.5), below);
+        s = L::select(begins, one, s);
+        c = L::select(begins, one, c);
+        p = L::select(begins, zero, p);
+        g = L::select(begins, d[i + 1] + offset, g);
+        const Real f = s * e[i], b = c * e[i];
+        // Nowhere zero, as g is not; of a matrix of trace one this is nothing.
+        const Real square = L::max(f * f + g * g, L::broadcast(1e-290));
+        const Real over = L::inverse_sqrt(square);
+        s = f * over;
+        c = g * over;
+        const Real r = square * over;
+        e[i + 1] = L::select(L::both(inside, L::opposite(begins)), L::select(r > least, r, zero),
+                             e[i + 1]);
+        const Real before = d[i + 1] - p;
+        const Real turn = (d[i] - before) * s + 2.0 * c * b;
+        p = s * turn;
+        d[i + 1] = L::select(inside, before + p, d[i + 1]);
+        g = c * turn - (b - 1e-140);
+        cosines[2 * rotations_] = L::select(inside, c, one);
+        cosines[2 * rotations_ + 1] = L::select(inside, s, zero);
+        ++rotations_;
+        const Mask ends = L::both(inside, L::equal(low, i));
+        d[i] = L::select(ends, d[i] - p, d[i]);
+        e[i] = L::select(ends, L::select(L::abs(g) > least, g, zero), e[i]);
+      }
+    }
   }
 };
 

@@ -339,7 +339,7 @@ void bind_modal(py::module_ &m) {
     job.singular = singular.mutable_data();
     job.ranks = ranks.mutable_data();
     job.status = status.mutable_data();
-    run(&Kernels::modal_fit, job);
+    run(&Kernels::modal_fit, job, 2 * current_isa().kernels->lanes);
     return py::make_tuple(values, modes, amplitudes, singular, residuals, ranks, status);
   });
 }

@@ -21,10 +21,14 @@ struct Strided {
   Strided from(std::ptrdiff_t i) const { return {data + i * row, row, column}; }
 };
 
-// out (R × C), rows `width` apart, <- Σ_k x(i, k) y(j, k).
+// out (R × C), rows `width` apart, <- Σ_k x(i, k) y(j, k), added to what is there or not.
 template <int R, int C>
-void product_tile(const Strided &x, const Strided &y, int inner, Vec *out, std::ptrdiff_t width) {
+void product_tile(const Strided &x, const Strided &y, int inner, bool add, Vec *out,
+                  std::ptrdiff_t width) {
   Vec s[R][C] = {};
+  for (int r = 0; add && r < R; ++r)
+    for (int c = 0; c < C; ++c)
+      s[r][c] = out[r * width + c];
   const Vec *a = x.data, *b = y.data;
   for (int k = 0; k < inner; ++k, a += x.column, b += y.column) {
     Vec right[C];
@@ -45,35 +49,50 @@ void product_tile(const Strided &x, const Strided &y, int inner, Vec *out, std::
 }
 
 template <int R>
-void product_row(const Strided &x, const Strided &y, int columns, int inner, Vec *out,
+void product_row(const Strided &x, const Strided &y, int columns, int inner, bool add, Vec *out,
                  std::ptrdiff_t width) {
   int j = 0;
   for (; j + 4 <= columns; j += 4)
-    product_tile<R, 4>(x, y.from(j), inner, out + j, width);
+    product_tile<R, 4>(x, y.from(j), inner, add, out + j, width);
   if (columns - j == 3)
-    product_tile<R, 3>(x, y.from(j), inner, out + j, width);
+    product_tile<R, 3>(x, y.from(j), inner, add, out + j, width);
   else if (columns - j == 2)
-    product_tile<R, 2>(x, y.from(j), inner, out + j, width);
+    product_tile<R, 2>(x, y.from(j), inner, add, out + j, width);
   else if (columns - j == 1)
-    product_tile<R, 1>(x, y.from(j), inner, out + j, width);
+    product_tile<R, 1>(x, y.from(j), inner, add, out + j, width);
 }
 
-// out (rows × columns) <- Σ_k x(i, k) y(j, k); of `lower` no tile that is above the diagonal.
-void product(const Strided &x, int rows, const Strided &y, int columns, int inner, bool lower,
-             Vec *out) {
+// How `product` leaves its result: no tile above the diagonal; added to what is there.
+enum Form { kWhole = 0, kLower = 1, kAdded = 2 };
+
+// out (rows × columns) <- Σ_k x(i, k) y(j, k).
+void product(const Strided &x, int rows, const Strided &y, int columns, int inner, Vec *out,
+             int form = kWhole) {
+  const bool add = form & kAdded;
   for (int i = 0; i < rows; i += 4) {
-    const int left = rows - i, most = lower && i + 4 < columns ? i + 4 : columns;
+    const int left = rows - i, most = (form & kLower) && i + 4 < columns ? i + 4 : columns;
     const Strided from = x.from(i);
     Vec *to = out + std::ptrdiff_t(i) * columns;
     if (left >= 4)
-      product_row<4>(from, y, most, inner, to, columns);
+      product_row<4>(from, y, most, inner, add, to, columns);
     else if (left == 3)
-      product_row<3>(from, y, most, inner, to, columns);
+      product_row<3>(from, y, most, inner, add, to, columns);
     else if (left == 2)
-      product_row<2>(from, y, most, inner, to, columns);
+      product_row<2>(from, y, most, inner, add, to, columns);
     else
-      product_row<1>(from, y, most, inner, to, columns);
+      product_row<1>(from, y, most, inner, add, to, columns);
   }
+}
+
+// The same of long sums, a part of x and y after the other: what fits into the first-level cache.
+void long_product(const Strided &x, int rows, const Strided &y, int columns, int inner, Vec *out,
+                  int form = kWhole) {
+  constexpr int kHeld = 448; // vectors of x, and of y where that is another array
+  const int part = kHeld / rows < 8 ? 8 : kHeld / rows;
+  for (int k = 0; k < inner; k += part)
+    product({x.data + k * x.column, x.row, x.column}, rows,
+            {y.data + k * y.column, y.row, y.column}, columns, inner - k < part ? inner - k : part,
+            out, form | (k > 0 ? kAdded : 0));
 }
 
 void mirror(Vec *a, int n) {
@@ -97,7 +116,6 @@ public:
     gram_ = take(n_ * n_);
     a_ = take(size_ * size_);
     h_ = take(size_ * size_);
-    reflections_ = take(size_ * size_);
     squares_ = take(size_);
     vectors_ = take(size_ * r_);
     image_ = take(size_ * r_);
@@ -107,46 +125,55 @@ public:
     columns_ = take(r_ * r_);
     pair_ = take(r_);
     mixed_ = take(size_ * r_);
-    then_ = take(std::size_t(m_) * r_);
-    now_ = take(std::size_t(m_) * r_);
+    turned_ = take(size_ * r_);
+    mixers_ = take((size_ + 1) * 2 * r_);
+    images_ = take(std::size_t(m_) * 2 * r_);
     seen_ = take(r_ * n_);
     powers_ = reinterpret_cast<Complex *>(take(2 * r_ * n_));
     shared_ = reinterpret_cast<Complex *>(take(2 * r_ * r_));
     right_ = reinterpret_cast<Complex *>(take(2 * r_));
     amplitudes_ = reinterpret_cast<Complex *>(take(2 * r_));
     products_ = take(r_ * r_);
-    lengths_ = take(3 * r_);
-    first_ = reinterpret_cast<int *>(take((symmetric_rotations(size_) + 15) / 8));
-    out_ = take(std::size_t(m_) * r_ * 2);
-    const std::size_t small = symmetric_work(size_), solving = 2 * r_ * r_ + 4 * r_;
-    work_ = take(small > solving ? small : solving);
+    lengths_ = take(r_);
+    residuals_ = take(r_);
+    out_ = take(2 * r_);
+    work_ = take(2 * r_ * r_ + 4 * r_);
     end_ = at_;
   }
 
-  void run(std::int64_t first, int count) {
+  // The products of the systems first … first + count - 1.
+  void prepare(std::int64_t first, int count) {
     read(first, count);
     products();
     const Vec trace = energy();
-    const IntVec usable = (trace > 1e-200) & (trace < 1e200);
-    for (int i = 0; i < size_ * size_; ++i)
-      reflections_[i] = a_[i];
-    SymmetricEigen<Lanes> eigen(reflections_, size_, work_, first_);
-    IntVec fine = usable & eigen.values(squares_);
-    const Vec rank = modal_rank<Lanes>(squares_, size_, job_.rank);
-    const IntVec narrow = rank > double(r_);
-    rank_ = narrow ? Lanes::broadcast(0.0) : rank;
-    width_ = 0;
+    fine_ = (trace > 1e-200) & (trace < 1e200);
+  }
+
+  const Vec *a() const { return a_; }
+  Vec *squares() { return squares_; }
+  Vec *vectors() { return vectors_; }
+
+  // Where the eigenvalues of a, in `squares`, were found: how many of them to keep. Returns of how
+  // many eigenvectors `vectors` is needed: (size × width).
+  int keep(const Vec &found) {
+    fine_ &= found > 0.5;
+    rank_ = modal_rank<Lanes>(squares_, size_, job_.rank);
+    narrow_ = rank_ > double(r_);
+    rank_ = narrow_ ? Vec{} : rank_;
+    width_ = 1;
     for (int lane = 0; lane < kLanes; ++lane)
-      if (fine[lane] && rank_[lane] > width_)
+      if (fine_[lane] && rank_[lane] > width_)
         width_ = int(rank_[lane]);
-    width_ = width_ < 1 ? 1 : width_;
-    eigen.vectors(width_, vectors_);
-    fine &= decompose();
+    return width_;
+  }
+
+  void finish(std::int64_t first, int count) {
+    fine_ &= decompose();
     modes();
     amplitudes();
     for (int lane = 0; lane < count; ++lane) {
-      job_.status[first + lane] = !fine[lane] ? kLeft : narrow[lane] ? kNarrow : kDone;
-      job_.ranks[first + lane] = fine[lane] ? std::int64_t(rank[lane]) : 0;
+      job_.status[first + lane] = !fine_[lane] ? kLeft : narrow_[lane] ? kNarrow : kDone;
+      job_.ranks[first + lane] = fine_[lane] ? std::int64_t(rank_[lane]) : 0;
     }
     write(first, count);
   }
@@ -206,12 +233,12 @@ private:
   // a and h, on the side of which there are fewer.
   void products() {
     if (!on_snapshots()) {
-      product(features(0), m_, features(0), m_, n_ - 1, true, a_);
+      long_product(features(0), m_, features(0), m_, n_ - 1, a_, kLower);
       mirror(a_, m_);
-      product(features(1), m_, features(0), m_, n_ - 1, false, h_);
+      long_product(features(1), m_, features(0), m_, n_ - 1, h_);
       return;
     }
-    product(snapshots(0), n_, snapshots(0), n_, m_, true, gram_);
+    long_product(snapshots(0), n_, snapshots(0), n_, m_, gram_, kLower);
     mirror(gram_, n_);
     for (int i = 0; i < size_; ++i)
       for (int j = 0; j < size_; ++j) {
@@ -252,9 +279,9 @@ private:
         vectors_[i * w + k] *= over;
     }
     // h right, of right = P S with S = σ²/(σ² + ridge · mean).
-    product({h_, size_, 1}, size_, {vectors_, 1, w}, w, size_, false, image_);
+    product({h_, size_, 1}, size_, {vectors_, 1, w}, w, size_, image_);
     Schur<Lanes> schur(w, schur_);
-    product({vectors_, 1, w}, w, {image_, 1, w}, w, size_, false, schur.h);
+    product({vectors_, 1, w}, w, {image_, 1, w}, w, size_, schur.h);
     if (job_.ridge > 0.0)
       for (int k = 0; k < w; ++k) {
         const Vec square = rank_ > k + 0.5 ? squares_[k] : Lanes::broadcast(1.0);
@@ -266,46 +293,72 @@ private:
       }
     const IntVec fine = schur.decompose(rank_, values_, unit_, pair_);
     sort_modes<Lanes>(values_, unit_, pair_, rank_, w, columns_, lengths_);
-    product({vectors_, w, 1}, size_, {columns_, 1, w}, w, w, false, mixed_);
+    product({vectors_, w, 1}, size_, {columns_, 1, w}, w, w, mixed_);
     return fine;
   }
 
-  // Block k of F' g and of F g for all columns g: (m × width).
+  // `images_` (m × 2 width) <- block k of the modes' columns F' g, or F g, and of F' g - F g Λ.
   void images(int k) {
     const int w = width_;
-    if (on_snapshots()) {
-      product(features(k + 1), m_, {mixed_, 1, w}, w, size_, false, then_);
-      product(features(k), m_, {mixed_, 1, w}, w, size_, false, now_);
-    } else {
-      product({h_, m_, 1}, m_, {mixed_, 1, w}, w, m_, false, then_);
-      product({a_, m_, 1}, m_, {mixed_, 1, w}, w, m_, false, now_);
+    if (on_snapshots()) { // one product with the snapshots that F and F' share
+      Vec *both = mixers_;
+      for (int t = 0; t <= size_; ++t)
+        for (int i = 0; i < w; ++i) {
+          const Vec now = t < size_ ? mixed_[t * w + i] : Vec{};
+          const Vec then = t > 0 ? mixed_[(t - 1) * w + i] : Vec{};
+          both[t * 2 * w + i] = job_.exact ? then : now;
+          both[t * 2 * w + w + i] = t < size_ ? then - turned_[t * w + i] : then;
+        }
+      product(features(k), m_, {both, 1, 2 * w}, 2 * w, size_ + 1, images_);
+      return;
     }
+    Vec *then = mixers_, *other = then + m_ * w;
+    product({h_, m_, 1}, m_, {mixed_, 1, w}, w, m_, then);
+    product({a_, m_, 1}, m_, {turned_, 1, w}, w, m_, other);
+    for (int i = 0; i < m_; ++i)
+      for (int c = 0; c < w; ++c) {
+        images_[i * 2 * w + c] = job_.exact ? then[i * w + c] : image_[i * w + c];
+        images_[i * 2 * w + w + c] = then[i * w + c] - other[i * w + c];
+      }
   }
 
   Complex entry(const Vec *row, int k) const { return mode_entry<Lanes>(row, pair_, k, width_); }
 
-  // Residuals, and the modes in `then_` of (m × width) real columns, with their lengths.
+  // Residuals, and in `images_` the real columns of the modes, with their lengths.
   void modes() {
     const int w = width_;
-    Vec *error = lengths_ + w, *size = error + w;
-    for (int k = 0; k < w; ++k)
-      error[k] = size[k] = Vec{};
+    Vec error[kMostModes] = {}, size[kMostModes] = {};
+    for (int i = 0; i < size_; ++i) // g Λ
+      for (int k = 0; k < w; ++k) {
+        const Complex g = values_[k] * entry(mixed_ + i * w, k);
+        turned_[i * w + k] = pair_[k] > 1.5 ? -g.im : g.re;
+      }
+    product({a_, size_, 1}, size_, {mixed_, 1, w}, w, size_, image_);
+    const Vec *other = on_snapshots() ? mixed_ : image_; // F g itself, where it is a g
+    for (int i = 0; i < size_; ++i)
+      for (int k = 0; k < w; ++k)
+        size[k] += image_[i * w + k] * other[i * w + k];
     for (int block = job_.delays - 1; block >= 0; --block) {
       images(block);
       for (int i = 0; i < m_; ++i)
         for (int k = 0; k < w; ++k) {
-          const Complex now = entry(now_ + i * w, k), then = entry(then_ + i * w, k);
-          error[k] += square_of<Lanes>(then - values_[k] * now);
-          size[k] += square_of<Lanes>(now);
+          const Vec missing = images_[i * 2 * w + w + k];
+          error[k] += missing * missing;
         }
     }
-    if (!job_.exact)
-      for (int i = 0; i < m_ * w; ++i)
-        then_[i] = now_[i];
-    product({then_, 1, w}, w, {then_, 1, w}, w, m_, true, products_);
+    const auto whole = [&](const Vec *parts, int k) { // of a pair: both of its parts
+      Vec sum = parts[k];
+      if (k + 1 < w)
+        sum += (pair_[k] > 0.5) & (pair_[k] < 1.5) ? parts[k + 1] : Vec{};
+      if (k > 0)
+        sum += pair_[k] > 1.5 ? parts[k - 1] : Vec{};
+      return sum;
+    };
+    const Strided columns{images_, 1, 2 * w};
+    product(columns, w, columns, w, m_, products_, kLower);
     mirror(products_, w);
     for (int k = 0; k < w; ++k) {
-      error[k] = Lanes::sqrt(error[k] / size[k]);
+      residuals_[k] = Lanes::sqrt(whole(error, k) / whole(size, k));
       lengths_[k] = Lanes::sqrt(mode_product(k, k).re);
     }
   }
@@ -313,15 +366,15 @@ private:
   // φ_jᴴ φ_k of the modes before they have unit length.
   Complex mode_product(int j, int k) const {
     const int w = width_;
-    Vec row[2 * kMostModes]; // Cᵀ φ_k, Re and Im of it
+    Vec re[kMostModes] = {}, im[kMostModes] = {}; // Cᵀ φ_k
     for (int i = 0; i < w; ++i) {
       const Complex right = entry(products_ + i * w, k);
-      row[i] = right.re;
-      row[kMostModes + i] = right.im;
+      re[i] = right.re;
+      im[i] = right.im;
     }
-    const Complex re = entry(row, j), im = entry(row + kMostModes, j);
+    const Complex of_re = entry(re, j), of_im = entry(im, j);
     // φ_j = C u: φ_jᴴ y = conj(u)ᵀ (Cᵀ y).
-    return {re.re + im.im, im.re - re.im};
+    return {of_re.re + of_im.im, of_im.re - of_re.im};
   }
 
   void amplitudes() {
@@ -329,11 +382,11 @@ private:
     const int last = job_.optimal ? n_ : 1;
     // Cᵀ x_t (w × last), from the products where there are fewer of them.
     if (on_snapshots() && job_.delays == 1 && job_.exact)
-      product({mixed_, 1, w}, w, {gram_ + n_, 1, n_}, last, size_, false, seen_);
+      product({mixed_, 1, w}, w, {gram_ + n_, 1, n_}, last, size_, seen_);
     else if (on_snapshots() && job_.delays == 1)
-      product({mixed_, 1, w}, w, {gram_, 1, n_}, last, size_, false, seen_);
+      product({mixed_, 1, w}, w, {gram_, 1, n_}, last, size_, seen_);
     else
-      product({then_, 1, w}, w, snapshots(0), last, m_, false, seen_);
+      product({images_, 1, 2 * w}, w, snapshots(0), last, m_, seen_);
     Vec over[kMostModes];
     for (int k = 0; k < w; ++k)
       over[k] = lengths_[k] > 0.0 ? 1.0 / lengths_[k] : Vec{};
@@ -423,21 +476,48 @@ private:
     }
     put(out_, 2 * r_, job_.amplitudes);
     for (int k = 0; k < r_; ++k)
-      out_[k] = kept(k) ? lengths_[w + (k < w ? k : 0)] : nan;
+      out_[k] = kept(k) ? residuals_[k < w ? k : 0] : nan;
     put(out_, r_, job_.residuals);
     for (int k = 0; k < size_; ++k)
       squares_[k] = Lanes::sqrt(squares_[k]);
     put(squares_, size_, job_.singular);
-    Vec over[kMostModes];
-    for (int k = 0; k < w; ++k)
-      over[k] = kept(k) & IntVec(lengths_[k] > 0.0) ? 1.0 / lengths_[k] : Vec{};
-    for (int i = 0; i < m_; ++i)
-      for (int k = 0; k < r_; ++k) {
-        const Complex mode = k < w ? over[k] * entry(then_ + i * w, k) : Complex{Vec{}, Vec{}};
-        out_[2 * (i * r_ + k)] = mode.re;
-        out_[2 * (i * r_ + k) + 1] = mode.im;
+    // Entries of the modes from those of the real columns: two products each, and no choice.
+    struct Share {
+      Vec re, re_before, im, im_after;
+    } share[kMostModes];
+    for (int k = 0; k < w; ++k) {
+      const Vec zero = {};
+      const Vec over = kept(k) & IntVec(lengths_[k] > 0.0) ? 1.0 / lengths_[k] : zero;
+      const IntVec second = pair_[k] > 1.5, first_of_two = (pair_[k] > 0.5) & ~second;
+      share[k] = {second ? zero : over, second ? over : zero, second ? -over : zero,
+                  first_of_two ? over : zero};
+    }
+    double *to = job_.modes + first * 2 * m_ * r_;
+    Vec block[kLanes]; // entries that are written together
+    int held = 0;
+    const auto put_one = [&](const Vec &x) {
+      block[held++] = x;
+      if (held < kLanes)
+        return;
+      transpose(block);
+      for (int lane = 0; lane < count; ++lane)
+        __builtin_memcpy(to + std::ptrdiff_t(lane) * 2 * m_ * r_, &block[lane], sizeof(Vec));
+      to += kLanes;
+      held = 0;
+    };
+    for (int i = 0; i < m_; ++i) {
+      const Vec *row = images_ + std::ptrdiff_t(i) * 2 * w;
+      for (int k = 0; k < w; ++k) {
+        const Vec before = row[k > 0 ? k - 1 : k], after = row[k + 1 < w ? k + 1 : k];
+        put_one(share[k].re * row[k] + share[k].re_before * before);
+        put_one(share[k].im * row[k] + share[k].im_after * after);
       }
-    put(out_, 2 * m_ * r_, job_.modes);
+      for (int k = 2 * w; k < 2 * r_; ++k)
+        put_one(Vec{});
+    }
+    for (int i = 0; i < held; ++i)
+      for (int lane = 0; lane < count; ++lane)
+        to[std::ptrdiff_t(lane) * 2 * m_ * r_ + i] = block[i][lane];
   }
 
   static constexpr int kMostModes = kMostModalRows;
@@ -447,19 +527,75 @@ private:
   const std::ptrdiff_t stride_;
   int width_ = 0; // modes of the lanes at most
   Vec rank_;
+  IntVec fine_, narrow_; // systems that need no other way, and those of a higher rank
   Vec *at_, *end_;
-  Vec *panel_, *gram_, *a_, *h_, *reflections_, *squares_, *vectors_, *image_, *schur_, *columns_;
-  Vec *pair_, *mixed_, *then_, *now_, *seen_, *products_, *lengths_, *out_, *work_;
+  Vec *panel_, *gram_, *a_, *h_, *squares_, *vectors_, *image_, *schur_, *columns_;
+  Vec *pair_, *mixed_, *turned_, *mixers_, *images_, *seen_, *products_, *lengths_, *residuals_;
+  Vec *out_, *work_;
   Complex *values_, *unit_, *powers_, *shared_, *right_, *amplitudes_;
-  int *first_;
+};
+
+// The eigendecompositions of a batch, and of another beside it.
+class PairEigen {
+  using Real = PairLanes::Real;
+
+public:
+  static std::size_t numbers(const ModalJob &job) {
+    const int size = job.size(), ends = symmetric_rotations(size);
+    return std::size_t(size * size + size + size * job.width + symmetric_work(size)) * 2 * kLanes +
+           (ends + 1) / 2;
+  }
+
+  PairEigen(const ModalJob &job, double *scratch)
+      : size_(job.size()), a_(reinterpret_cast<Real *>(scratch)), squares_(a_ + size_ * size_),
+        vectors_(squares_ + size_), work_(vectors_ + size_ * job.width),
+        ends_(reinterpret_cast<int *>(work_ + symmetric_work(size_))) {}
+
+  void run(Batch &one, Batch &two) {
+    for (int i = 0; i < size_ * size_; ++i)
+      a_[i] = {one.a()[i], two.a()[i]};
+    SymmetricEigen<PairLanes> eigen(a_, size_, work_, ends_);
+    const Real found = PairLanes::select(eigen.values(squares_), PairLanes::broadcast(1.0),
+                                         PairLanes::broadcast(0.0));
+    for (int i = 0; i < size_; ++i) {
+      one.squares()[i] = squares_[i].a;
+      two.squares()[i] = squares_[i].b;
+    }
+    const int first = one.keep(found.a), second = two.keep(found.b);
+    const int most = first > second ? first : second;
+    eigen.vectors(most, vectors_);
+    for (int i = 0; i < size_; ++i) {
+      for (int k = 0; k < first; ++k)
+        one.vectors()[i * first + k] = vectors_[i * most + k].a;
+      for (int k = 0; k < second; ++k)
+        two.vectors()[i * second + k] = vectors_[i * most + k].b;
+    }
+  }
+
+private:
+  const int size_;
+  Real *a_, *squares_, *vectors_, *work_;
+  int *ends_;
 };
 
 } // namespace
 
-std::size_t modal_fit_scratch(const ModalJob &job) { return Batch::scratch(job); }
+std::size_t modal_fit_scratch(const ModalJob &job) {
+  return 2 * Batch::scratch(job) + PairEigen::numbers(job);
+}
 
 void modal_fit_batch(const ModalJob &job, std::int64_t first, int count, double *scratch) {
-  Batch(job, scratch).run(first, count);
+  const std::size_t each = Batch::scratch(job);
+  Batch one(job, scratch), two(job, scratch + each);
+  PairEigen eigen(job, scratch + 2 * each);
+  const int some = count < kLanes ? count : kLanes, others = count - some;
+  one.prepare(first, some);
+  if (others > 0)
+    two.prepare(first + some, others);
+  eigen.run(one, others > 0 ? two : one);
+  one.finish(first, some);
+  if (others > 0)
+    two.finish(first + some, others);
 }
 
 } // namespace koopcore::cpu::KOOPCORE_ISA
