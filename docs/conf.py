@@ -38,13 +38,14 @@ html_title = "koopcore"
 html_static_path = ["_static"]
 html_css_files = ["koopcore.css"]
 html_theme_options = {
-    "show_toc_level": 2,
+    "header_links_before_dropdown": 7,
     "navbar_align": "left",
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],
 }
 html_show_sourcelink = False
+html_sidebars = {"install": [], "gallery": []}  # nothing is below them
 
 
 def plain_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

@@ -62,6 +62,13 @@ class LearnedOperator:
         if not (self.scale > 0.0).all():
             raise ValueError("scale has numbers that are not > 0; states cannot have such units")
 
+    def __repr__(self) -> str:
+        more = "" if self.input_matrix is None else f", {self.input_matrix.shape[1]} inputs"
+        if self.output_readout is not None:
+            more += f", {len(self.output_readout)} outputs"
+        h, n = len(self.operator), len(self.shift)
+        return f"<LearnedOperator: {h} features of {n} states{more}; {self.dictionary!r}>"
+
     def features(self, states: npt.ArrayLike) -> FloatArray:
         """ψ of states (M, n) in their own unit: (M, h)."""
         x = np.atleast_2d(real_array("states", states)).astype(np.float64, copy=False)

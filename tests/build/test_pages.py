@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 from ranks import environment
@@ -88,7 +89,7 @@ def parse(command, words, where):
 
 
 def test_pages_are_reached_from_the_index():
-    """From index.md by tables of contents, and every link to a file leads to one."""
+    """By tables of contents, and every link inside leads to a file, and to a heading of it."""
     docs = ROOT / "docs"
     missing, reached = [], {docs / "index.md"}
     for page in PAGES:
@@ -96,9 +97,40 @@ def test_pages_are_reached_from_the_index():
         for tree in re.findall(r"```{toctree}\n(.*?)```", text, re.DOTALL):
             names = [line for line in tree.splitlines() if line and not line.startswith(":")]
             reached |= {(page.parent / f"{name}.md").resolve() for name in names}
-        prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose):
-            if ":" not in target and not (page.parent / target).exists():
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+            path, _, anchor = target.partition("#")
+            file = page.parent / path if path else page
+            if ":" in target:
+                continue
+            if not file.exists() or (anchor and anchor not in anchors(file)):
                 missing.append(f"{named(page)}: {target}")
     assert missing == []
     assert {page for page in PAGES if page.is_relative_to(docs)} <= reached
+
+
+def prose(text):
+    """Without blocks of code."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page):
+    """Of headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("room", ["", ".training", ".dmd", ".learning", ".torch_ops"])
+def test_every_public_name_is_in_the_reference(room):
+    reference = "".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
+    module = import_module(f"koopcore{room}")
+    public = {name for name in module.__all__ if not isinstance(getattr(module, name), str)}
+    lacking = [
+        name
+        for name in public
+        if not re.search(
+            rf"(auto\w+|py:data):: (koopcore\.)?([\w.]+\.)?{name}$", reference, re.MULTILINE
+        )
+        # Modules have a page of their own.
+        and f"# koopcore.{name}\n" not in reference
+    ]
+    assert lacking == []
