@@ -26,7 +26,14 @@ from koopcore.dmd.checks import (
     check_whole,
 )
 from koopcore.dmd.columns import Columns, columns_of, columns_of_moments, without_noise
-from koopcore.dmd.decomposition import DIVERGED, Decomposition, decompose
+from koopcore.dmd.decomposition import (
+    DIVERGED,
+    EMPTY,
+    GOOD,
+    Decomposition,
+    decompose,
+    rank_rule,
+)
 from koopcore.dmd.dynamics import Amplitudes, Dynamics
 from koopcore.dmd.eigen import ComplexArray
 from koopcore.dmd.series import Kind, Series, read
@@ -60,7 +67,7 @@ class Decomposing(TransformerMixin, BaseEstimator):
 
     @abstractmethod
     def _decompose(self, series: Series) -> None:
-        """Set what is fitted."""
+        """Set what is fitted, after the last error: also of snapshots that are not finite."""
 
     def fit(self, X: Any, y: object = None) -> Any:
         """Decompose one series, a batch of systems, or trajectories of one system.
@@ -75,7 +82,7 @@ class Decomposing(TransformerMixin, BaseEstimator):
         place. A system that fails numerically has a ``status_``, and disturbs no other.
         """
         self._check()
-        series = read(X)
+        series = read(X, finite=False)
         _check_feature_names(self, X if series.kind.library == "pandas" else None, reset=True)
         return self._fit(series)
 
@@ -85,11 +92,11 @@ class Decomposing(TransformerMixin, BaseEstimator):
         return self._fit(series.windows(window, step))
 
     def _fit(self, series: Series) -> Any:
+        self._decompose(series)
         self.n_features_in_ = int(series.array.shape[2])
         self._kind = series.kind
         self._stream: Stream | None = None
         self._streamed = False
-        self._decompose(series)
         return self
 
     @abstractmethod
@@ -517,8 +524,61 @@ class DMD(Decomposing):
             raise ValueError("model='affine' takes one trajectory a system; a list was given")
         if self.modes == "refit" and len(series.lengths) > 1:
             raise ValueError("modes='refit' takes one trajectory a system; a list was given")
+        whole = self._at_once(series)
+        if whole is not None:
+            self._set(series, [whole])
+            return
+        series.check_finite()
         each = 6 * min(n, 2 * m * int(self.delays)) ** 2 + n * m
         self._set(series, in_parts(self._part, series, each))
+
+    def _at_once(self, series: Series) -> tuple[Decomposition, Any, Any, Any] | None:
+        """All systems by one call of the backend, and those that it leaves as `_part` has it.
+
+        None: the backend does not do these.
+        """
+        plain = self.model == "linear" and self.modes != "refit" and self.forgetting == 1.0
+        corrected = self.tls or self.forward_backward or self.noise
+        x = series.array
+        if not plain or corrected or series.is_complex or len(series.lengths) > 1:
+            return None
+        on = backend_for(series.device, self.backend)
+        n, m = (int(size) for size in x.shape[1:])
+        if not isinstance(x, np.ndarray) or n <= int(self.delays):
+            return None
+        rule, value = rank_rule(check_rank(self.rank), m * int(self.delays), n - int(self.delays))
+        exact, optimal = self.modes == "exact", self.amplitudes == "optimal"
+        fit = on.modal_fit(x, int(self.delays), rule, value, float(self.ridge), exact, optimal)
+        if fit is None:
+            return None
+        status = np.where(fit.rank > 0, GOOD, EMPTY)
+        done = Decomposition(
+            fit.eigenvalues, np.empty((0, 0, 0), complex), fit.singular_values, fit.rank, status
+        )
+        part = done, fit.modes, fit.amplitudes, fit.residuals
+        return self._with_left(series, part, fit.left) if fit.left.size else part
+
+    def _with_left(
+        self, series: Series, part: tuple[Decomposition, Any, Any, Any], left: IntArray
+    ) -> tuple[Decomposition, Any, Any, Any]:
+        """``part`` with the systems ``left`` decomposed one after the other stage."""
+        series.check_finite()
+        n, m = (int(size) for size in series.array.shape[1:])
+        some = self._part(series._replace(array=series.array[left], step=n * m))
+        done, other = part[0], some[0]
+        whole = Decomposition(
+            replaced(done.eigenvalues, other.eigenvalues, left, np.nan),
+            done.coefficients,
+            replaced(done.singular_values, other.singular_values, left, 0.0),
+            done.rank,
+            done.status,
+        )
+        whole.rank[left], whole.status[left] = other.rank, other.status
+        modes, amplitudes, residuals = (
+            replaced(mine, theirs, left, missing)
+            for mine, theirs, missing in zip(part[1:], some[1:], (0.0, 0.0, np.nan), strict=True)
+        )
+        return whole, modes, amplitudes, residuals
 
     def _part(self, series: Series) -> tuple[Decomposition, Any, Any, Any]:
         """Some systems: decomposition, modes, amplitudes, residuals."""
@@ -700,6 +760,16 @@ def newest(series: Series) -> Any:
         return last.copy() if isinstance(last, np.ndarray) else last.clone()
     ends = np.cumsum(series.lengths) - 1
     return series.array[0][ends.tolist()]
+
+
+def replaced(values: Any, by: Any, at: IntArray, missing: float) -> Any:
+    """``values`` with the systems ``at`` from ``by``; the shorter last axis is made longer."""
+    width = max(values.shape[-1], by.shape[-1])
+    result = np.full((*values.shape[:-1], width), missing, values.dtype)
+    result[..., : values.shape[-1]] = values
+    result[at] = missing
+    result[at, ..., : by.shape[-1]] = by
+    return result
 
 
 def padded(parts: list[Any], value: float) -> Any:

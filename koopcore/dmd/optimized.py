@@ -105,6 +105,7 @@ class OptimizedDMD(Decomposing):
         delays = max(n // 3, 1) if self.delays == "auto" else int(self.delays)
         if n < delays + 1:
             raise ValueError(f"delays is {delays}; {n} snapshots have room for {n - 1} at most")
+        series.check_finite()
         parts = in_parts(lambda part: self._part(part, rank, delays), series, 4 * n * n + n * m)
         fitted = dynamics.Dynamics(
             padded([part[0] for part in parts], np.nan),

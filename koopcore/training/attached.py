@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
+from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from koopcore.files import write_whole
+from koopcore.partition.layout import Layout
 from koopcore.training.averaged import AveragedWeights, Which
 from koopcore.training.averaging import AverageFamily
 from koopcore.training.hooks import Hooks
@@ -20,7 +22,7 @@ from koopcore.training.jumping.guarded_loss import GuardedLoss, same_gradient
 from koopcore.training.jumping.jump import Jump, Outcome
 from koopcore.training.jumping.span import Residuals, SpanJump
 from koopcore.training.optimizers import Stepper, check_whole, members
-from koopcore.training.parallel.processes import ALONE, PeerError, Processes
+from koopcore.training.parallel.processes import ALONE, PeerError, Processes, by_value
 from koopcore.training.policy import INTERVAL, policy_for
 from koopcore.training.recording.live_buffers import LiveBuffers
 from koopcore.training.recording.normalized_update import check_supported
@@ -285,7 +287,10 @@ class Attached:
             try:
                 if past is not None:
                     parameters.restore(past)
-                full = same_gradient(self._guarded, parameters.stepped)
+                with self._processes.together(self._step, "comparing a gradient"):
+                    full = same_gradient(self._guarded, parameters.stepped)
+            except PeerError:
+                full = False
             finally:
                 if past is not None:
                     parameters.restore(copies)
@@ -478,6 +483,7 @@ class Attached:
         with self._processes.together(self._step, "attach"):
             self._recording.check(self.settings)
             self._processes.same("what is attached", self._described)
+            self._same_layout(self._recording.parameters.layout)
             if self._guarded is not None:
                 self._guarded.rehearse()
                 if self._residuals is not None:
@@ -496,8 +502,28 @@ class Attached:
             **shown,
             "loss": guard if self._residuals is None else "residuals",
             "the optimizer": self._optimizers(),
-            "the layout of the recorded parameters": self._fingerprint(),
         }
+
+    def _same_layout(self, layout: Layout) -> None:
+        """Raise RuntimeError, on all ranks, unless all record the same: it says what first differs.
+
+        Fingerprints first, for the names of a large model's parameters are long.
+        """
+        processes = self._processes
+        if len(set(processes.gather("layouts", layout.fingerprint))) == 1:
+            return
+        shown = [f"{tensor.name!r} of shape {tuple(tensor.shape)}" for tensor in layout.tensors]
+        for of_ranks in zip_longest(
+            *processes.gather("recorded parameters", lambda: shown), fillvalue="none"
+        ):
+            if len(set(of_ranks)) > 1:
+                raise RuntimeError(
+                    "the model differs between ranks: the first parameter that is not the same is "
+                    f"{by_value(of_ranks)}; attach the same model, frozen alike, on all of them"
+                )
+        raise RuntimeError(
+            "the model differs between ranks: its parameters are the same, its layers are not"
+        )
 
     def _restart(self) -> None:
         self._fresh = True

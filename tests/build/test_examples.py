@@ -2,9 +2,13 @@
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from ranks import environment
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -32,6 +36,36 @@ def test_gradients_through_a_prediction_tune_the_rate(capsys):
     first, last = load("hypergradient").main(rounds=20)
     assert last < first / 5  # 2.3e-1 to 1.5e-2: the prediction is exact, and so is its gradient
     assert "predicted" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "package", "length"),
+    [
+        ("lightning_trainer", "lightning", 300),
+        ("hugging_face_trainer", "transformers", 60),
+        ("peft_lora", "peft", 500),
+    ],
+)
+def test_runs_of_frameworks_reach_a_lower_loss_with_koopcore(name, package, length):
+    pytest.importorskip(package)
+    losses = load(name).main(length)
+    assert losses["koopcore"] < losses["plain"] / 2
+
+
+def test_a_sharded_run_jumps_and_goes_on_from_its_shards():
+    torchrun = "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
+    ran = subprocess.run(
+        [sys.executable, *torchrun, EXAMPLES / "fsdp2.py", "120"],
+        env={**environment(), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    plain, jumping, resumed = map(float, re.findall(r"\d\.\d+e[-+]\d+", ran.stdout)[:3])
+    assert jumping < 0.8 * plain
+    assert resumed == jumping
 
 
 def test_the_wake_of_a_cylinder_is_forecast(tmp_path):

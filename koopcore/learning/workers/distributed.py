@@ -72,7 +72,6 @@ class DistributedLearner(ParallelLearner, SynchronousLearner):
 
     _: KW_ONLY
     backend: Literal["gloo", "nccl"] = "gloo"
-    messages: Literal["float64", "float32"] = "float64"
     traffic_: list[Traffic] = field(init=False)
 
     def fit(
@@ -247,5 +246,3 @@ class DistributedLearner(ParallelLearner, SynchronousLearner):
         super()._check()
         if self.backend not in ("gloo", "nccl"):
             raise ValueError(f"backend is {self.backend!r}; 'gloo' or 'nccl' is needed")
-        if self.messages not in ("float64", "float32"):
-            raise ValueError(f"messages is {self.messages!r}; 'float64' or 'float32' is needed")
