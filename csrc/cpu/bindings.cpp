@@ -8,6 +8,7 @@
 #include "cpu/stages.h"
 #include "cpu/threads.h"
 
+#include <complex>
 #include <utility>
 
 namespace koopcore::cpu {
@@ -295,6 +296,54 @@ void bind_features(py::module_ &m) {
   });
 }
 
+void bind_modal(py::module_ &m) {
+  // (values, modes, amplitudes, singular values, residuals, ranks, status): see ModalJob. rule: 0
+  // to 3 as `RankRule`.
+  m.def("modal_fit", [](const py::array &array, int delays, int rule, double value, double ridge,
+                        bool exact, bool optimal, int width) {
+    const bool is_double = is_float64(array, "systems");
+    const py::ssize_t item = is_double ? sizeof(double) : sizeof(float);
+    if (array.ndim() != 3 || array.strides(2) != item || array.shape(2) < 1 ||
+        array.strides(1) != item * array.shape(2))
+      throw std::invalid_argument("systems must have the shape (systems, n, m), each contiguous");
+    const std::int64_t systems = array.shape(0), n = array.shape(1), features = array.shape(2);
+    if (delays < 1 || n < delays + 1 || rule < 0 || rule > 3 || !(ridge >= 0.0))
+      throw std::invalid_argument("a modal fit needs delays >= 1, more snapshots, a rule of 0 to 3 "
+                                  "and a ridge >= 0");
+    ModalJob job{};
+    job.data = static_cast<const char *>(array.data());
+    job.is_double = is_double;
+    job.systems = systems;
+    job.step = array.strides(0);
+    job.n = int(n);
+    job.m = int(features);
+    job.delays = delays;
+    job.rank = {RankRule(rule), value};
+    job.ridge = ridge;
+    job.exact = exact;
+    job.optimal = optimal;
+    job.width = width;
+    const std::int64_t size = job.size();
+    if (size > kMostModalRows || width < 1 || width > size || (!job.on_snapshots() && delays > 1))
+      throw std::invalid_argument("a modal fit takes small matrices of at most " +
+                                  std::to_string(kMostModalRows) + " rows and as many modes");
+    using Numbers = py::array_t<std::complex<double>>;
+    Numbers values({systems, std::int64_t(width)}), amplitudes({systems, std::int64_t(width)});
+    Numbers modes({systems, features, std::int64_t(width)});
+    py::array_t<double> residuals({systems, std::int64_t(width)}), singular({systems, size});
+    py::array_t<std::int64_t> ranks(systems), status(systems);
+    job.values = reinterpret_cast<double *>(values.mutable_data());
+    job.amplitudes = reinterpret_cast<double *>(amplitudes.mutable_data());
+    job.modes = reinterpret_cast<double *>(modes.mutable_data());
+    job.residuals = residuals.mutable_data();
+    job.singular = singular.mutable_data();
+    job.ranks = ranks.mutable_data();
+    job.status = status.mutable_data();
+    run(&Kernels::modal_fit, job, 2 * current_isa().kernels->lanes);
+    return py::make_tuple(values, modes, amplitudes, singular, residuals, ranks, status);
+  });
+}
+
 } // namespace
 } // namespace koopcore::cpu
 
@@ -305,4 +354,5 @@ PYBIND11_MODULE(_cpu, m) {
   bind_companion(m);
   bind_dense(m);
   bind_features(m);
+  bind_modal(m);
 }

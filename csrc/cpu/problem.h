@@ -4,6 +4,8 @@
 // Mirrors cuda/problem.h and the arguments of cuda/stages.h.
 #pragma once
 
+#include "algorithms/modal.h"
+
 #include <cstddef>
 #include <cstdint>
 
@@ -201,6 +203,34 @@ struct FeatureEndpointJob {
   std::int64_t count() const { return groups.count; }
   double nanoseconds() const {
     return double(count()) * rank * rank * (4.0 + 2.0 * horizons.count);
+  }
+};
+
+constexpr int kMostModalRows = 32; // of the small matrices of a modal fit
+
+// Dynamic mode decomposition of systems of n snapshots of m numbers, one `step` after the other.
+struct ModalJob {
+  const char *data; // systems (n × m), row-major
+  bool is_double;
+  std::int64_t systems;
+  std::ptrdiff_t step; // bytes from one system to the next
+  int n, m, delays;
+  RankModel rank;
+  double ridge;
+  bool exact, optimal;          // modes F' g, not F g; amplitudes over all times, not at the first
+  int width;                    // modes of a system at most
+  double *values, *amplitudes;  // (systems, width) complex
+  double *modes;                // (systems, m, width) complex
+  double *residuals;            // (systems, width)
+  double *singular;             // (systems, size())
+  std::int64_t *ranks, *status; // (systems,); status 0: done, 1: the rank is above `width`, 2: left
+
+  bool on_snapshots() const { return std::int64_t(m) * delays >= n - delays; }
+  int size() const { return on_snapshots() ? n - delays : m; }
+  std::int64_t count() const { return systems; }
+  double nanoseconds() const {
+    const double rows = size();
+    return double(systems) * (n * m * (1.0 + 0.1 * rows) + rows * rows * (10.0 + rows));
   }
 };
 

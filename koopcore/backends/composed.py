@@ -15,7 +15,9 @@ from koopcore.backends.protocol import (
     Backend,
     Companion,
     FeatureSolved,
+    ModalFit,
     Projection,
+    RankRule,
     Snapshots,
     diverged,
     out_of_range,
@@ -54,6 +56,18 @@ class Composed(Backend):
     ) -> None:
         weights, _ = self.rollout(coefficients, affine, horizons)
         self.combine(snapshots, part, weights, out)
+
+    def modal_fit(
+        self,
+        systems: npt.NDArray[Any],
+        delays: int,
+        rule: RankRule,
+        value: float,
+        ridge: float,
+        exact: bool,
+        optimal: bool,
+    ) -> ModalFit | None:
+        return None  # koopcore.dmd composes it
 
     @np.errstate(over="ignore", invalid="ignore")
     def feature_fit(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,9 @@ from koopcore.backends.protocol import (
     Ahead,
     Companion,
     FeatureSolved,
+    ModalFit,
     Projection,
+    RankRule,
     Snapshots,
     WholeCompanion,
 )
@@ -33,6 +35,9 @@ from koopcore.types import FloatArray
 MOST_THREADS = 4096  # that the module takes
 MOMENTS, SECOND, SAMPLED = range(3)
 """Passes of a fit on the feature side: `Passes` in csrc/cpu/problem.h."""
+MODAL_ROWS, MODAL_NUMBERS = 32, 2**15
+"""Of a modal fit: rows of its small matrices, and numbers of a system, that the cache holds."""
+PROBED = 64  # systems that say how many modes the others may have
 LONG, LONG_FOR_ITS_GROUPS = 128, 8
 """Windows of so many snapshots, and so many times the parameters of a group, are long."""
 
@@ -229,6 +234,43 @@ class NativeCpu(Composed):
             out,
         )
 
+    def modal_fit(
+        self,
+        systems: npt.NDArray[Any],
+        delays: int,
+        rule: RankRule,
+        value: float,
+        ridge: float,
+        exact: bool,
+        optimal: bool,
+    ) -> ModalFit | None:
+        """W systems at a time, from snapshots to modes while they are in the cache."""
+        count, n, m = systems.shape
+        size = min(n - delays, m * delays)
+        if size > MODAL_ROWS or n * m > MODAL_NUMBERS or (delays > 1 and m * delays < n - delays):
+            return None
+        how = delays, get_args(RankRule).index(rule), value, ridge, exact, optimal
+        most = min(int(value), size) if rule == "number" else size
+        width = most
+        if rule != "number" and count > 2 * PROBED:  # some tell how many modes to make room for
+            width = max(int(self._cpu.modal_fit(systems[:PROBED], *how, most)[5].max()), 1)
+        *numbers, ranks, status = self._cpu.modal_fit(systems, *how, width)
+        wider = np.flatnonzero(status == 1)
+        if wider.size:
+            *more, ranks[wider], status[wider] = self._cpu.modal_fit(systems[wider], *how, most)
+            numbers = [widened(*both, wider) for both in zip(numbers, more, strict=True)]
+        width = int(ranks.max(initial=0))
+        values, modes, amplitudes, singular, residuals = numbers
+        return ModalFit(
+            values[:, :width],
+            np.ascontiguousarray(modes[:, :, :width]),
+            amplitudes[:, :width],
+            singular,
+            residuals[:, :width],
+            ranks,
+            np.flatnonzero(status),
+        )
+
     def gather(self, snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
         result: FloatArray = self._cpu.gather(
             snapshots.array, snapshots.order[np.asarray(rows, dtype=np.int64)], self._groups(part)
@@ -237,6 +279,17 @@ class NativeCpu(Composed):
 
     def scatter(self, part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
         self._cpu.scatter(self._groups(part), values, out)
+
+
+def widened(
+    few: npt.NDArray[Any], more: npt.NDArray[Any], at: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
+    """``few`` with the systems ``at`` from ``more``, whose last axis is longer."""
+    missing = 0.0 if few.ndim == 3 else np.nan
+    result = np.full((*few.shape[:-1], more.shape[-1]), missing, dtype=few.dtype)
+    result[..., : few.shape[-1]] = few
+    result[at] = more
+    return result
 
 
 def load() -> NativeCpu:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +83,22 @@ class FeatureSolved(NamedTuple):
     hindcast: FloatArray  # (n_groups,) error of predicting x_n from x_{n-holdout}, / movement
     projection: Projection | None  # None: m² numbers a group that nobody has asked for
     readout: FloatArray | None  # (n_groups, m, r) E V
+
+
+RankRule: TypeAlias = Literal["all", "number", "energy", "threshold"]
+"""Singular values kept: all that are no rounding, a number, a share of energy, times the median."""
+
+
+class ModalFit(NamedTuple):
+    """Dynamic mode decompositions, as in koopcore/dmd; NaN, or zero modes, past a system's rank."""
+
+    eigenvalues: npt.NDArray[np.complex128]  # (systems, r) falling magnitude
+    modes: npt.NDArray[np.complex128]  # (systems, m, r) unit columns
+    amplitudes: npt.NDArray[np.complex128]  # (systems, r)
+    singular_values: FloatArray  # (systems, N) falling, those of rounding zero
+    residuals: FloatArray  # (systems, r)
+    rank: IntArray  # (systems,)
+    left: IntArray  # systems that were not decomposed: not finite, out of range, not converged
 
 
 class Backend(ABC):
@@ -297,6 +313,25 @@ class Backend(ABC):
     @abstractmethod
     def scatter(self, part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
         """Values (n_horizons, n_groups, m) into the groups' columns of ``out``."""
+
+    @abstractmethod
+    def modal_fit(
+        self,
+        systems: npt.NDArray[Any],
+        delays: int,
+        rule: RankRule,
+        value: float,
+        ridge: float,
+        exact: bool,
+        optimal: bool,
+    ) -> ModalFit | None:
+        """Dynamic mode decomposition of every system of ``systems`` (systems, n, m), C-contiguous.
+
+        delays, ridge: as `koopcore.dmd.DMD`. rule, value: which singular values are kept. exact:
+        modes F' g, not F g. optimal: amplitudes over all times, not at the first.
+        Returns None where the backend does not do systems of this size: koopcore.dmd, which is the
+        definition, then does it. Cost: one read, (n m + N²) min(n, m) multiply-adds a system.
+        """
 
 
 def breakdown_tolerance(n: int) -> float:

@@ -123,6 +123,10 @@ class Series(NamedTuple):
     def is_complex(self) -> bool:
         return "complex" in arrays.dtype_name(self.array)
 
+    def check_finite(self) -> None:
+        """ValueError for NaN and infinities, with their place."""
+        _check_finite(self.array, "X", self.kind.systems)
+
     def part(self, low: int, high: int) -> Series:
         """Systems low .. high - 1."""
         return self._replace(array=self.array[low:high])
@@ -172,11 +176,12 @@ class Series(NamedTuple):
         return Series(view, (window,), replace(kind, library=plain), self.device, step * m)
 
 
-def read(value: Any, name: str = "X") -> Series:
+def read(value: Any, name: str = "X", finite: bool = True) -> Series:
     """``value`` as a `Series`, without a copy where it is contiguous numbers already.
 
     Raises TypeError or ValueError for what is no series, NaN or infinities (with their place),
-    trajectories of different widths, and systems of different lengths.
+    trajectories of different widths, and systems of different lengths. ``finite=False`` leaves
+    NaN and infinities to `Series.check_finite`.
     """
     if isinstance(value, (list, tuple)) and value and all(np.ndim(item) >= 2 for item in value):
         return _trajectories(value, name)
@@ -197,7 +202,8 @@ def read(value: Any, name: str = "X") -> Series:
             f"minimum of 1 is required: {name} is (time, features) or (systems, time, features)"
         )
     kind = Kind(kind.library, kind.dtype, kind.device, systems, False, kind.labels)
-    _check_finite(array, name, systems)
+    if finite:
+        _check_finite(array, name, systems)
     if not systems:
         checks.warn_if_transposed(array[0], name)
     device = "cpu" if isinstance(array, np.ndarray) else arrays.where(array).split()[0].lower()
