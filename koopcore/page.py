@@ -25,7 +25,7 @@ body { background: var(--ground); color: var(--text); font: 16px/1.55 system-ui,
 h1 { font-size: 1.6rem; margin: 0 0 .25rem } h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem }
 p { margin: .4rem 0 .8rem } .soft, caption, figcaption { color: var(--soft) }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
-caption { text-align: left; padding: .3rem 0 }
+caption { text-align: left; padding: .3rem 0; white-space: nowrap }
 th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); overflow-wrap: normal }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }

@@ -91,6 +91,33 @@ def _regimes(stats: Any, losses: Any, hindcasts: Any, ink: _Ink) -> None:
             free = begin + 0.1 * steps
 
 
+def averages(koop: Any, *, dark: bool = False) -> Figure:
+    """Draw the loss at the weights and at each average, when they were last compared.
+
+    Args:
+        koop: what ``koopcore.attach`` returned, after ``koop.averaged()`` was asked for.
+
+    Raises ValueError where nothing was compared yet.
+    """
+    losses: dict[str, float] = {
+        name: loss for name, loss in koop.stats.averages.items() if math.isfinite(loss)
+    }
+    if not losses:
+        raise ValueError("no averages were compared yet; koop.averaged() with a loss compares them")
+    figure, ink = _figure(dark, (8, 0.8 + 0.28 * len(losses)))
+    axes = figure.subplots()
+    best = min(losses, key=losses.__getitem__)
+    for place, (name, loss) in enumerate(losses.items()):
+        color = ink.second if name == best else ink.first
+        axes.plot([losses[best], loss], [place, place], color=ink.faint, lw=1, zorder=1)
+        axes.plot([loss], [place], "o", color=color)
+    axes.set_yticks(range(len(losses)), list(losses))
+    axes.invert_yaxis()
+    axes.set_xlabel("loss")
+    _dress(axes, ink)
+    return figure
+
+
 def spectrum(fitted: Any, system: int = 0, *, dark: bool = False) -> Figure:
     """Eigenvalues in the complex plane with the unit circle.
 

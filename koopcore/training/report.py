@@ -21,25 +21,34 @@ def report_of(koop: Any, what: str) -> str:
     parts = [
         page.table(stats.rows()),
         page.heading("Losses, jumps, regimes"),
-        page.figure(
-            plot.run(koop),
-            plot.run(koop, dark=True),
-            _losses_in_words(stats),
-            "Above: the loss before each attempt, and lines down to the loss behind each jump. "
-            "Below: how badly windows predict their own end, over their movement; below a tenth "
-            "jumps go far, near 1 there is nothing to predict. Behind: the regime.",
-        ),
+        _losses(koop, stats),
         page.table(
             [(regime, f"from step {step:,}") for step, regime in stats.regimes],
             caption="Regimes, as they were found",
         ),
         *_attempts(stats),
         *_spectrum(koop, stats.spectrum),
-        *_averages(stats),
+        *_averages(koop, stats),
         page.heading("Time"),
         page.table(_time(stats), ("", "seconds", "of the run"), numbers=(1, 2)),
     ]
     return page.page(f"koopcore: {what}", parts, f"koopcore {koopcore.__version__}")
+
+
+def _losses(koop: Any, stats: Statistics) -> str:
+    if not stats.history:
+        return page.paragraph(
+            "No jump was attempted: not before the regime is known, and not under noise, where the "
+            "weights are left alone and averages are kept beside them."
+        )
+    return page.figure(
+        plot.run(koop),
+        plot.run(koop, dark=True),
+        _losses_in_words(stats),
+        "Above: the loss before each attempt, and lines down to the loss behind each jump. Below: "
+        "how badly windows predict their own end, over their movement; below a tenth jumps go far, "
+        "near 1 there is nothing to predict. Behind: the regime.",
+    )
 
 
 def _losses_in_words(stats: Statistics) -> str:
@@ -111,17 +120,21 @@ def _pace(value: complex, stride: int) -> tuple[str, str]:
     return half, f"{2.0 * math.pi * stride / abs(angle):,.0f} steps" if angle else "-"
 
 
-def _averages(stats: Statistics) -> Iterator[str]:
+def _averages(koop: Any, stats: Statistics) -> Iterator[str]:
     if not stats.averages:
         return
     yield page.heading("Averages")
-    yield page.paragraph(
-        "The loss at the weights and at each average, when they were last compared. "
-        "`with koop.averaged():` puts the best in the weights' place."
-    )
     losses = list(stats.averages.values())
+    best = losses.index(min(losses))
     rows = [(name, f"{loss:.5g}") for name, loss in stats.averages.items()]
-    yield page.table(rows, ("", "loss"), numbers=(1,), best=losses.index(min(losses)))
+    yield page.figure(
+        plot.averages(koop),
+        plot.averages(koop, dark=True),
+        f"The loss at {len(losses)} places; lowest is {rows[best][0]} with {rows[best][1]}.",
+        "The loss at the weights and at what is kept beside them, when they were last compared. "
+        "Inside of koop.averaged() the best is in the weights' place.",
+    )
+    yield page.table(rows, ("", "loss"), numbers=(1,), best=best)
 
 
 def _time(stats: Statistics) -> Iterator[tuple[str, str, str]]:

@@ -69,7 +69,18 @@ def test_a_run_that_never_jumped_is_reported_too(tmp_path):
     koop = attached_run(30, regime="noise")
     text = koop.report(tmp_path / "run.html").read_text(encoding="utf-8")
     assert "Spectrum" not in text
-    assert "0 attempts" in text
+    assert "No jump was attempted" in text
+    assert "<figure>" not in text  # an empty one would say nothing
+    with koop.averaged():
+        pass
+    places = kc.plot.averages(koop).axes[0].get_yticklabels()
+    assert [label.get_text() for label in places] == list(koop.stats.averages)
+    assert koop.report(tmp_path / "run.html").read_text(encoding="utf-8").count("<figure>") == 1
+
+
+def test_averages_that_were_not_compared_are_not_drawn():
+    with pytest.raises(ValueError, match=r"no averages were compared yet; koop.averaged\(\)"):
+        kc.plot.averages(attached_run(5))
 
 
 def test_a_report_that_cannot_be_written_says_so_and_leaves_nothing(tmp_path):
