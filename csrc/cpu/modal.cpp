@@ -205,7 +205,11 @@ private:
     const char *system[kLanes];
     for (int lane = 0; lane < kLanes; ++lane)
       system[lane] = job_.data + (first + (lane < count ? lane : 0)) * job_.step;
-    const std::ptrdiff_t ahead = kLanes * job_.step;
+    const std::ptrdiff_t ahead = 2 * kLanes * job_.step; // what is read next in this place
+    const std::size_t bytes = m_ * sizeof(T);
+    for (int lane = 0; lane < count; ++lane)
+      __builtin_memcpy(job_.newest + (first + lane) * bytes, system[lane] + (n_ - 1) * bytes,
+                       bytes);
     for (int t = 0; t < n_; ++t) {
       Vec *row = panel_ + std::size_t(t) * stride_;
       const std::ptrdiff_t at = std::ptrdiff_t(t) * m_ * sizeof(T);
@@ -214,7 +218,7 @@ private:
         for (int lane = 0; lane < kLanes; ++lane) {
           const char *from = system[lane] + at + f * sizeof(T);
           row[f + lane] = load<T>(from);
-          __builtin_prefetch(from + ahead);
+          __builtin_prefetch(from + ahead, 0, 1);
         }
         transpose(row + f);
       }
