@@ -192,6 +192,11 @@ class Decomposing(TransformerMixin, BaseEstimator):
             horizons, single = checks.check_horizons(X)
             states = self._ahead(horizons)
             return self._give_ahead(states[:, 0] if single else states)
+        if np.ndim(X) == 0:
+            raise TypeError(
+                f"predict({X!r}): a whole number of snapshots >= 1, several of them, or states "
+                "(time, features) are needed"
+            )
         here = self._states_of(X)
         steps = 1 if horizon is None else check_whole("horizon", horizon, 1)
         current = self._fitted()
