@@ -253,6 +253,7 @@ for _made, _name, _help in (
     (_plain, "figure2", "Oscillator: loss and weights, predicted (Dogra & Redman 2020, Fig. 2)."),
     (_on_digits, "figure3", "MNIST: validation loss, predicted (Dogra & Redman 2020, Fig. 3)."),
     (_plain, "end-to-end", "Oscillator: steps and seconds to a loss, against tuned training."),
+    (_plain, "end-to-end-small", "Small full batches: steps, cost and seconds to a loss."),
     (_on_digits, "end-to-end-mnist", "MNIST: steps and seconds to a validation loss."),
 ):
     reproduce.command(_name, help=_help)(_made(_name))

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,23 +29,27 @@ import koopcore
 TESTS = Path(__file__).resolve().parent
 
 
-def environment() -> dict[str, str]:
-    """This process's, with which a script finds this module too."""
-    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+def environment(paths: Iterable[Path] = ()) -> dict[str, str]:
+    """This process's, with which a script finds this module too, and those in ``paths``."""
+    paths = [*map(str, paths), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def launch(script: Path, size: int, *arguments: str, limit: float = 240.0) -> list[dict[str, Any]]:
+def launch(
+    script: Path, size: int, *arguments: str, limit: float = 240.0, paths: Iterable[Path] = ()
+) -> list[dict[str, Any]]:
     """Run ``script`` in ``size`` processes; return what each one wrote by :func:`report`.
 
-    Each line of a process's output that begins with "{" is a part of its report. A process that
+    paths: where modules of the script lie.
+
+    Each line of a process's output that begins with '{"' is a part of its report. A process that
     fails, is killed or hangs has "exit" other than 0, and "errors", what it wrote to stderr.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     variables = {
-        **environment(),
+        **environment(paths),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(size),
@@ -72,7 +77,7 @@ def launch(script: Path, size: int, *arguments: str, limit: float = 240.0) -> li
             errors += "\nkilled: it hung"
         found: dict[str, Any] = {}
         for line in out.splitlines():
-            if line.startswith("{"):
+            if line.startswith('{"'):
                 found |= json.loads(line)
         reports.append({**found, "exit": process.returncode, "errors": errors})
     return reports

@@ -72,9 +72,12 @@ class Decomposing(TransformerMixin, BaseEstimator):
     def fit(self, X: Any, y: object = None) -> Any:
         """Decompose one series, a batch of systems, or trajectories of one system.
 
-        X: (time, features); (systems, time, features), every system on its own, all at once; a
-        list of trajectories (time, features) of one system, of any lengths. NumPy, torch, CuPy,
-        pandas or xarray; real or complex. Rows are time (PyDMD has columns: pass the transpose).
+        Args:
+            X: (time, features); (systems, time, features), every system on its own, all at
+                once; a list of trajectories (time, features) of one system, of any lengths.
+                NumPy, torch, CuPy, pandas or xarray; real or complex. Rows are time (PyDMD has
+                columns: pass the transpose).
+
         Raises TypeError or ValueError before any work for what cannot be decomposed, NaN with its
         place. A system that fails numerically has a ``status_``, and disturbs no other.
         """
@@ -177,14 +180,17 @@ class Decomposing(TransformerMixin, BaseEstimator):
     def predict(self, X: Any, horizon: int | None = None) -> Any:
         """The state some snapshots later: after the fitted series, or after every row of X.
 
-        X: a horizon T >= 1, or several: x_{n+T} after the fitted series, (features,), or
-        (len(X), features); with systems, or trajectories, one more axis in front. Or states
-        (time, features), (systems, time, features): for every row the state ``horizon`` (1)
-        snapshots later, as scikit-learn has it, in the shape of X. A row's state is what its modes
-        say of it and of the ``delays`` - 1 rows before it, as far as there are any.
+        Args:
+            X: a horizon T >= 1, or several: x_{n+T} after the fitted series, (features,), or
+                (len(X), features); with systems, or trajectories, one more axis in front. Or
+                states (time, features), (systems, time, features): for every row the state
+                ``horizon`` (1) snapshots later, as scikit-learn has it, in the shape of X. A
+                row's state is what its modes say of it and of the ``delays`` - 1 rows before
+                it, as far as there are any.
 
         Warns `UnstableForecastWarning` where the forecast grows far beyond the data; past 1e30
         times the last state is kept, and ``status_`` says so: never infinity.
+
         Cost: m r per state. Not for horizons far beyond the data: growth rates that are wrong by
         δ make it wrong by a factor of exp(δ T).
         """
@@ -210,8 +216,11 @@ class Decomposing(TransformerMixin, BaseEstimator):
     def forecast(self, X: Any = None, horizon: int = 1) -> Any:
         """All states after the last row of X: (horizon, features), (systems, horizon, features).
 
-        X: (time, features) with at least ``delays`` rows, or one such series per system; None
-        continues what was fitted (for several trajectories: (trajectories, horizon, features)).
+        Args:
+            X: (time, features) with at least ``delays`` rows, or one such series per system;
+                None continues what was fitted (for several trajectories: (trajectories,
+                horizon, features)).
+
         Warnings, cost and limits as of `predict`.
         """
         steps = np.arange(1, check_whole("horizon", horizon, 1) + 1)
@@ -426,26 +435,31 @@ class DMD(Decomposing):
     With the snapshots (or ``delays`` of them, stacked) F = [x_1 … x_{n-1}], F' = [x_2 … x_n] the
     operator is F' F⁺ on the leading singular vectors of F; eigenvalues λ, modes φ, amplitudes b.
 
-    Parameters
-    ----------
-    rank: an int >= 1; a fraction, 0 < rank < 1, of the energy; "svht", the optimal hard threshold
-        (Gavish & Donoho 2014); None, all that is no rounding. Each system has its own.
-    delays: snapshots stacked into one state, 1 for none (Arbabi & Mezić 2017). Standing waves,
-        momentum and few sensors need them: a third of the series is a robust choice. Not with
-        fewer than twice as many snapshots.
-    model: "linear"; or "affine", with a constant: eigenvalues of the differences, and λ = 1.
-    modes: "projected" (U w), "exact" (Tu et al. 2014), or "refit", least squares over all times.
-    amplitudes: "optimal", over all times (Jovanović et al. 2014), or "first", at the first one.
-    forward_backward: corrects observation noise (Dawson et al. 2016); not for decaying modes.
-    tls: total least squares (Hemati et al. 2017), the same end; not with the full rank.
-    noise: variance of the observation noise of every feature, whose share of the products is
-        taken off (Dawson et al. 2016, ncDMD); "median" estimates it from the median singular
-        value; 0 for none. Not where noise is not white.
-    ridge: Tikhonov term, relative to the mean squared singular value kept; pulls |λ| inwards.
-    forgetting: weight of a step beside that of the next one, 0 < forgetting <= 1.
-    dt: time between snapshots: rates and frequencies are in its unit.
-    window: snapshots that `partial_fit` looks back at; None: all, with ``forgetting``.
-    backend: a name of `koopcore.available_backends()`; None takes the first that runs.
+    Args:
+        rank: an int >= 1; a fraction, 0 < rank < 1, of the energy; "svht", the optimal hard
+            threshold (Gavish & Donoho 2014); None, all that is no rounding. Each system has its
+            own.
+        delays: snapshots stacked into one state, 1 for none (Arbabi & Mezić 2017). Standing
+            waves, momentum and few sensors need them: a third of the series is a robust choice.
+            Not with fewer than twice as many snapshots.
+        model: "linear"; or "affine", with a constant: eigenvalues of the differences, and λ =
+            1.
+        modes: "projected" (U w), "exact" (Tu et al. 2014), or "refit", least squares over all
+            times.
+        amplitudes: "optimal", over all times (Jovanović et al. 2014), or "first", at the first
+            one.
+        forward_backward: corrects observation noise (Dawson et al. 2016); not for decaying
+            modes.
+        tls: total least squares (Hemati et al. 2017), the same end; not with the full rank.
+        noise: variance of the observation noise of every feature, whose share of the products
+            is taken off (Dawson et al. 2016, ncDMD); "median" estimates it from the median
+            singular value; 0 for none. Not where noise is not white.
+        ridge: Tikhonov term, relative to the mean squared singular value kept; pulls |λ|
+            inwards.
+        forgetting: weight of a step beside that of the next one, 0 < forgetting <= 1.
+        dt: time between snapshots: rates and frequencies are in its unit.
+        window: snapshots that `partial_fit` looks back at; None: all, with ``forgetting``.
+        backend: a name of `koopcore.available_backends()`; None takes the first that runs.
 
     Attributes: `eigenvalues_`, `modes_`, `amplitudes_`, `growth_rates_`, `frequencies_`, `rank_`,
     `status_` (`koopcore.dmd.STATUS`), `singular_values_`, `residuals_`, `components_`,
@@ -455,6 +469,7 @@ class DMD(Decomposing):
     matrices: some 5 µs a system of 16 snapshots, and one more read for the modes. What lies below
     √(4nε) of the largest singular value is rounding: a Gram matrix does not see it.
     Not for noise beyond a tenth of the signal, where `OptimizedDMD` is better.
+
     Source: Schmid 2010; Tu, Rowley, Luchtenburg, Brunton, Kutz 2014; docs/dmd.md.
     """
 
@@ -616,10 +631,13 @@ class DMD(Decomposing):
     def partial_fit(self, X: Any, y: object = None) -> DMD:
         """Take in the next snapshots of a stream, of which only moments are kept.
 
-        X: (n, features), or (systems, n, features); blocks of any length, in time order. Begins a
-        new stream after `fit`. The decomposition is made when first asked for. With ``window`` the
-        last that many snapshots count, and are kept; else all, by ``forgetting``. Amplitudes
-        are those of the newest snapshot, from which forecasts go on.
+        Args:
+            X: (n, features), or (systems, n, features); blocks of any length, in time order.
+                Begins a new stream after `fit`. The decomposition is made when first asked for.
+                With ``window`` the last that many snapshots count, and are kept; else all, by
+                ``forgetting``. Amplitudes are those of the newest snapshot, from which
+                forecasts go on.
+
         Memory: (2 m d)² numbers up to 256 features times delays. Beyond, coordinates on some 50
         directions are kept, those of the most energy: motion below them is lost, and a feature
         that starts to move late may be. Cost: m · 50 multiplications a snapshot then.

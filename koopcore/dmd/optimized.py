@@ -32,18 +32,20 @@ class OptimizedDMD(Decomposing):
     started from the eigenvalues of a delay DMD. Where noise is white and Gaussian this is the
     maximum likelihood estimate; plain DMD's |λ| are biased inwards.
 
-    Parameters
-    ----------
-    rank: number of exponentials, as in `DMD`; also more than the spatial rank (standing waves).
-    delays: of the start; "auto" for a third of the series.
-    max_growth: bound on the growth rates, in 1/unit of dt; 0 forbids growing modes; None: none.
-    dt: time between snapshots.
-    n_iterations: of Levenberg-Marquardt at most; three to five are usual.
-    n_trials: bagging (BOP-DMD, Sashidhar & Kutz 2022): fits to random ``share`` of the snapshots;
-        eigenvalues are their means, and ``eigenvalues_std_`` their standard deviations. 0: none.
-    share: of the snapshots that a trial sees, 0 < share <= 1.
-    random_state: seed of the trials.
-    backend: a name of `koopcore.available_backends()`; None takes the first that runs.
+    Args:
+        rank: number of exponentials, as in `DMD`; also more than the spatial rank (standing
+            waves).
+        delays: of the start; "auto" for a third of the series.
+        max_growth: bound on the growth rates, in 1/unit of dt; 0 forbids growing modes; None:
+            none.
+        dt: time between snapshots.
+        n_iterations: of Levenberg-Marquardt at most; three to five are usual.
+        n_trials: bagging (BOP-DMD, Sashidhar & Kutz 2022): fits to random ``share`` of the
+            snapshots; eigenvalues are their means, and ``eigenvalues_std_`` their standard
+            deviations. 0: none.
+        share: of the snapshots that a trial sees, 0 < share <= 1.
+        random_state: seed of the trials.
+        backend: a name of `koopcore.available_backends()`; None takes the first that runs.
 
     Attributes: those of `DMD` but for singular values and residuals; ``n_iter_`` and ``error_``,
     the relative error of the reconstruction, per system.
@@ -51,6 +53,7 @@ class OptimizedDMD(Decomposing):
     Cost: one read for the Gram matrix, n² r a system for the start, 50 µs r n a system for the
     polish, one read for the modes. Not for one snapshot more than modes, nor for systems whose
     motion is no sum of exponentials; for more modes than about 30 use `DMD`.
+
     Source: Askham & Kutz 2018; docs/dmd.md has the recipe.
     """
 

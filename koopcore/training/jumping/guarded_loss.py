@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 
 from koopcore.training.parallel.processes import ALONE, Processes
@@ -171,7 +173,8 @@ class GuardedLoss:
                     return None
                 return torch.autograd.grad(value.sum(), parameters, allow_unused=True)
 
-        result: Sequence[Tensor | None] | None = self.run(differentiated)
+        with unsynchronized():
+            result: Sequence[Tensor | None] | None = self.run(differentiated)
         return result
 
     def reestimate_buffers(self) -> list[tuple[Tensor, Tensor]]:
@@ -209,6 +212,8 @@ class GuardedLoss:
 
 #: Cosine of two gradients from which on they count as one: what rounding and autocast leave.
 ONE = 0.999
+#: Elements of a gradient that are averaged over processes at most, evenly over all.
+SAMPLED = 8192
 
 
 def same_gradient(guarded: GuardedLoss, parameters: Sequence[Tensor]) -> bool:
@@ -216,27 +221,65 @@ def same_gradient(guarded: GuardedLoss, parameters: Sequence[Tensor]) -> bool:
 
     It has in a run of full batches without dropout, whatever the optimizer then does with it, and
     hardly ever in another. False where that cannot be told: the loss has no gradient or fails in
-    computing it, gradients are sparse, or several processes train (whose wrappers count backward
-    passes). Cost: one forward and backward pass of the loss.
+    computing it, gradients are sparse, or parameters are sharded. Cost: one forward and backward
+    pass of the loss; over several processes the gradients of their losses are averaged at
+    :data:`SAMPLED` places at most, and all have one answer.
     """
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    processes = guarded.processes
     held = [p for p in parameters if p.grad is not None and p.requires_grad]
-    if together or not held or any(p.grad is not None and p.grad.is_sparse for p in held):
+    known = bool(held) and not any(
+        hasattr(p, "placements") or (p.grad is not None and p.grad.is_sparse) for p in held
+    )
+    found: Sequence[Tensor | None] | None = None
+    if known:
+        try:
+            with guarded:
+                found = guarded.gradient(held)
+        except Exception:  # of a loss that is only right without gradients; an attempt would say it
+            found = None
+    if not processes.all(found is not None):
         return False
+    assert found is not None
+    pairs = [
+        (real(p.grad).flatten(), real(own).flatten())
+        for p, own in zip(held, found, strict=True)
+        if own is not None and p.grad is not None
+    ]
+    every = 1
+    if processes.size > 1:
+        every = max(1, -(-sum(mine.numel() for mine, _ in pairs) // SAMPLED))
+    dots = np.zeros(3)
+    for one, other in pairs:
+        a, b = one[::every].double().cpu().numpy(), other[::every].double().cpu().numpy()
+        b = processes.total(b)  # in place of the mean: directions are compared
+        dots += a @ b, a @ a, b @ b
+    product, one_square, other_square = map(float, dots)
+    return processes.all(product > ONE * math.sqrt(one_square * other_square))
+
+
+@contextmanager
+def unsynchronized() -> Iterator[None]:
+    """Let wrappers that count backward passes (DDP) not count what is differentiated in the block.
+
+    They would wait for a reduction that ``torch.autograd.grad`` never begins. Whatever is called in
+    the block is looked at: a loss may hold a wrapper that nobody else knows.
+    """
+    names = "require_backward_grad_sync", "require_forward_param_sync"
+    before: dict[Any, list[Any]] = {}
+
+    def stop(module: nn.Module, _: Any) -> None:
+        if module not in before and all(name in vars(module) for name in names):
+            before[module] = [getattr(module, name) for name in names]
+            setattr(module, names[0], False)
+
+    handle = register_module_forward_pre_hook(stop)
     try:
-        with guarded:
-            found = guarded.gradient(held)
-    except Exception:  # of a loss that is only right without gradients; an attempt would say it
-        return False
-    if found is None:
-        return False
-    dots = torch.zeros(3, dtype=torch.float64)
-    for p, own in zip(held, found, strict=True):
-        if own is not None and p.grad is not None:
-            a, b = real(p.grad).double().flatten(), real(own).double().flatten()
-            dots += torch.stack((a @ b, a @ a, b @ b)).cpu()
-    product, one, other = dots.tolist()
-    return bool(product > ONE * math.sqrt(one * other))
+        yield
+    finally:
+        handle.remove()
+        for module, values in before.items():
+            for name, value in zip(names, values, strict=True):
+                setattr(module, name, value)
 
 
 def check_arguments(loss: Callable[..., Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeAlias
 
@@ -155,7 +155,7 @@ class Group(Processes):
         for name in ranks[0]:
             others = [entry.get(name, "nothing") for entry in ranks]
             if len(set(others)) > 1:
-                shown = _by_value(others)
+                shown = by_value(others)
                 raise self._noted(
                     RuntimeError(f"{what} differs between ranks: {name} is {shown}; it must not")
                 )
@@ -178,7 +178,7 @@ class Group(Processes):
             ranks = self._gather(f"{kind} of step {self._step}")
             raise self._noted(
                 RuntimeError(
-                    f"the ranks are not in step: {_by_value(ranks)}. Attach, step, averaged() and "
+                    f"the ranks are not in step: {by_value(ranks)}. Attach, step, averaged() and "
                     "state_dict() have to be called on all ranks alike; process_group=None lets a "
                     "rank decide alone"
                 )
@@ -290,7 +290,7 @@ def _store() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
-def _by_value(values: list[str]) -> str:
+def by_value(values: Sequence[str]) -> str:
     """Which ranks have which value, in words."""
     ranks: dict[str, list[int]] = {}
     for rank, value in enumerate(values):

@@ -1,7 +1,10 @@
 """The Trainer callback and accelerate, with the real packages on tiny models made from scratch."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from ranks import launch
 from small_training import loss_of, network
 
 transformers = pytest.importorskip("transformers")
@@ -35,11 +38,11 @@ def sentences():
     return [{"input_ids": w, "labels": int(w[0] > 9)} for w in words]
 
 
-def trainer_of(folder, model, steps=40, **options):
+def trainer_of(folder, model, steps=40, size=16, **options):
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=16,
+        per_device_train_batch_size=size,
         learning_rate=1e-3,
         lr_scheduler_type="constant",
         report_to=[],
@@ -74,24 +77,43 @@ def test_a_run_jumps_logs_and_resumes_bit_identically(tmp_path):
         assert torch.equal(p, q)
 
 
-def test_a_peft_models_adapters_are_recorded(tmp_path):
+def test_a_peft_models_adapters_are_recorded_and_resume(tmp_path):
     peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS")
-    trainer, callback = trainer_of(
-        tmp_path, peft.get_peft_model(classifier(), config), 25, regime="smooth"
-    )
+
+    def adapted():
+        config = peft.LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS")
+        return peft.get_peft_model(classifier(), config)
+
+    trainer, whole = trainer_of(tmp_path, adapted(), 40, regime="smooth")
     names = []
-    begin = callback.on_train_begin
+    begin = whole.on_train_begin
 
     def look(*args, **kwargs):
         begin(*args, **kwargs)
-        names.extend(callback.koop.recorded.names)
+        names.extend(whole.koop.recorded.names)
 
-    callback.on_train_begin = look
+    whole.on_train_begin = look
     trainer.train()
     assert names
     assert all("lora_" in name or "modules_to_save" in name for name in names)
-    assert callback.koop.stats.jumps > 0
+    assert whole.koop.stats.jumps > 0
+    expected = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer, resumed = trainer_of(tmp_path, adapted(), 40, regime="smooth")
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-25"))
+    assert jumps(resumed) == jumps(whole)
+    for p, q in zip(trainer.model.parameters(), expected, strict=True):
+        assert torch.equal(p, q)
+
+
+def test_two_processes_jump_alike_and_resume(tmp_path):
+    worker = Path(__file__).parent / "hugging_face_worker.py"
+    reports = launch(worker, 2, str(tmp_path), paths=(worker.parent,))
+    for rank in reports:
+        assert rank["exit"] == 0, rank["errors"][-2000:]
+        assert rank["apart"] == 0.0
+        assert rank["accepted"] > 0
+        assert rank["losses"] == reports[0]["losses"]
+        assert rank["resumed"]
 
 
 def test_misuse_is_said(tmp_path):

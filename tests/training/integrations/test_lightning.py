@@ -1,7 +1,10 @@
 """The Lightning callback, with the real trainer on a small regression."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from ranks import launch
 from small_training import network, points
 
 lightning = pytest.importorskip("lightning.pytorch")
@@ -118,3 +121,13 @@ def test_a_resumed_run_goes_on_bit_identically(tmp_path):
         assert torch.equal(p, q)
     keep = [(j.step, j.kind, j.horizon) for j in whole.koop.stats.history]
     assert [(j.step, j.kind, j.horizon) for j in resumed.koop.stats.history] == keep
+
+
+def test_two_processes_of_the_ddp_strategy_jump_alike():
+    reports = launch(Path(__file__).parent / "lightning_worker.py", 2)
+    for rank in reports:
+        assert rank["exit"] == 0, rank["errors"][-2000:]
+        assert rank["apart"] == 0.0
+        assert rank["steps"] == 60
+        assert rank["accepted"] > 0
+        assert rank["losses"] == reports[0]["losses"]

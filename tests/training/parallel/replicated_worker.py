@@ -7,6 +7,7 @@ from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 import koopcore
+from koopcore.training.jumping.guarded_loss import same_gradient
 
 RANK, SIZE = join()
 torch.manual_seed(0)
@@ -106,14 +107,19 @@ def misuse():
     torch.manual_seed(0)
     net = nn.Linear(8, 4)
 
-    def attach(loss=None, **options):
+    def attach(loss=None, net=net, **options):
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         koopcore.attach(optimizer, net, loss=loss, **options).detach()
+
+    wide = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2 + RANK))
+    deep = nn.Sequential(*[nn.Linear(4, 4) for _ in range(1 + (RANK > 0))])
 
     report(
         options=message(lambda: attach(stride=2 + RANK)),
         one=message(lambda: attach((lambda: net(x).square().mean()) if RANK else None)),
         failed=message(lambda: attach(window=9 if RANK else 2)),
+        wide=message(lambda: attach(net=wide)),
+        deep=message(lambda: attach(net=deep)),
         stranger=message(lambda: attach(process_group=half)) if RANK else "",
         alone=message(lambda: attach(process_group=None)),
         wrong=message(lambda: attach(process_group="all")),
@@ -131,11 +137,49 @@ def others():
     report(residuals=[apart(run.net), run.koop.stats.accepted])
 
 
+def full_batches():
+    """At a rate where full batches look like noise: the gradient says that they are none."""
+
+    def through_the_wrapper(run):
+        return nn.functional.mse_loss(run.model(x), y)
+
+    def quiet(p):
+        return torch.optim.SGD(p, lr=1e-3)
+
+    run = Replicated(through_the_wrapper, optimizer=quiet)
+    run.train(2)
+    held = list(run.net.parameters())
+    found = {}
+    for kind, rows in (("full", slice(None)), ("half", slice(None, None, 2))):
+        run.optimizer.zero_grad()
+        nn.functional.mse_loss(run.model(x[rows]), y[rows]).backward()
+        found[kind] = same_gradient(run.koop._guarded, held)
+    run.train(2)  # the wrapper has counted nothing, and goes on
+    if RANK == 1:
+        run.koop._guarded.loss = lambda: float(through_the_wrapper(run))  # without a gradient
+    found["failing"] = same_gradient(run.koop._guarded, held)
+    report(gradient={**found, "apart": apart(run.net)})
+
+
+def traffic():
+    """Evaluations of each attempt, and the bytes that it sent: nothing else is judged or said."""
+    sent = []
+
+    def count(record):
+        sent.append([record.evaluations, run.koop._processes.sent])
+
+    run = Replicated(regime="smooth", stride=1, on_jump=count)
+    run.train(50)
+    report(traffic=sent)
+
+
 local_losses()
 reduced_losses()
 failing("exception")
 failing("nan")
 misuse()
+full_batches()
+traffic()
 if SIZE == 2:
     others()
 leave()

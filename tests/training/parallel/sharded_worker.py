@@ -89,6 +89,18 @@ def averages():
     report(averages={"far": far, "names": names})
 
 
+def traffic():
+    """Evaluations of each attempt, and the bytes that it sent."""
+    sent = []
+
+    def count(record):
+        sent.append([record.evaluations, run.koop._processes.sent])
+
+    run = Run("fsdp", rank=2, regime="smooth", stride=1, on_jump=count)
+    run.train(50)
+    report(traffic=sent)
+
+
 def stale():
     """What a forward without gradients leaves gathered does not hide a jump."""
     run = Run("fsdp")
@@ -115,6 +127,7 @@ if __name__ == "__main__":
         load(folder)
         averages()
         stale()
+        traffic()
         memory()
     elif size == 3:
         compare("fsdp", ["network", "nodes"])

@@ -1,5 +1,6 @@
 """DDP: what ranks decide together, with real processes on gloo."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,9 @@ def test_misuse_is_said_on_all_ranks_and_names_them(ranks):
     for rank, report in enumerate(ranks):
         assert "the option stride is 2 on rank 0; 3 on rank 1" in report["options"]
         assert "loss is none on rank 0; a function on rank 1" in report["one"]
+        assert "'1.weight' of shape (2, 4) on rank 0" in report["wide"]
+        assert "'1.weight' of shape (3, 4) on rank 1" in report["wide"]
+        assert "none on rank 0; '1.weight' of shape (4, 4) on rank 1" in report["deep"]
         assert report["alone"] == ""
         assert report["wrong"].startswith("ValueError: process_group is 'all'; give \"auto\"")
         assert report["never"].startswith("TypeError: process_group is a int")
@@ -67,6 +71,20 @@ def test_misuse_is_said_on_all_ranks_and_names_them(ranks):
         else:
             assert "attach failed on rank 0: ValueError: window is 2" in report["failed"]
             assert f"rank {rank} is not in the process group" in report["stranger"]
+
+
+def test_an_attempt_sends_what_the_page_says(ranks):
+    for report in ranks:
+        traffic = report["traffic"]
+        assert len(traffic) > 2
+        for (_, before), (evaluations, sent) in itertools.pairwise(traffic):
+            # 32 (e + 3), and one header more where winners are compared.
+            assert sent - before == 32 * (evaluations + 4)
+
+
+def test_full_batches_are_told_by_the_gradient_of_all_ranks(ranks):
+    for report in ranks:
+        assert report["gradient"] == {"full": True, "half": False, "failing": False, "apart": 0.0}
 
 
 def test_partitioned_optimizers_and_residuals_jump_alike(ranks):
@@ -86,5 +104,4 @@ def test_a_rank_that_is_gone_is_an_error_within_the_timeout(how):
     assert first["exit"] == 0, first["errors"][-2000:]
     assert "rank 0 waited" in first["error"]
     assert first["seconds"] < 20  # 5 s, and what the machine adds
-    if how == "away":
-        assert "rank 1 did not come" in first["error"]
+    assert "rank 1 did not come" in first["error"]
