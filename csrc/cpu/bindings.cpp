@@ -297,8 +297,8 @@ void bind_features(py::module_ &m) {
 }
 
 void bind_modal(py::module_ &m) {
-  // (values, modes, amplitudes, singular values, residuals, ranks, status): see ModalJob. rule: 0
-  // to 3 as `RankRule`.
+  // (values, modes, amplitudes, singular values, residuals, newest, ranks, status): see ModalJob.
+  // rule: 0 to 3 as `RankRule`.
   m.def("modal_fit", [](const py::array &array, int delays, int rule, double value, double ridge,
                         bool exact, bool optimal, int width) {
     const bool is_double = is_float64(array, "systems");
@@ -332,6 +332,8 @@ void bind_modal(py::module_ &m) {
     Numbers modes({systems, features, std::int64_t(width)});
     py::array_t<double> residuals({systems, std::int64_t(width)}), singular({systems, size});
     py::array_t<std::int64_t> ranks(systems), status(systems);
+    py::array newest(array.dtype(), std::vector<py::ssize_t>{systems, features});
+    job.newest = static_cast<char *>(newest.mutable_data());
     job.values = reinterpret_cast<double *>(values.mutable_data());
     job.amplitudes = reinterpret_cast<double *>(amplitudes.mutable_data());
     job.modes = reinterpret_cast<double *>(modes.mutable_data());
@@ -340,7 +342,7 @@ void bind_modal(py::module_ &m) {
     job.ranks = ranks.mutable_data();
     job.status = status.mutable_data();
     run(&Kernels::modal_fit, job, 2 * current_isa().kernels->lanes);
-    return py::make_tuple(values, modes, amplitudes, singular, residuals, ranks, status);
+    return py::make_tuple(values, modes, amplitudes, singular, residuals, newest, ranks, status);
   });
 }
 

@@ -205,7 +205,11 @@ private:
     const char *system[kLanes];
     for (int lane = 0; lane < kLanes; ++lane)
       system[lane] = job_.data + (first + (lane < count ? lane : 0)) * job_.step;
-    const std::ptrdiff_t ahead = kLanes * job_.step;
+    const std::ptrdiff_t ahead = 2 * kLanes * job_.step; // what is read next in this place
+    const std::size_t bytes = m_ * sizeof(T);
+    for (int lane = 0; lane < count; ++lane)
+      __builtin_memcpy(job_.newest + (first + lane) * bytes, system[lane] + (n_ - 1) * bytes,
+                       bytes);
     for (int t = 0; t < n_; ++t) {
       Vec *row = panel_ + std::size_t(t) * stride_;
       const std::ptrdiff_t at = std::ptrdiff_t(t) * m_ * sizeof(T);
@@ -214,7 +218,7 @@ private:
         for (int lane = 0; lane < kLanes; ++lane) {
           const char *from = system[lane] + at + f * sizeof(T);
           row[f + lane] = load<T>(from);
-          __builtin_prefetch(from + ahead);
+          __builtin_prefetch(from + ahead, 0, 1);
         }
         transpose(row + f);
       }
@@ -664,28 +668,44 @@ void exponent_fit_batch(const ExponentJob &job, std::int64_t first, int count, d
 }
 
 std::size_t leading_scratch(const LeadingJob &job) {
-  return std::size_t(job.n * job.n + subspace_work(job.n, job.count_wanted)) * kLanes;
+  const int n = job.n, wanted = job.count_wanted;
+  return std::size_t(n * n + 2 * n * wanted + n + symmetric_work(n) + subspace_work(n, wanted)) *
+             kLanes +
+         (symmetric_rotations(n) + 1) / 2;
 }
 
 void leading_batch(const LeadingJob &job, std::int64_t first, int count, double *scratch) {
   const int n = job.n, wanted = job.count_wanted;
   Vec *a = reinterpret_cast<Vec *>(scratch);
   to_lanes(job.matrices + first * n * n, n * n, count, n * n, a);
-  Subspace<Lanes> space(a, n, wanted, a + n * n);
+  Vec *vectors = a + n * n, *other = vectors + n * wanted, *all = other + n * wanted;
+  Vec *full = all + n, *iterated = full + symmetric_work(n);
+  int *ends = reinterpret_cast<int *>(iterated + subspace_work(n, wanted));
+  Subspace<Lanes> space(a, n, wanted, iterated);
   Vec trace = {};
   for (int i = 0; i < n; ++i)
     trace += a[i * n + i];
   const Vec root = Lanes::power_of_two_scale(trace), scale = root * root;
   for (int i = 0; i < n * n; ++i)
     a[i] *= scale;
-  const IntVec settled = space.run();
-  for (int k = 0; k < wanted; ++k) {
-    space.ritz[k] /= scale;
+  IntVec settled = space.run();
+  for (int k = 0; k < wanted; ++k)
     for (int i = 0; i < n; ++i)
-      a[i * wanted + k] = space.y[i * space.w + k];
+      vectors[i * wanted + k] = space.y[i * space.w + k];
+  const IntVec rest = ~settled;
+  if (Lanes::any(rest)) { // eigenvalues without a gap: all of them
+    SymmetricEigen<Lanes> eigen(a, n, full, ends);
+    settled |= eigen.values(all);
+    eigen.vectors(wanted, other);
+    for (int k = 0; k < wanted; ++k)
+      space.ritz[k] = rest ? all[k] : space.ritz[k];
+    for (int i = 0; i < n * wanted; ++i)
+      vectors[i] = rest ? other[i] : vectors[i];
   }
+  for (int k = 0; k < wanted; ++k)
+    space.ritz[k] /= scale;
   from_lanes(space.ritz, wanted, count, wanted, job.values + first * wanted);
-  from_lanes(a, n * wanted, count, n * wanted, job.vectors + first * n * wanted);
+  from_lanes(vectors, n * wanted, count, n * wanted, job.vectors + first * n * wanted);
   for (int lane = 0; lane < count; ++lane)
     job.settled[first + lane] = settled[lane] != 0;
 }

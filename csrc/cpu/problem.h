@@ -223,6 +223,7 @@ struct ModalJob {
   double *modes;                // (systems, m, width) complex
   double *residuals;            // (systems, width)
   double *singular;             // (systems, size())
+  char *newest;                 // (systems, m) of the snapshots' type: the last ones
   std::int64_t *ranks, *status; // (systems,); status 0: done, 1: the rank is above `width`, 2: left
 
   bool on_snapshots() const { return std::int64_t(m) * delays >= n - delays; }

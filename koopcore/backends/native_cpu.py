@@ -255,11 +255,11 @@ class NativeCpu(Composed):
         most = min(int(value), size) if rule == "number" else size
         width = most
         if rule != "number" and count > 2 * PROBED:  # some tell how many modes to make room for
-            width = max(int(self._cpu.modal_fit(systems[:PROBED], *how, most)[5].max()), 1)
-        *numbers, ranks, status = self._cpu.modal_fit(systems, *how, width)
+            width = max(int(self._cpu.modal_fit(systems[:PROBED], *how, most)[-2].max()), 1)
+        *numbers, newest, ranks, status = self._cpu.modal_fit(systems, *how, width)
         wider = np.flatnonzero(status == 1)
         if wider.size:
-            *more, ranks[wider], status[wider] = self._cpu.modal_fit(systems[wider], *how, most)
+            *more, _, ranks[wider], status[wider] = self._cpu.modal_fit(systems[wider], *how, most)
             numbers = [widened(*both, wider) for both in zip(numbers, more, strict=True)]
         width = int(ranks.max(initial=0))
         values, modes, amplitudes, singular, residuals = numbers
@@ -269,6 +269,7 @@ class NativeCpu(Composed):
             amplitudes[:, :width],
             singular,
             residuals[:, :width],
+            newest,
             ranks,
             np.flatnonzero(status),
         )

@@ -97,6 +97,7 @@ class ModalFit(NamedTuple):
     amplitudes: npt.NDArray[np.complex128]  # (systems, r)
     singular_values: FloatArray  # (systems, N) falling, those of rounding zero
     residuals: FloatArray  # (systems, r)
+    newest: npt.NDArray[Any]  # (systems, m) the last snapshots
     rank: IntArray  # (systems,)
     left: IntArray  # systems that were not decomposed: not finite, out of range, not converged
 

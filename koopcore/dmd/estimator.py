@@ -198,6 +198,11 @@ class Decomposing(TransformerMixin, BaseEstimator):
             horizons, single = checks.check_horizons(X)
             states = self._ahead(horizons)
             return self._give_ahead(states[:, 0] if single else states)
+        if np.ndim(X) == 0:
+            raise TypeError(
+                f"predict({X!r}): a whole number of snapshots >= 1, several of them, or states "
+                "(time, features) are needed"
+            )
         here = self._states_of(X)
         steps = 1 if horizon is None else check_whole("horizon", horizon, 1)
         current = self._fitted()
@@ -524,18 +529,18 @@ class DMD(Decomposing):
             raise ValueError("model='affine' takes one trajectory a system; a list was given")
         if self.modes == "refit" and len(series.lengths) > 1:
             raise ValueError("modes='refit' takes one trajectory a system; a list was given")
-        whole = self._at_once(series)
-        if whole is not None:
-            self._set(series, [whole])
+        at_once = self._at_once(series)
+        if at_once is not None:
+            self._set(series, [at_once[0]], at_once[1])
             return
         series.check_finite()
         each = 6 * min(n, 2 * m * int(self.delays)) ** 2 + n * m
         self._set(series, in_parts(self._part, series, each))
 
-    def _at_once(self, series: Series) -> tuple[Decomposition, Any, Any, Any] | None:
+    def _at_once(self, series: Series) -> tuple[tuple[Decomposition, Any, Any, Any], Any] | None:
         """All systems by one call of the backend, and those that it leaves as `_part` has it.
 
-        None: the backend does not do these.
+        With the newest snapshots. None: the backend does not do these.
         """
         plain = self.model == "linear" and self.modes != "refit" and self.forgetting == 1.0
         corrected = self.tls or self.forward_backward or self.noise
@@ -556,7 +561,9 @@ class DMD(Decomposing):
             fit.eigenvalues, np.empty((0, 0, 0), complex), fit.singular_values, fit.rank, status
         )
         part = done, fit.modes, fit.amplitudes, fit.residuals
-        return self._with_left(series, part, fit.left) if fit.left.size else part
+        if fit.left.size:
+            part = self._with_left(series, part, fit.left)
+        return part, fit.newest
 
     def _with_left(
         self, series: Series, part: tuple[Decomposition, Any, Any, Any], left: IntArray
@@ -724,15 +731,17 @@ class DMD(Decomposing):
         self._conclude(fitted, done.rank, done.status)
         self._singular_values, self._residuals = done.singular_values, residuals
 
-    def _set(self, series: Series, parts: list[tuple[Decomposition, Any, Any, Any]]) -> None:
-        """Join the parts of a fit."""
+    def _set(
+        self, series: Series, parts: list[tuple[Decomposition, Any, Any, Any]], last: Any = None
+    ) -> None:
+        """Join the parts of a fit. last: the newest snapshots, where they were copied already."""
         fitted = Dynamics(
             padded([part[0].eigenvalues for part in parts], np.nan),
             padded([part[1] for part in parts], 0.0),
             padded([part[2] for part in parts], 0.0),
             not series.is_complex,
             series.lengths,
-            newest(series),
+            newest(series) if last is None else last,
         )
         rank = np.concatenate([part[0].rank for part in parts])
         self._conclude(fitted, rank, np.concatenate([part[0].status for part in parts]))

@@ -251,6 +251,8 @@ def _plain(value: Any, name: str) -> tuple[Any, Kind]:
         dtype = str(value.dtype).removeprefix("torch.")
         if dtype not in ("float32", "float64", "complex64", "complex128"):
             raise TypeError(f"{name} has dtype {dtype}; float32/64 or complex64/128 is needed")
+        if value.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"{name} lies on {value.device}; cpu and cuda are supported")
         if value.layout != torch.strided:
             raise TypeError(f"{name} is a {value.layout} tensor; a dense one is needed")
         plain = value.detach().resolve_conj().resolve_neg()
@@ -290,7 +292,7 @@ def _numbers(value: Any, name: str) -> npt.NDArray[Any]:
             f"{name} cannot be made an array: {error}. Systems of different lengths do not fit "
             "into one array; fit them one by one, or give trajectories of one system as a list"
         ) from error
-    if array.dtype.kind == "O":
+    if array.dtype.kind in "OUS":
         try:
             return array.astype(np.float64)
         except TypeError as error:
@@ -299,8 +301,6 @@ def _numbers(value: Any, name: str) -> npt.NDArray[Any]:
             ) from error
         except ValueError as error:
             raise ValueError(f"{name} holds what is no number: {error}") from error
-    if array.dtype.kind in "US":
-        return array.astype(np.float64)  # ValueError with the text that is no number
     if array.dtype.kind in "iub" or array.dtype.char == "e":
         return array.astype(np.float64)
     if array.dtype.char not in "fdFD":
