@@ -56,63 +56,73 @@ KOOPCORE_HD typename L::Real modal_rank(typename L::Real *squares, int n, const 
   return L::select(rank < available, rank, available);
 }
 
-// b (r) <- the solution of gram b = right, gram (r × r) Hermitian and overwritten: equilibrated,
-// with one step of refinement. Rows that are zero have b = 0. work: 2 r² + 3 r numbers.
-template <class L>
-KOOPCORE_HD void solve_hermitian(ComplexOf<L> *gram, const ComplexOf<L> *right, int r,
-                                 ComplexOf<L> *b, typename L::Real *work) {
+// Solutions b (r) of gram b = right, gram (r × r) Hermitian: equilibrated, with one step of
+// refinement. gram is scaled in place; rows that are zero have b = 0. factor: r² complex numbers;
+// work: 5 r.
+template <class L> struct HermitianSolver {
   using Real = typename L::Real;
   using Complex = ComplexOf<L>;
-  const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
-  Complex *factor = reinterpret_cast<Complex *>(work), *target = factor + r * r;
-  Real *over = reinterpret_cast<Real *>(target + r);
-  for (int i = 0; i < r; ++i) {
-    const Real square = gram[i * r + i].re;
-    const typename L::Mask some = square > 0.0;
-    over[i] = L::select(some, one / L::sqrt(L::select(some, square, one)), zero);
-  }
-  for (int i = 0; i < r; ++i) {
-    for (int j = 0; j < r; ++j)
-      gram[i * r + j] = (over[i] * over[j]) * gram[i * r + j];
-    target[i] = over[i] * right[i];
-    b[i] = {zero, zero};
-  }
-  for (int j = 0; j < r; ++j) // Cholesky's factor, the inverse of its diagonal in place of it
-    for (int i = j; i < r; ++i) {
-      Complex sum = gram[i * r + j];
-      for (int k = 0; k < j; ++k)
-        sum = sum - factor[i * r + k] * conjugate<L>(factor[j * r + k]);
-      if (i == j) {
-        const Real pivot = L::select(over[i] > 0.0, sum.re + 8.0 * r * 0x1p-52, one);
-        factor[j * r + j] = {one / L::sqrt(L::max(pivot, L::broadcast(r * 0x1p-52))), zero};
-      } else {
-        factor[i * r + j] = factor[j * r + j].re * sum;
-      }
-    }
-  for (int round = 0; round < 2; ++round) {
-    Complex *x = factor + r * r; // target, or what is missing of it, becomes the correction
+
+  Complex *gram, *factor, *x;
+  int r;
+  Real *over;
+
+  KOOPCORE_HD HermitianSolver(Complex *matrix, int size, Complex *space, Real *work)
+      : gram(matrix), factor(space), x(reinterpret_cast<Complex *>(work)), r(size),
+        over(work + 2 * size) {
+    const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
     for (int i = 0; i < r; ++i) {
-      for (int k = 0; k < i; ++k)
-        x[i] = x[i] - factor[i * r + k] * x[k];
-      x[i] = factor[i * r + i].re * x[i];
-    }
-    for (int i = r - 1; i >= 0; --i) {
-      for (int k = i + 1; k < r; ++k)
-        x[i] = x[i] - conjugate<L>(factor[k * r + i]) * x[k];
-      x[i] = factor[i * r + i].re * x[i];
+      const Real square = gram[i * r + i].re;
+      const typename L::Mask some = square > 0.0;
+      over[i] = L::select(some, one / L::sqrt(L::select(some, square, one)), zero);
     }
     for (int i = 0; i < r; ++i)
-      b[i] = b[i] + x[i];
-    for (int i = 0; round == 0 && i < r; ++i) {
-      Complex missing = over[i] * right[i];
       for (int j = 0; j < r; ++j)
-        missing = missing - gram[i * r + j] * b[j];
-      x[i] = missing;
-    }
+        gram[i * r + j] = (over[i] * over[j]) * gram[i * r + j];
+    for (int j = 0; j < r; ++j) // Cholesky's factor, the inverse of its diagonal in place of it
+      for (int i = j; i < r; ++i) {
+        Complex sum = gram[i * r + j];
+        for (int k = 0; k < j; ++k)
+          sum = sum - factor[i * r + k] * conjugate<L>(factor[j * r + k]);
+        if (i == j) {
+          const Real pivot = L::select(over[i] > 0.0, sum.re + 8.0 * r * 0x1p-52, one);
+          factor[j * r + j] = {one / L::sqrt(L::max(pivot, L::broadcast(r * 0x1p-52))), zero};
+        } else {
+          factor[i * r + j] = factor[j * r + j].re * sum;
+        }
+      }
   }
-  for (int i = 0; i < r; ++i)
-    b[i] = over[i] * b[i];
-}
+
+  KOOPCORE_HD void solve(const Complex *right, Complex *b) {
+    const Real zero = L::broadcast(0.0);
+    for (int i = 0; i < r; ++i) {
+      x[i] = over[i] * right[i];
+      b[i] = {zero, zero};
+    }
+    for (int round = 0; round < 2; ++round) { // x: the target, then what is missing of it
+      for (int i = 0; i < r; ++i) {
+        for (int k = 0; k < i; ++k)
+          x[i] = x[i] - factor[i * r + k] * x[k];
+        x[i] = factor[i * r + i].re * x[i];
+      }
+      for (int i = r - 1; i >= 0; --i) {
+        for (int k = i + 1; k < r; ++k)
+          x[i] = x[i] - conjugate<L>(factor[k * r + i]) * x[k];
+        x[i] = factor[i * r + i].re * x[i];
+      }
+      for (int i = 0; i < r; ++i)
+        b[i] = b[i] + x[i];
+      for (int i = 0; round == 0 && i < r; ++i) {
+        Complex missing = over[i] * right[i];
+        for (int j = 0; j < r; ++j)
+          missing = missing - gram[i * r + j] * b[j];
+        x[i] = missing;
+      }
+    }
+    for (int i = 0; i < r; ++i)
+      b[i] = over[i] * b[i];
+  }
+};
 
 // The eigenvalues, eigenvectors and kinds of a Schur decomposition in the order of falling |λ|,
 // those of a pair next to each other; lanes' columns past `rank` come last. All (r) or (r × r);

@@ -344,6 +344,63 @@ void bind_modal(py::module_ &m) {
   });
 }
 
+void bind_exponents(py::module_ &m) {
+  // (exponents, stop, iterations, error): see ExponentJob.
+  using Numbers = py::array_t<std::complex<double>, py::array::c_style | py::array::forcecast>;
+  m.def("exponent_fit", [](const Doubles &c, const Numbers &start, const Index &partner,
+                           double ceiling, double headroom, int most) {
+    if (c.ndim() != 3 || start.ndim() != 2 || partner.ndim() != 2 || c.shape(0) != start.shape(0) ||
+        partner.shape(0) != start.shape(0) || partner.shape(1) != start.shape(1) ||
+        c.shape(1) < 2 || start.shape(1) < 1 || most < 1)
+      throw std::invalid_argument("c must have the shape (series, n, k), start and partner "
+                                  "(series, r), with n >= 2, r >= 1 and most >= 1");
+    const std::int64_t series = start.shape(0), r = start.shape(1);
+    for (std::int64_t i = 0; i < series * r; ++i)
+      if (partner.data()[i] < 0 || partner.data()[i] >= r)
+        throw std::invalid_argument("a partner is not one of the exponents");
+    Numbers alpha({series, r});
+    py::array_t<double> error(series);
+    py::array_t<std::int64_t> stop(series), iterations(series);
+    run(&Kernels::exponent_fit,
+        {series, int(c.shape(1)), int(c.shape(2)), int(r), most, ceiling, headroom, c.data(),
+         reinterpret_cast<const double *>(start.data()), partner.data(),
+         reinterpret_cast<double *>(alpha.mutable_data()), error.mutable_data(),
+         stop.mutable_data(), iterations.mutable_data()});
+    return py::make_tuple(alpha, stop, iterations, error);
+  });
+}
+
+void bind_leading(py::module_ &m) {
+  // (values, vectors, settled) of (groups, n, n) positive semidefinite matrices.
+  m.def("leading", [](const Doubles &matrices, int count) {
+    if (matrices.ndim() != 3 || matrices.shape(1) != matrices.shape(2) || count < 1 ||
+        count > matrices.shape(1))
+      throw std::invalid_argument("matrices must have the shape (groups, n, n), and 1 to n of "
+                                  "their eigenvalues may be wanted");
+    const std::int64_t groups = matrices.shape(0), n = matrices.shape(1);
+    py::array_t<double> values({groups, std::int64_t(count)});
+    py::array_t<double> vectors({groups, n, std::int64_t(count)});
+    py::array_t<bool> settled(groups);
+    run(&Kernels::leading, {groups, int(n), count, matrices.data(), values.mutable_data(),
+                            vectors.mutable_data(), settled.mutable_data()});
+    return py::make_tuple(values, vectors, settled);
+  });
+  // (eigenvalues, settled): see DelayStartJob.
+  m.def("delay_start", [](const Doubles &c, int rank, int delays) {
+    if (c.ndim() != 3 || c.shape(2) < 1 || delays < 1 || rank < 1 ||
+        c.shape(1) < std::int64_t(delays) + rank)
+      throw std::invalid_argument("c must have the shape (series, n, k), with delays >= 1, rank >= "
+                                  "1 and n >= delays + rank");
+    const std::int64_t series = c.shape(0);
+    py::array_t<std::complex<double>> values({series, std::int64_t(rank)});
+    py::array_t<bool> settled(series);
+    run(&Kernels::delay_start,
+        {series, int(c.shape(1)), int(c.shape(2)), rank, delays, c.data(),
+         reinterpret_cast<double *>(values.mutable_data()), settled.mutable_data()});
+    return py::make_tuple(values, settled);
+  });
+}
+
 } // namespace
 } // namespace koopcore::cpu
 
@@ -355,4 +412,6 @@ PYBIND11_MODULE(_cpu, m) {
   bind_dense(m);
   bind_features(m);
   bind_modal(m);
+  bind_exponents(m);
+  bind_leading(m);
 }

@@ -3,8 +3,12 @@
 // The snapshots of a batch are read once, into a panel that stays in the cache: products, modes and
 // residuals are made of it. What a lane cannot do is left to koopcore/dmd, which says so in NumPy.
 #include "algorithms/modal.h"
+#include "algorithms/exponentials.h"
+#include "algorithms/subspace.h"
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
+
+#include <cmath>
 
 namespace koopcore::cpu::KOOPCORE_ISA {
 
@@ -137,7 +141,7 @@ public:
     lengths_ = take(r_);
     residuals_ = take(r_);
     out_ = take(2 * r_);
-    work_ = take(2 * r_ * r_ + 4 * r_);
+    work_ = take(5 * r_);
     end_ = at_;
   }
 
@@ -413,7 +417,8 @@ private:
       }
       right_[j] = over[j] * sum;
     }
-    solve_hermitian<Lanes>(shared_, right_, w, amplitudes_, work_);
+    HermitianSolver<Lanes> solver(shared_, w, unit_, work_); // whose room the eigenvectors leave
+    solver.solve(right_, amplitudes_);
     for (int k = 0; k < w; ++k)
       amplitudes_[k] = scale[k].re * amplitudes_[k];
   }
@@ -596,6 +601,161 @@ void modal_fit_batch(const ModalJob &job, std::int64_t first, int count, double 
   one.finish(first, some);
   if (others > 0)
     two.finish(first + some, others);
+}
+
+std::size_t exponent_fit_scratch(const ExponentJob &job) {
+  return std::size_t(job.n * job.k + exponent_work(job.k, job.r) + 4 * job.r) * kLanes;
+}
+
+void exponent_fit_batch(const ExponentJob &job, std::int64_t first, int count, double *scratch) {
+  const int n = job.n, k = job.k, r = job.r;
+  Vec *c = reinterpret_cast<Vec *>(scratch), *used = c + n * k, *limit = used + r;
+  Complex *alpha = reinterpret_cast<Complex *>(limit + r);
+  Vec *work = reinterpret_cast<Vec *>(alpha + r);
+  to_lanes(job.c + first * n * k, n * k, count, n * k, c);
+  to_lanes(job.start + first * 2 * r, 2 * r, count, 2 * r, reinterpret_cast<Vec *>(alpha));
+  const Vec zero = {}, one = Lanes::broadcast(1.0);
+  for (int i = 0; i < r; ++i) {
+    const IntVec some = (alpha[i].re == alpha[i].re) & (alpha[i].im == alpha[i].im);
+    used[i] = some ? one : zero;
+    alpha[i] = choose<Lanes>(some, alpha[i], Complex{zero, zero});
+    const Vec above = Lanes::max(alpha[i].re, zero) + job.headroom;
+    limit[i] = above > job.ceiling ? Lanes::broadcast(job.ceiling) : above;
+  }
+  const auto powers = [&](const Complex *at, Complex *ratio, Complex *phi) {
+    for (int i = 0; i < r; ++i)
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const double re = at[i].re[lane], im = at[i].im[lane], step = 1.0 / (n - 1);
+        const double size = std::exp(re * step);
+        ratio[i].re[lane] = size * std::cos(im * step);
+        ratio[i].im[lane] = size * std::sin(im * step);
+        const double start = re > 0.0 ? std::exp(-re) : 1.0; // at most one, at the end
+        phi[i].re[lane] = re > 0.0 ? start * std::cos(im) : 1.0;
+        phi[i].im[lane] = re > 0.0 ? -start * std::sin(im) : 0.0;
+      }
+  };
+  const auto pair = [&](Complex *at) {
+    for (int lane = 0; lane < count; ++lane) {
+      const std::int64_t *partner = job.partner + (first + lane) * r;
+      for (int i = 0; i < r; ++i) {
+        const int other = int(partner[i]);
+        if (other < i) // done with the other one
+          continue;
+        const double re = 0.5 * (at[i].re[lane] + at[other].re[lane]);
+        const double im = 0.5 * (at[i].im[lane] - at[other].im[lane]);
+        at[i].re[lane] = at[other].re[lane] = re;
+        at[i].im[lane] = im;
+        at[other].im[lane] = -im;
+      }
+    }
+  };
+  ExponentFit<Lanes> fit({n, k, r, job.most}, c, used, limit, work);
+  Vec error, stop, iterations;
+  fit.run(alpha, error, stop, iterations, powers, pair);
+  const Vec nan = Lanes::broadcast(__builtin_nan(""));
+  for (int i = 0; i < r; ++i)
+    alpha[i] = choose<Lanes>(used[i] > 0.5, alpha[i], Complex{nan, nan});
+  from_lanes(reinterpret_cast<Vec *>(alpha), 2 * r, count, 2 * r, job.alpha + first * 2 * r);
+  for (int lane = 0; lane < count; ++lane) {
+    job.error[first + lane] = error[lane];
+    job.stop[first + lane] = std::int64_t(stop[lane]);
+    job.iterations[first + lane] = std::int64_t(iterations[lane]);
+  }
+}
+
+std::size_t leading_scratch(const LeadingJob &job) {
+  return std::size_t(job.n * job.n + subspace_work(job.n, job.count_wanted)) * kLanes;
+}
+
+void leading_batch(const LeadingJob &job, std::int64_t first, int count, double *scratch) {
+  const int n = job.n, wanted = job.count_wanted;
+  Vec *a = reinterpret_cast<Vec *>(scratch);
+  to_lanes(job.matrices + first * n * n, n * n, count, n * n, a);
+  Subspace<Lanes> space(a, n, wanted, a + n * n);
+  Vec trace = {};
+  for (int i = 0; i < n; ++i)
+    trace += a[i * n + i];
+  const Vec root = Lanes::power_of_two_scale(trace), scale = root * root;
+  for (int i = 0; i < n * n; ++i)
+    a[i] *= scale;
+  const IntVec settled = space.run();
+  for (int k = 0; k < wanted; ++k) {
+    space.ritz[k] /= scale;
+    for (int i = 0; i < n; ++i)
+      a[i * wanted + k] = space.y[i * space.w + k];
+  }
+  from_lanes(space.ritz, wanted, count, wanted, job.values + first * wanted);
+  from_lanes(a, n * wanted, count, n * wanted, job.vectors + first * n * wanted);
+  for (int lane = 0; lane < count; ++lane)
+    job.settled[first + lane] = settled[lane] != 0;
+}
+
+std::size_t delay_start_scratch(const DelayStartJob &job) {
+  const int q = job.columns(), r = job.r;
+  return std::size_t(job.n * job.k + q * q + 2 * (q - 1) * (q - 1) + 2 * (q - 1) * r +
+                     subspace_work(q - 1, r) + schur_work(r) + 3 * r + 2 * r * r) *
+         kLanes;
+}
+
+// The eigenvalues of one step of delayed coordinates, from products of Hankel matrices.
+void delay_start_batch(const DelayStartJob &job, std::int64_t first, int count, double *scratch) {
+  const int n = job.n, k = job.k, r = job.r, q = job.columns(), pairs = q - 1;
+  Vec *c = reinterpret_cast<Vec *>(scratch), *hankel = c + n * k, *a = hankel + q * q;
+  Vec *h = a + pairs * pairs, *p = h + pairs * pairs, *image = p + pairs * r;
+  Vec *schur_space = image + pairs * r;
+  Complex *values = reinterpret_cast<Complex *>(schur_space + schur_work(r));
+  Vec *pair = reinterpret_cast<Vec *>(values + r);
+  Complex *vectors = reinterpret_cast<Complex *>(pair + r);
+  Vec *work = reinterpret_cast<Vec *>(vectors + r * r);
+  to_lanes(job.c + first * n * k, n * k, count, n * k, c);
+  const auto dot = [&](int i, int j) {
+    Vec sum = {};
+    for (int l = 0; l < k; ++l)
+      sum += c[i * k + l] * c[j * k + l];
+    return sum;
+  };
+  for (int lag = 0; lag < q; ++lag) { // along the diagonals one product comes and one goes
+    Vec sum = {};
+    for (int l = 0; l < job.delays; ++l)
+      sum += dot(lag + l, l);
+    for (int j = 0; j + lag < q; ++j) {
+      hankel[(j + lag) * q + j] = hankel[j * q + j + lag] = sum;
+      if (j + lag + 1 < q)
+        sum += dot(j + lag + job.delays, j + job.delays) - dot(j + lag, j);
+    }
+  }
+  Vec trace = {};
+  for (int i = 0; i < pairs; ++i)
+    trace += hankel[i * q + i];
+  const Vec root = Lanes::power_of_two_scale(trace), scale = root * root;
+  for (int i = 0; i < pairs; ++i)
+    for (int j = 0; j < pairs; ++j) {
+      a[i * pairs + j] = hankel[i * q + j] * scale;
+      h[i * pairs + j] = hankel[i * q + j + 1] * scale;
+    }
+  Subspace<Lanes> space(a, pairs, r, work);
+  IntVec fine = space.run() & (trace > 1e-200) & (trace < 1e200);
+  Vec rank = {};
+  for (int i = 0; i < r; ++i) {
+    const IntVec some = space.ritz[i] > modal_floor(n) * space.ritz[0];
+    rank += some ? Lanes::broadcast(1.0) : Vec{};
+    const Vec over = some ? 1.0 / Lanes::sqrt(some ? space.ritz[i] : Lanes::broadcast(1.0)) : Vec{};
+    for (int j = 0; j < pairs; ++j)
+      p[j * r + i] = space.y[j * space.w + i] * over;
+  }
+  multiply<Lanes, Left::plain>(h, p, pairs, pairs, r, image);
+  Schur<Lanes> schur(r, schur_space);
+  multiply<Lanes, Left::transposed>(p, image, r, pairs, r, schur.h);
+  fine &= schur.decompose(rank, values, vectors, pair);
+  for (int lane = 0; lane < count; ++lane) {
+    job.settled[first + lane] = fine[lane] != 0;
+    double *to = job.values + (first + lane) * 2 * r;
+    for (int i = 0; i < r; ++i) {
+      const bool some = i < rank[lane];
+      to[2 * i] = some ? values[i].re[lane] : __builtin_nan("");
+      to[2 * i + 1] = some ? values[i].im[lane] : 0.0;
+    }
+  }
 }
 
 } // namespace koopcore::cpu::KOOPCORE_ISA

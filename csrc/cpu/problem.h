@@ -234,4 +234,43 @@ struct ModalJob {
   }
 };
 
+// Exponentials at n equal steps of [0, 1] fitted to real series of k coordinates.
+struct ExponentJob {
+  std::int64_t series;
+  int n, k, r, most;
+  double ceiling, headroom;        // bounds on Re α, and on how far it may exceed that of the start
+  const double *c, *start;         // (series, n, k); (series, r) complex, NaN where there are fewer
+  const std::int64_t *partner;     // (series, r) which is the conjugate of which
+  double *alpha, *error;           // (series, r) complex; (series,)
+  std::int64_t *stop, *iterations; // (series,)
+
+  std::int64_t count() const { return series; }
+  double nanoseconds() const { return double(series) * n * r * (r + k) * 5.0; }
+};
+
+// The largest eigenvalues of symmetric matrices, where few are wanted.
+struct LeadingJob {
+  std::int64_t groups;
+  int n, count_wanted;
+  const double *matrices;   // (groups, n, n)
+  double *values, *vectors; // (groups, wanted); (groups, n, wanted)
+  bool *settled;            // (groups,)
+
+  std::int64_t count() const { return groups; }
+  double nanoseconds() const { return double(groups) * n * n * (count_wanted + 4) * 0.5; }
+};
+
+// Eigenvalues of one step of delayed coordinates c, rank r: what a fit of exponents starts from.
+struct DelayStartJob {
+  std::int64_t series;
+  int n, k, r, delays;
+  const double *c; // (series, n, k)
+  double *values;  // (series, r) complex, NaN past the rank
+  bool *settled;   // (series,)
+
+  int columns() const { return n - delays + 1; }
+  std::int64_t count() const { return series; }
+  double nanoseconds() const { return double(series) * columns() * columns() * (r + 8) * 0.5; }
+};
+
 } // namespace koopcore::cpu

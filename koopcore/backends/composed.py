@@ -14,6 +14,7 @@ from koopcore.backends.protocol import (
     Ahead,
     Backend,
     Companion,
+    ExponentFit,
     FeatureSolved,
     ModalFit,
     Projection,
@@ -25,7 +26,7 @@ from koopcore.backends.protocol import (
 )
 from koopcore.backends.reflection import reflect, unreflect
 from koopcore.partition.partition import Partition
-from koopcore.types import FloatArray
+from koopcore.types import FloatArray, IntArray
 
 
 class Composed(Backend):
@@ -68,6 +69,27 @@ class Composed(Backend):
         optimal: bool,
     ) -> ModalFit | None:
         return None  # koopcore.dmd composes it
+
+    def exponent_fit(
+        self,
+        c: FloatArray,
+        start: npt.NDArray[np.complex128],
+        partner: IntArray,
+        ceiling: float,
+        headroom: float,
+        most: int,
+    ) -> ExponentFit | None:
+        return None  # likewise
+
+    def leading(
+        self, matrices: FloatArray, count: int
+    ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]] | None:
+        return None
+
+    def delay_start(
+        self, c: FloatArray, rank: int, delays: int
+    ) -> tuple[npt.NDArray[np.complex128], npt.NDArray[np.bool_]] | None:
+        return None
 
     @np.errstate(over="ignore", invalid="ignore")
     def feature_fit(

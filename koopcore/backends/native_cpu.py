@@ -21,6 +21,7 @@ from koopcore.backends.large_groups import FEW, LARGE, LARGE_ALONE, feature_fit
 from koopcore.backends.protocol import (
     Ahead,
     Companion,
+    ExponentFit,
     FeatureSolved,
     ModalFit,
     Projection,
@@ -30,13 +31,14 @@ from koopcore.backends.protocol import (
 )
 from koopcore.backends.threads import thread_count
 from koopcore.partition.partition import Partition
-from koopcore.types import FloatArray
+from koopcore.types import FloatArray, IntArray
 
 MOST_THREADS = 4096  # that the module takes
 MOMENTS, SECOND, SAMPLED = range(3)
 """Passes of a fit on the feature side: `Passes` in csrc/cpu/problem.h."""
 MODAL_ROWS, MODAL_NUMBERS = 32, 2**15
 """Of a modal fit: rows of its small matrices, and numbers of a system, that the cache holds."""
+LEADING_ROWS = 160  # of matrices whose leading eigenvectors are iterated in the cache
 PROBED = 64  # systems that say how many modes the others may have
 LONG, LONG_FOR_ITS_GROUPS = 128, 8
 """Windows of so many snapshots, and so many times the parameters of a group, are long."""
@@ -270,6 +272,36 @@ class NativeCpu(Composed):
             ranks,
             np.flatnonzero(status),
         )
+
+    def exponent_fit(
+        self,
+        c: FloatArray,
+        start: npt.NDArray[np.complex128],
+        partner: IntArray,
+        ceiling: float,
+        headroom: float,
+        most: int,
+    ) -> ExponentFit | None:
+        if not start.size or c.shape[1] * c.shape[2] > MODAL_NUMBERS:
+            return None
+        return ExponentFit(*self._cpu.exponent_fit(c, start, partner, ceiling, headroom, most))
+
+    def leading(
+        self, matrices: FloatArray, count: int
+    ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]] | None:
+        if matrices.dtype != np.float64 or matrices.shape[1] > LEADING_ROWS:
+            return None
+        values, vectors, settled = self._cpu.leading(matrices, count)
+        return values, vectors, settled
+
+    def delay_start(
+        self, c: FloatArray, rank: int, delays: int
+    ) -> tuple[npt.NDArray[np.complex128], npt.NDArray[np.bool_]] | None:
+        pairs = c.shape[1] - delays
+        if c.dtype != np.float64 or not 3 * rank <= pairs <= LEADING_ROWS or rank > MODAL_ROWS:
+            return None
+        values, settled = self._cpu.delay_start(c, rank, delays)
+        return values, settled
 
     def gather(self, snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
         result: FloatArray = self._cpu.gather(

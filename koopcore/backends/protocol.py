@@ -101,6 +101,15 @@ class ModalFit(NamedTuple):
     left: IntArray  # systems that were not decomposed: not finite, out of range, not converged
 
 
+class ExponentFit(NamedTuple):
+    """Exponents fitted to series, in 1/length of the series, NaN where there are fewer."""
+
+    alpha: npt.NDArray[np.complex128]  # (series, r)
+    stop: IntArray  # (series,) 0 converged, 1 stalled, 2 neither after the most iterations
+    iterations: IntArray  # (series,)
+    error: FloatArray  # (series,) ‖R‖²
+
+
 class Backend(ABC):
     """One implementation of the stages, for arrays of one kind of device.
 
@@ -331,6 +340,42 @@ class Backend(ABC):
         modes F' g, not F g. optimal: amplitudes over all times, not at the first.
         Returns None where the backend does not do systems of this size: koopcore.dmd, which is the
         definition, then does it. Cost: one read, (n m + N²) min(n, m) multiply-adds a system.
+        """
+
+    @abstractmethod
+    def exponent_fit(
+        self,
+        c: FloatArray,
+        start: npt.NDArray[np.complex128],
+        partner: IntArray,
+        ceiling: float,
+        headroom: float,
+        most: int,
+    ) -> ExponentFit | None:
+        """Exponentials fitted to real series ``c`` (series, n, k) at equal steps of [0, 1].
+
+        As `koopcore.dmd.variable_projection.fit_exponents`, which is the definition. Returns None
+        where the backend does not do it. Cost: n r (r + k) multiply-adds an iteration.
+        """
+
+    @abstractmethod
+    def leading(
+        self, matrices: FloatArray, count: int
+    ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]] | None:
+        """The ``count`` largest eigenvalues and eigenvectors of semidefinite matrices (S, n, n).
+
+        Returns (S, count) falling, (S, n, count), and where they settled (S,). None where the
+        backend does not do it. Cost: some 10 n² (count + 4) multiply-adds a matrix.
+        """
+
+    @abstractmethod
+    def delay_start(
+        self, c: FloatArray, rank: int, delays: int
+    ) -> tuple[npt.NDArray[np.complex128], npt.NDArray[np.bool_]] | None:
+        """Eigenvalues (S, rank) of one step of ``delays`` coordinates c (S, n, k), stacked.
+
+        NaN past a rank; and where they settled (S,). None where the backend does not do it. Cost:
+        that of `leading` of n - delays rows.
         """
 
 

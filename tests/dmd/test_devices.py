@@ -26,7 +26,8 @@ def test_snapshots_are_read_by_the_kernels_of_the_device(native, monkeypatch, ki
     np.testing.assert_allclose(fitted.eigenvalues_, expected.eigenvalues_, atol=1e-9)
     # A mode's sign, and its phase, are free: its product with the amplitude is not.
     ours, theirs = (one.modes_ * one.amplitudes_[:, None] for one in (fitted, expected))
-    np.testing.assert_allclose(ours, theirs, atol=1e-8)
+    # Where exponents are iterated, to slopes of 1e-8, they differ by what that leaves.
+    np.testing.assert_allclose(ours, theirs, atol=1e-8 if kind is DMD else 1e-6)
 
 
 @pytest.mark.parametrize("complex_", [False, True])
