@@ -276,7 +276,7 @@ for _made, _name, _help in (
     (
         _on_digits,
         "end-to-end-mnist",
-        "MNIST: steps and seconds to a validation loss. --quick: MNISTEND.",
+        "MNIST: steps and seconds to a validation loss. --quick: about two minutes.",
     ),
 ):
     reproduce.command(_name, help=_help)(_made(_name))
