@@ -247,3 +247,10 @@ def test_info_tells_of_a_module_that_was_not_built(monkeypatch):
         record = {"build_type": "Release", "cpu": part}
         monkeypatch.setattr("koopcore._native.build_record", lambda record=record: record)
         assert expected in info.report()
+
+
+def test_the_help_of_every_reproduction_says_how_long_its_small_version_takes():
+    from typer.main import get_command
+
+    for name, command in get_command(cli.reproduce).commands.items():
+        assert "--quick: " in command.help, name
