@@ -136,7 +136,8 @@ class KoopmanOperators:
             error of the newest step, ‖U f - f'‖.
         condition: (n_groups,), estimate of cond(F) with unit columns.
         hindcast_error: (n_groups,), error of predicting x_n from the window without its last
-            quarter, divided by the true movement; NaN where the window is too short.
+            quarter, divided by the true movement; NaN where the window is too short, or where a
+            group that had moved stood still in that quarter.
     """
 
     def __init__(
@@ -254,7 +255,10 @@ class KoopmanOperators:
 
     @property
     def hindcast_error(self) -> FloatArray:
-        return self._gathered("hindcast", np.nan)
+        values = self._gathered("hindcast", np.nan)
+        for fit in self._fits:
+            values[fit.groups[fit.resting(self._snapshots, self._backend)]] = np.nan
+        return values
 
     def __repr__(self) -> str:
         n = len(self._snapshots.order)
