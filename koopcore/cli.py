@@ -274,6 +274,11 @@ for _made, _name, _help in (
         "Oscillator: steps and seconds to a loss, against tuned training. --quick: 75 s.",
     ),
     (
+        _plain,
+        "end-to-end-small",
+        "Small full batches: steps, cost and seconds to a loss. --quick: 110 s.",
+    ),
+    (
         _on_digits,
         "end-to-end-mnist",
         "MNIST: steps and seconds to a validation loss. --quick: about two minutes.",
