@@ -53,15 +53,21 @@ def run(steps, name="adam", dtype=torch.float32, residuals=residuals_of, loss=Tr
     return model, stepper, koop, losses
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "together", "times"),
+    # Measured: 1e2 to 1e5 times; of float32 residuals at all places at once, whose rounding differs
+    # from a single call's, 8 to 1e3.
+    [(torch.float32, False, 20), (torch.float32, True, 4), (torch.float64, True, 20)],
+)
 @pytest.mark.parametrize("name", ["sgd", "adam", "adagrad", "momentum", "rmsprop"])
-def test_jumps_are_many_steps_of_plain_training(name, dtype):
+def test_jumps_are_many_steps_of_plain_training(name, dtype, together, times, monkeypatch):
+    if not together:
+        monkeypatch.setattr(BatchedResiduals, "__call__", lambda *_: None)
     *_, koop, losses = run(200, name, dtype, lambda m: residuals_of(m, dtype))
     plain = run(200, name, dtype, None)[3]
     assert {r.kind for r in koop.stats.history if r.accepted} == {"span"}
     assert koop.stats.accepted > koop.stats.jumps / 2
-    # Measured: 1e2 to 1e5 times; in float32 8 to 1e3, of which rounding alone decides.
-    assert losses[-1] < plain[-1] / (20 if dtype == torch.float64 else 4)
+    assert losses[-1] < plain[-1] / times
     for record in koop.stats.history:
         assert record.loss_after <= record.loss_before
 
