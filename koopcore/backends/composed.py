@@ -14,11 +14,8 @@ from koopcore.backends.protocol import (
     Ahead,
     Backend,
     Companion,
-    ExponentFit,
     FeatureSolved,
-    ModalFit,
     Projection,
-    RankRule,
     Snapshots,
     diverged,
     out_of_range,
@@ -26,7 +23,7 @@ from koopcore.backends.protocol import (
 )
 from koopcore.backends.reflection import reflect, unreflect
 from koopcore.partition.partition import Partition
-from koopcore.types import FloatArray, IntArray
+from koopcore.types import FloatArray
 
 
 class Composed(Backend):
@@ -57,39 +54,6 @@ class Composed(Backend):
     ) -> None:
         weights, _ = self.rollout(coefficients, affine, horizons)
         self.combine(snapshots, part, weights, out)
-
-    def modal_fit(
-        self,
-        systems: npt.NDArray[Any],
-        delays: int,
-        rule: RankRule,
-        value: float,
-        ridge: float,
-        exact: bool,
-        optimal: bool,
-    ) -> ModalFit | None:
-        return None  # koopcore.dmd composes it
-
-    def exponent_fit(
-        self,
-        c: FloatArray,
-        start: npt.NDArray[np.complex128],
-        partner: IntArray,
-        ceiling: float,
-        headroom: float,
-        most: int,
-    ) -> ExponentFit | None:
-        return None  # likewise
-
-    def leading(
-        self, matrices: FloatArray, count: int
-    ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]] | None:
-        return None
-
-    def delay_start(
-        self, c: FloatArray, rank: int, delays: int
-    ) -> tuple[npt.NDArray[np.complex128], npt.NDArray[np.bool_]] | None:
-        return None
 
     @np.errstate(over="ignore", invalid="ignore")
     def feature_fit(

@@ -324,7 +324,6 @@ class Backend(ABC):
     def scatter(self, part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
         """Values (n_horizons, n_groups, m) into the groups' columns of ``out``."""
 
-    @abstractmethod
     def modal_fit(
         self,
         systems: npt.NDArray[Any],
@@ -342,8 +341,8 @@ class Backend(ABC):
         Returns None where the backend does not do systems of this size: koopcore.dmd, which is the
         definition, then does it. Cost: one read, (n m + N²) min(n, m) multiply-adds a system.
         """
+        return None
 
-    @abstractmethod
     def exponent_fit(
         self,
         c: FloatArray,
@@ -358,8 +357,8 @@ class Backend(ABC):
         As `koopcore.dmd.variable_projection.fit_exponents`, which is the definition. Returns None
         where the backend does not do it. Cost: n r (r + k) multiply-adds an iteration.
         """
+        return None
 
-    @abstractmethod
     def leading(
         self, matrices: FloatArray, count: int
     ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]] | None:
@@ -368,8 +367,8 @@ class Backend(ABC):
         Returns (S, count) falling, (S, n, count), and where they settled (S,). None where the
         backend does not do it. Cost: some 10 n² (count + 4) multiply-adds a matrix.
         """
+        return None
 
-    @abstractmethod
     def delay_start(
         self, c: FloatArray, rank: int, delays: int
     ) -> tuple[npt.NDArray[np.complex128], npt.NDArray[np.bool_]] | None:
@@ -378,6 +377,7 @@ class Backend(ABC):
         NaN past a rank; and where they settled (S,). None where the backend does not do it. Cost:
         that of `leading` of n - delays rows.
         """
+        return None
 
 
 def breakdown_tolerance(n: int) -> float:

@@ -63,7 +63,7 @@ def test_an_adapter_reaches_a_lower_loss_with_koopcore(tmp_path):
 def test_a_sharded_run_jumps_and_goes_on_from_its_shards():
     torchrun = "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
     ran = subprocess.run(
-        [sys.executable, *torchrun, EXAMPLES / "fsdp2.py", "120"],
+        [sys.executable, *torchrun, EXAMPLES / "fsdp2.py", "200"],
         env={**environment(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -71,7 +71,7 @@ def test_a_sharded_run_jumps_and_goes_on_from_its_shards():
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     plain, jumping, resumed = map(float, re.findall(r"\d\.\d+e[-+]\d+", ran.stdout)[:3])
-    assert jumping < 0.8 * plain
+    assert jumping < plain / 2
     assert resumed == jumping
 
 
