@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.optim import swa_utils
 
 import koopcore
 from koopcore.lab.problems import mnist
 
 
-def train(steps: int, attached: bool) -> tuple[float, str]:
-    """Train 784:20:20:20:10; return the validation loss and what koopcore did."""
+def train(steps: int, attached: bool) -> tuple[dict[str, float], str]:
+    """Train 784:20:20:20:10; return validation losses by name and what koopcore did."""
     digits = mnist.load()  # 10,000 digits that the package carries
     model = mnist.network(seed=0)
     optimizer = torch.optim.Adadelta(model.parameters(), lr=2.0)
@@ -24,20 +25,26 @@ def train(steps: int, attached: bool) -> tuple[float, str]:
         return nn.functional.cross_entropy(model(images), labels)
 
     if not attached:
+        average = swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.99))
+        optimizer.register_step_post_hook(lambda *_: average.update_parameters(model))
         mnist.train(model, optimizer, batches, steps)
-        return mnist.validation_loss(model, digits), "plain training"
+        losses = {"plain": mnist.validation_loss(model, digits)}
+        return {**losses, "EMA 0.99": mnist.validation_loss(average.module, digits)}, ""
     koop = koopcore.attach(optimizer, model, loss=loss)
     mnist.train(model, optimizer, batches, steps)  # as before, to the last bit of the weights
     with koop.averaged() as name:
-        return mnist.validation_loss(model, digits), f"average {name}\n{koop.stats}"
+        losses = {"koopcore": mnist.validation_loss(model, digits)}
+        return losses, f"koopcore took the average {name}\n{koop.stats}"
 
 
 def main(steps: int = 1000) -> dict[str, float]:
-    """Train both ways and print the validation losses side by side."""
-    losses = {}
-    for name, attached in (("plain", False), ("koopcore", True)):
-        losses[name], report = train(steps, attached)
-        print(f"{name:>9}: validation loss {losses[name]:.3f} after {steps} steps, {report}")
+    """Train both ways and print the validation losses below each other."""
+    plain, _ = train(steps, attached=False)
+    averaged, report = train(steps, attached=True)
+    losses = plain | averaged
+    for name, value in losses.items():
+        print(f"{name:>9}: validation loss {value:.3f} after {steps} steps")
+    print(report)
     return losses
 
 

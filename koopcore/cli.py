@@ -173,7 +173,7 @@ def bench(
     raise typer.Exit(code)
 
 
-Quick = Annotated[bool, typer.Option("--quick", help="A small version, about a minute.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A small version; how long, see above.")]
 Output = Annotated[
     Path, typer.Option(help="Folder for results and pictures.", metavar="FOLDER", file_okay=False)
 ]
@@ -243,17 +243,46 @@ def table1(
     fresh: Fresh = False,
     only: Only = "*",
 ) -> None:
-    """Oscillator, 25 networks, three optimizers (Dogra & Redman 2020, Table 1)."""
+    """Oscillator, 25 networks, three optimizers (Dogra & Redman 2020, Table 1).
+
+    --quick: 25 s; with --schedule paper 35 s.
+    """
     name = "table1" if schedule == "short" else "table1-paper"
     _run(name, quick=quick, output=output, fresh=fresh, only=only)
 
 
+# Of --quick: processor seconds on a two-core server, to the next five.
 for _made, _name, _help in (
-    (_on_digits, "table2", "MNIST, 10 seeds, minibatch Adadelta (Dogra & Redman 2020, Table 2)."),
-    (_plain, "figure2", "Oscillator: loss and weights, predicted (Dogra & Redman 2020, Fig. 2)."),
-    (_on_digits, "figure3", "MNIST: validation loss, predicted (Dogra & Redman 2020, Fig. 3)."),
-    (_plain, "end-to-end", "Oscillator: steps and seconds to a loss, against tuned training."),
-    (_on_digits, "end-to-end-mnist", "MNIST: steps and seconds to a validation loss."),
+    (
+        _on_digits,
+        "table2",
+        "MNIST, 10 seeds, minibatch Adadelta (Dogra & Redman 2020, Table 2). --quick: 10 s.",
+    ),
+    (
+        _plain,
+        "figure2",
+        "Oscillator: loss and weights, predicted (Dogra & Redman 2020, Fig. 2). --quick: 10 s.",
+    ),
+    (
+        _on_digits,
+        "figure3",
+        "MNIST: validation loss, predicted (Dogra & Redman 2020, Fig. 3). --quick: 10 s.",
+    ),
+    (
+        _plain,
+        "end-to-end",
+        "Oscillator: steps and seconds to a loss, against tuned training. --quick: 75 s.",
+    ),
+    (
+        _plain,
+        "end-to-end-small",
+        "Small full batches: steps, cost and seconds to a loss. --quick: 110 s.",
+    ),
+    (
+        _on_digits,
+        "end-to-end-mnist",
+        "MNIST: steps and seconds to a validation loss. --quick: about two minutes.",
+    ),
 ):
     reproduce.command(_name, help=_help)(_made(_name))
 
@@ -269,7 +298,7 @@ def van_der_pol(
     fresh: Fresh = False,
     only: Only = "*",
 ) -> None:
-    """Van der Pol, learned and predicted (Liu, Ding, Chen, Yeung 2020, Fig. 1)."""
+    """Van der Pol, learned and predicted (Liu, Ding, Chen, Yeung 2020, Fig. 1). --quick: 10 s."""
     _run("van-der-pol", **locals())
 
 
@@ -284,7 +313,10 @@ def dictionaries(
     fresh: Fresh = False,
     only: Only = "*",
 ) -> None:
-    """Learned, random, EDMD's and delayed dictionaries of one size, on held-out starts."""
+    """Learned, random, EDMD's and delayed dictionaries of one size, on held-out starts.
+
+    --quick: 20 s.
+    """
     _run("dictionaries", **locals())
 
 
@@ -303,5 +335,5 @@ def glycolysis(
     fresh: Fresh = False,
     only: Only = "*",
 ) -> None:
-    """Glycolysis, learned and predicted (Liu, Ding, Chen, Yeung 2020, Fig. 2)."""
+    """Glycolysis, learned and predicted (Liu, Ding, Chen, Yeung 2020, Fig. 2). --quick: 10 s."""
     _run("glycolysis", **locals())

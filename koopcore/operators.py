@@ -44,24 +44,28 @@ def fit(
         trend   x_{n+T} = x_n + T (x_n - x_1)/(n - 1)
         auto    each group's best of these, and of three ridges, by hindcast
 
-    snapshots: (n_snapshots, n_parameters) NumPy, torch or CuPy array of float32 or float64, any
-        strides, one snapshot a row and the oldest first (papers and PyDMD use columns). It is
-        neither copied nor written to, and predictions read it again: keep it unchanged until then.
-        Without ``part`` also (n_snapshots, n_groups, m), an operator for each group of m; results
-        then end in (n_groups, m). It is copied unless its last two axes are contiguous.
-    part: which parameters share an operator. Parameters in no group keep their last value. None:
-        one operator for all, or for each group of a 3-D array.
-    rank: keep the leading ``rank`` singular values of F (as in dynamic mode decomposition);
-        None: the numerical rank. Groups of fewer parameters use what they have.
-    ridge: Tikhonov parameter relative to the mean diagonal of the scaled Gram matrix, >= 0.
-    backend: a name of `koopcore.available_backends()`; None takes the first that runs here.
-    order: rows of ``snapshots`` in time order, for a ring buffer; None: all rows in turn.
-    horizon: what `predict` will be asked first, if it is known. Small groups are then predicted
-        while the fit has them in the cache, and the snapshots are read from memory once instead
-        of twice; operators of groups of fewer parameters than snapshots are not even written.
-    shares: where groups have parameters in other processes too: how to add up over them, and which
-        columns this one counts. All call `fit` with the same groups, in the same order, and get
-        the same operators; each predicts its own columns. Without ``horizon``.
+    Args:
+        snapshots: (n_snapshots, n_parameters) NumPy, torch or CuPy array of float32 or float64,
+            any strides, one snapshot a row and the oldest first (papers and PyDMD use columns).
+            It is neither copied nor written to, and predictions read it again: keep it
+            unchanged until then. Without ``part`` also (n_snapshots, n_groups, m), an operator
+            for each group of m; results then end in (n_groups, m). It is copied unless its last
+            two axes are contiguous.
+        part: which parameters share an operator. Parameters in no group keep their last value.
+            None: one operator for all, or for each group of a 3-D array.
+        rank: keep the leading ``rank`` singular values of F (as in dynamic mode decomposition);
+            None: the numerical rank. Groups of fewer parameters use what they have.
+        ridge: Tikhonov parameter relative to the mean diagonal of the scaled Gram matrix, >= 0.
+        backend: a name of `koopcore.available_backends()`; None takes the first that runs here.
+        order: rows of ``snapshots`` in time order, for a ring buffer; None: all rows in turn.
+        horizon: what `predict` will be asked first, if it is known. Small groups are then
+            predicted while the fit has them in the cache, and the snapshots are read from
+            memory once instead of twice; operators of groups of fewer parameters than snapshots
+            are not even written.
+        shares: where groups have parameters in other processes too: how to add up over them,
+            and which columns this one counts. All call `fit` with the same groups, in the same
+            order, and get the same operators; each predicts its own columns. Without
+            ``horizon``.
 
     Returns `KoopmanOperators`. Raises TypeError or ValueError for input that cannot be fitted
     (shape, dtype, a partition of other parameters, NaN or infinite snapshots: which and where,
@@ -71,6 +75,7 @@ def fit(
     Cost: one read of the snapshots, P n² flops for P parameters and n snapshots however they are
     grouped, then O(n³) per group; O(groups · n²) memory. Not for windows longer than the motion
     stays linear, nor for minibatch noise without averaging, which `attach` does.
+
     Source: Dogra & Redman, NeurIPS 2020, eq. 4 and Algorithm 1; differences and the Gram route:
     docs/mathematics.md.
     """
@@ -122,12 +127,17 @@ def _divided(seen: arrays.ArrayView) -> tuple[arrays.ArrayView, Partition]:
 class KoopmanOperators:
     """One Koopman operator per group of a partition; made by `fit`.
 
-    status (n_groups,) int: 0 good, else a key of `STATUS`. model (n_groups,) str: what predicts
-    the group. rank (n_groups,) int. residual (n_groups,): ‖F a - f'_last‖, the part of the newest
-    column that the window does not span, in the parameters' unit; for groups of fewer parameters
-    than snapshots the error of the newest step, ‖U f - f'‖. condition (n_groups,): estimate of
-    cond(F) with unit columns. hindcast_error (n_groups,): error of predicting x_n from the window
-    without its last quarter, divided by the true movement; NaN where the window is too short.
+    Attributes:
+        status: (n_groups,) int, 0 good, else a key of `STATUS`.
+        model: (n_groups,) str, what predicts the group.
+        rank: (n_groups,) int.
+        residual: (n_groups,), ‖F a - f'_last‖, the part of the newest column that the window does
+            not span, in the parameters' unit; for groups of fewer parameters than snapshots the
+            error of the newest step, ‖U f - f'‖.
+        condition: (n_groups,), estimate of cond(F) with unit columns.
+        hindcast_error: (n_groups,), error of predicting x_n from the window without its last
+            quarter, divided by the true movement; NaN where the window is too short, or where a
+            group that had moved stood still in that quarter.
     """
 
     def __init__(
@@ -149,7 +159,9 @@ class KoopmanOperators:
     def predict(self, horizon: int | Sequence[int]) -> Any:
         """The parameters T snapshots after the last one: x_{n+T}.
 
-        horizon: T >= 1, in snapshots (T·stride optimizer steps), or a sequence of them.
+        Args:
+            horizon: T >= 1, in snapshots (T·stride optimizer steps), or a sequence of them.
+
         Returns (n_parameters,), or (len(horizon), n_parameters) for a sequence, in the kind and
         dtype of the snapshots. Values are always finite: a group whose rollout diverges keeps its
         last snapshot and has an infinite `growth`. Raises TypeError or ValueError for T < 1.
@@ -243,7 +255,10 @@ class KoopmanOperators:
 
     @property
     def hindcast_error(self) -> FloatArray:
-        return self._gathered("hindcast", np.nan)
+        values = self._gathered("hindcast", np.nan)
+        for fit in self._fits:
+            values[fit.groups[fit.resting(self._snapshots, self._backend)]] = np.nan
+        return values
 
     def __repr__(self) -> str:
         n = len(self._snapshots.order)

@@ -16,16 +16,14 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Colours of the regimes behind the curves.
-_SHADES = {"undecided": "#eeeeee", "smooth": "#e3f1e8", "between": "#fbeedb", "noise": "#f6dfe4"}
 
-
-def run(koop: Any) -> Figure:
+def run(koop: Any, *, dark: bool = False) -> Figure:
     """Draw losses, jumps, regimes and hindcast errors of a run over its steps.
 
-    koop: what ``koopcore.attach`` returned, also after ``detach()``.
+    Args:
+        koop: what ``koopcore.attach`` returned, also after ``detach()``.
 
-    Above, the loss before and after each attempt, accepted jumps as arrows down, rejected attempts
+    Above, the loss before and after each attempt, accepted jumps as lines down, rejected attempts
     as dots; below, the hindcast error over the movement; behind both, the regime. Under noise there
     are no attempts, and so no losses: see ``koop.averaged()``.
 
@@ -36,21 +34,18 @@ def run(koop: Any) -> Figure:
     stats: Any = getattr(koop, "stats", None)
     if not hasattr(stats, "history") or not hasattr(stats, "regimes"):
         raise TypeError(f"run draws what koopcore.attach returned; got {type(koop).__name__}")
-    figure, _ = _figure(False, (8, 5))
+    figure, ink = _figure(dark, (8, 5))
     losses, hindcasts = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    ends = [*stats.regimes[1:], (max(stats.steps, 1), "")]
-    for (begin, regime), (end, _) in zip(stats.regimes, ends, strict=True):
-        for axes in (losses, hindcasts):
-            axes.axvspan(begin, end, color=_SHADES.get(regime, "#ffffff"), lw=0, zorder=0)
-        losses.annotate(regime, (begin, 1.01), xycoords=("data", "axes fraction"), fontsize=8)
+    _regimes(stats, losses, hindcasts, ink)
     judged = [r for r in stats.history if r.loss_before is not None]
     jumps = [r for r in judged if r.accepted]
-    losses.plot([r.step for r in judged], [r.loss_before for r in judged], color="#b9bec7", lw=1)
+    before = [r.step for r in judged], [r.loss_before for r in judged]
+    losses.plot(*before, color=ink.faint, lw=1)
     losses.vlines(
         [r.step for r in jumps],
         [r.loss_after for r in jumps],
         [r.loss_before for r in jumps],
-        color="#e0662c",
+        color=ink.second,
         lw=1.2,
         label=f"{len(jumps)} jumps",
     )
@@ -59,32 +54,80 @@ def run(koop: Any) -> Figure:
         [r.step for r in vain],
         [r.loss_before for r in vain],
         "o",
-        color="#7d8590",
+        color=ink.faint,
         ms=3,
         label=f"{len(vain)} attempts in vain",
     )
     known = [r for r in stats.history if math.isfinite(r.hindcast) and r.hindcast > 0]
-    hindcasts.plot([r.step for r in known], [r.hindcast for r in known], ".", color="#2e6f94")
-    losses.set(ylabel="loss")
+    hindcasts.plot([r.step for r in known], [r.hindcast for r in known], ".", color=ink.first)
+    losses.set(ylabel="loss", xlim=(0, max(stats.steps, 1)))
     hindcasts.set(xlabel="optimizer steps", ylabel="hindcast error\n/ movement")
     values = [v for r in judged for v in (r.loss_before, r.loss_after)]
     if values and min(values) > 0:
         losses.set_yscale("log")
     if known:
         hindcasts.set_yscale("log")
-    if judged:
-        losses.legend(frameon=False, fontsize=8)
     for axes in (losses, hindcasts):
-        axes.spines[["top", "right"]].set_visible(False)
+        _dress(axes, ink)
+    if judged:
+        losses.legend(frameon=False, fontsize=8, labelcolor=ink.text)
+    return figure
+
+
+def _regimes(stats: Any, losses: Any, hindcasts: Any, ink: _Ink) -> None:
+    """The regime behind the curves; names where there is room for them."""
+    steps = max(stats.steps, 1)
+    ends = [*stats.regimes[1:], (steps, "")]
+    free = 0.0
+    for (begin, regime), (end, _) in zip(stats.regimes, ends, strict=True):
+        for axes in (losses, hindcasts):
+            shade = ink.regimes.get(regime, ink.ground)
+            axes.axvspan(begin, end, color=shade, lw=0, zorder=0)
+        # A name takes about a tenth of the width.
+        last = begin == stats.regimes[-1][0]
+        if begin >= free and (end - begin >= 0.1 * steps or last):
+            place = {"xycoords": ("data", "axes fraction"), "fontsize": 8, "color": ink.text}
+            losses.annotate(regime, (begin, 1.01), **place)
+            free = begin + 0.1 * steps
+
+
+def averages(koop: Any, *, dark: bool = False) -> Figure:
+    """Draw the loss at the weights and at each average, when they were last compared.
+
+    Args:
+        koop: what ``koopcore.attach`` returned, after ``koop.averaged()`` was asked for.
+
+    Raises ValueError where nothing was compared yet.
+    """
+    losses: dict[str, float] = {
+        name: loss for name, loss in koop.stats.averages.items() if math.isfinite(loss)
+    }
+    if not losses:
+        raise ValueError("no averages were compared yet; koop.averaged() with a loss compares them")
+    figure, ink = _figure(dark, (8, 0.8 + 0.28 * len(losses)))
+    axes = figure.subplots()
+    best = min(losses, key=losses.__getitem__)
+    for place, (name, loss) in enumerate(losses.items()):
+        color = ink.second if name == best else ink.first
+        axes.plot([losses[best], loss], [place, place], color=ink.faint, lw=1, zorder=1)
+        axes.plot([loss], [place], "o", color=color)
+    axes.set_yticks(range(len(losses)), list(losses))
+    axes.invert_yaxis()
+    axes.set_xlabel("loss")
+    _dress(axes, ink)
     return figure
 
 
 def spectrum(fitted: Any, system: int = 0, *, dark: bool = False) -> Figure:
     """Eigenvalues in the complex plane with the unit circle.
 
-    fitted: a fitted `koopcore.dmd.DMD` or `OptimizedDMD`, or what `koopcore.fit` returned. system:
-    which system, or group, of several. Areas grow with the amplitude, and the colour is the
-    residual where there is one: what is dark is of the data, what is light may be noise.
+    Args:
+        fitted: a fitted `koopcore.dmd.DMD` or `OptimizedDMD`, what `koopcore.fit` returned, or what
+            `koopcore.attach` returned: then of its last attempt.
+        system: which system, or group, of several.
+
+    Areas grow with the amplitude, and the colour is the residual where there is one: what is dark
+    is of the data, what is light may be noise.
     """
     values, amplitudes, residuals = _spectrum_of(fitted, system)
     figure, ink = _figure(dark, (5.4, 5))
@@ -134,7 +177,8 @@ def modes(
 ) -> Figure:
     """The modes of the largest amplitudes, one of each conjugate pair: real and imaginary parts.
 
-    shape: of the features as an image, (height, width), for two-dimensional fields.
+    Args:
+        shape: of the features as an image, (height, width), for two-dimensional fields.
     """
     values, vectors, amplitudes = _modes_of(fitted, system)
     leading = _one_of_each_pair(values, amplitudes)[:count]
@@ -225,8 +269,9 @@ def forecast(
 ) -> Figure:
     """The fitted series X, the forecast after it, and what really came beside it.
 
-    truth: (horizon, features) of what came, or None. features: how many are drawn, those that vary
-    most.
+    Args:
+        truth: (horizon, features) of what came, or None.
+        features: how many are drawn, those that vary most.
     """
     past = _states(X, system).real
     ahead = _of_system(fitted, _numpy(fitted.forecast(horizon=horizon)), system).real
@@ -279,10 +324,17 @@ class _Ink(NamedTuple):
     faint: str
     first: str
     second: str
+    regimes: dict[str, str]
 
 
-_LIGHT = _Ink("#ffffff", "#22262b", "#b4bac3", "#2e6f94", "#d4581f")
-_DARK = _Ink("#14171b", "#e6e9ed", "#6a727d", "#6db7e0", "#ff9a5c")
+_LIGHT = _Ink(
+    *("#ffffff", "#22262b", "#b4bac3", "#2e6f94", "#d4581f"),
+    {"undecided": "#eeeeee", "smooth": "#e3f1e8", "between": "#fbeedb", "noise": "#f6dfe4"},
+)
+_DARK = _Ink(
+    *("#14171b", "#e6e9ed", "#6a727d", "#6db7e0", "#ff9a5c"),
+    {"undecided": "#23282e", "smooth": "#1b3327", "between": "#3a2f1b", "noise": "#3d2129"},
+)
 
 
 def _spectrum_of(
@@ -297,6 +349,9 @@ def _spectrum_of(
         if residuals is not None:
             residuals = _of_system(fitted, _numpy(residuals), system)[some]
         return values[some], b[some], residuals
+    if hasattr(fitted, "stats"):
+        found = fitted.stats.spectrum
+        return np.array([] if found is None else found.eigenvalues, dtype=complex), None, None
     if callable(getattr(fitted, "eigenvalues", None)):
         values = np.atleast_2d(fitted.eigenvalues())[system]
         return values[~np.isnan(values)], None, None

@@ -11,8 +11,11 @@ import numpy.typing as npt
 def growth_rates(eigenvalues: npt.ArrayLike, dt: float = 1.0) -> npt.NDArray[np.float64]:
     """log|λ|/dt: the exponential rate of a mode's amplitude, in 1/unit of dt.
 
-    eigenvalues: any shape, complex, one step of ``dt`` (for optimizer steps: dt = stride).
+    Args:
+        eigenvalues: any shape, complex, one step of ``dt`` (for optimizer steps: dt = stride).
+
     Zero eigenvalues have the rate -inf. Raises ValueError for a dt that is not positive.
+
     Source: Dogra & Redman 2020, section 2; MATH of dynamic mode decomposition (Tu et al. 2014).
     """
     magnitude = np.abs(np.asarray(eigenvalues))

@@ -4,8 +4,9 @@
     python tests/fuzz.py --family "smooth+pause" --seed 7 --batch 31          # one batch again
 
 A family is a motion and what is done to it (parameters that are dead, a step that was paused, an
-offset, a scale …). A batch is some hundred groups of one size, dtype, model, rank and ridge, fitted
-in one call by every backend. What counts as a failure:
+offset, a scale …), in windows of up to 33 snapshots, or in long ones of some hundreds. A batch is
+some hundred groups of one size, dtype, model, rank and ridge, or a tenth of so many long ones,
+fitted in one call by every backend. What counts as a failure:
 
     crash      an exception, a warning of NumPy, no fit, or a prediction that is not finite
     silent     further from the answer than the movement, with growth below 10 and hindcast below
@@ -57,6 +58,8 @@ HORIZONS = (1, 5, 40)
 CPU = ("native_cpu", "numba_cpu", "reference")
 EMULATED = "emulated_cuda"  # the kernels of native_cuda, run by the host
 SLOW = {"numba_cpu": 4, "reference": 16, EMULATED: 16}  # take every N-th round of the families
+LONG = "long"  # the third name of families of long windows
+SHORTER = 10  # times as many groups of windows that are not long
 CLOSE = 1e-3  # of the movement: what an error may always be
 OPEN = 0.1  # of the movement: an answer that may be off by so much is none
 LAST_PLACE = 2.0**-25  # of a float32 number: what its rounding changes, half a unit at most
@@ -265,13 +268,14 @@ class Batch:
     change: str
     seed: int
     groups: int
+    is_long: bool = False
 
     @property
     def family(self) -> str:
-        return f"{self.motion}+{self.change}"
+        return "+".join([self.motion, self.change, *[LONG] * self.is_long])
 
     def __str__(self) -> str:
-        size = f"--batch {self.groups} --groups {self.groups}"
+        size = f"--batch {self.groups * (SHORTER if self.is_long else 1)} --groups {self.groups}"
         return f"--family {self.family} --seed {self.seed} {size}"
 
 
@@ -305,10 +309,14 @@ class Problem:
 
 def drawn(batch: Batch) -> Problem:
     """The problem of a batch."""
-    rng = np.random.default_rng([batch.seed, *map(ord, batch.motion + batch.change)])
+    rng = np.random.default_rng([batch.seed, *map(ord, batch.family.replace("+", ""))])
     affine = bool(rng.random() < 0.5)
-    n = int(rng.choice([3, 4, 5, 9, 11, 16, 24, 33]))
-    if rng.random() < 0.5:  # the feature side has fewer parameters than columns
+    n = int(
+        rng.choice([128, 150, 200, 333, 500] if batch.is_long else [3, 4, 5, 9, 11, 16, 24, 33])
+    )
+    if batch.is_long:
+        m = int(rng.integers(1, 25))
+    elif rng.random() < 0.5:  # the feature side has fewer parameters than columns
         m = int(rng.integers(1, max(2, n - 1)))
     else:
         m = int(rng.integers(max(1, n - 1), 40))
@@ -512,15 +520,24 @@ def check_operator(tally: Tally, problem: Problem, group: int, fit: Predicted, t
 
 def batches(groups: int, size: int, seed: int, family: str) -> list[Batch]:
     """Batches of all families in turn, until there are enough groups."""
+    names = list(filter(None, family.split("+")))
+    short = {*names} & {*MOTIONS} and {*names} & {*CHANGES} and LONG not in names
     families = [
-        (motion, change)
-        for motion, change in itertools.product(MOTIONS, CHANGES)
-        if all(part in (motion, change) for part in filter(None, family.split("+")))
+        (motion, change, is_long)
+        for is_long, motion, change in itertools.product([False, True], MOTIONS, CHANGES)
+        if all(name in (motion, change, *[LONG] * is_long) for name in names)
+        and not (is_long and short)
     ]
     if not families:
-        raise SystemExit(f"no family is {family!r}: {', '.join([*MOTIONS, *CHANGES])}")
-    turns = zip(range(-(-groups // size)), itertools.cycle(families), strict=False)
-    return [Batch(*of, seed + count // len(families), size) for count, of in turns]
+        raise SystemExit(f"no family is {family!r}: {', '.join([*MOTIONS, *CHANGES, LONG])}")
+    work: list[Batch] = []
+    for count, (motion, change, is_long) in enumerate(itertools.cycle(families)):
+        if groups <= 0:
+            return work
+        some = max(1, size // SHORTER) if is_long else size
+        work.append(Batch(motion, change, seed + count // len(families), some, is_long))
+        groups -= some
+    return work
 
 
 def judge_some(some: list[Batch], backends: tuple[str, ...]) -> list[tuple[str, Tally]]:
@@ -551,14 +568,14 @@ def run(
 
 
 def table(tallies: dict[str, Tally]) -> str:
-    """One row a motion, one a change, and their sum."""
+    """One row a motion, one a change, one of long windows, and their sum."""
     sums: dict[str, Tally] = defaultdict(Tally)
     for family, tally in tallies.items():
-        motion, change = family.split("+")
-        for key in (motion, f"+ {change}", "all"):
+        motion, *changes = family.split("+")
+        for key in (motion, *(f"+ {change}" for change in changes), "all"):
             sums[key].add(tally)
     rows = [("family", "groups", "judged", *KINDS)]
-    for name in [*MOTIONS, *(f"+ {change}" for change in CHANGES), "all"]:
+    for name in [*MOTIONS, *(f"+ {change}" for change in [*CHANGES, LONG]), "all"]:
         if name in sums:
             tally = sums[name]
             counts = (str(tally.counts[kind]) for kind in KINDS)

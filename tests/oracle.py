@@ -13,6 +13,14 @@ What an orthogonal method in float64 does to F is a change of each column by k �
 most, for sums of k = max(m, n) terms, and by √k ε in practice. `spread` measures the response to
 changes at random of that size, instead of bounding it by products of norms: these are thousands of
 times too large where U is far from normal.
+A ridge is added to A = F_sᵀF_s, F_s the scaled columns or parameters: to a matrix in float64. Its
+entries are sums of products, rounded by u = ε/2 of the lengths of both factors in practice, and
+
+    F'(A + δA + λ)⁻¹F_sᵀ - F'(A + λ)⁻¹F_sᵀ = -F'(A + λ)⁻¹ δA (A + λ)⁻¹F_sᵀ
+
+to first order: up to 1/λ of it where F' moves in what F hardly does, as after a paused step. An
+orthogonal method never forms A and has no such error, and no change of columns shows it. So changes
+of A at random are among those that are tried.
 Cut-offs of the rank count too: an answer that depends on whether a singular value at the tolerance
 is one or is rounding has no right value. And where these small changes do not tell all, the answer
 itself comes in extended precision, by rotations (`number=np.longdouble`).
@@ -94,9 +102,9 @@ def spread(
     rounding: what their numbers may be off by, as a share of each.
     """
     rows, unit = rows_of(x, method.affine, np.float64)
-    change = EPSILON * np.sqrt(max(x.shape[1:])) * np.linalg.norm(rows, axis=2, keepdims=True)
+    change = EPSILON * np.sqrt(max(x.shape[1:])) * lengths(rows, axis=2, keepdims=True)
     if noise > 0.0:
-        longest = np.linalg.norm(np.ldexp(x.astype(np.float64), -unit[:, None, None]), axis=2)
+        longest = lengths(np.ldexp(x.astype(np.float64), -unit[:, None, None]), axis=2)
         change = change + noise * longest.max(axis=1)[:, None, None]
     change /= np.sqrt(x.shape[2])
     n, rng = x.shape[1], np.random.default_rng(seed)
@@ -110,15 +118,24 @@ def spread(
                 off = np.ldexp(x.astype(np.float64), -unit[:, None, None])
                 off *= rounding * rng.normal(size=x.shape)
                 nearby += np.diff(off, axis=1) if method.affine else off
-            other = predictions(nearby, inverses(nearby, n, method)[0], method.affine, horizons)
-            far = np.maximum(far, np.linalg.norm(other - base, axis=2))
+            part = inverses(nearby, n, method, rng=rng)[0]
+            other = predictions(nearby, part, method.affine, horizons)
+            far = np.maximum(far, lengths(other - base, axis=2))
         for at, part in other_ranks(rows, n, method, rank) if method.ridge == 0.0 else ():
             other = predictions(rows[at], part, method.affine, horizons)
-            far[:, at] = np.maximum(far[:, at], np.linalg.norm(other - base[:, at], axis=2))
+            far[:, at] = np.maximum(far[:, at], lengths(other - base[:, at], axis=2))
         size = movement(rows, base, method.affine)
         share = np.where(size > 0.0, far / np.where(size > 0.0, size, 1.0), 0.0)
     share[~np.isfinite(base).all(axis=2)] = np.inf
     return np.nan_to_num(share, nan=np.inf)
+
+
+def lengths(values: np.ndarray, axis: int, keepdims: bool = False) -> np.ndarray:
+    """Euclidean norms along an axis, of numbers whose squares may leave float64."""
+    most = np.abs(values).max(axis=axis, keepdims=True, initial=0.0)
+    unit = np.where(most > 0.0, most, 1.0)
+    norm = np.linalg.norm(values / unit, axis=axis, keepdims=True) * unit
+    return norm if keepdims else np.squeeze(norm, axis)
 
 
 def share(error: np.ndarray, of: Answer, dtype: np.dtype, predictions: int = 1) -> np.ndarray:
@@ -132,9 +149,7 @@ def share(error: np.ndarray, of: Answer, dtype: np.dtype, predictions: int = 1) 
     with np.errstate(over="ignore", invalid="ignore"):
         room = predictions * ((8.0 * np.finfo(dtype).eps + steps) * size + tiny)
         error = np.where(np.abs(of.values) > 0.5 * limit, 0.0, error)
-        unit = np.maximum(np.abs(error).max(axis=2, keepdims=True), np.finfo(np.float64).tiny)
-        norm = np.linalg.norm(error / unit, axis=2) * unit[:, :, 0]
-        excess = np.maximum(norm - room, 0.0)
+        excess = np.maximum(lengths(error, axis=2) - room, 0.0)
         return np.where(excess > 0.0, excess / np.maximum(of.movement, tiny), 0.0)
 
 
@@ -145,8 +160,8 @@ def hindcast(x: np.ndarray, method: Method) -> np.ndarray:
     if kept - 1 - method.affine < 1:
         return np.full(len(x), np.nan)
     got = answer(x[:, :kept], method, [n - kept], window=n)
-    error = np.linalg.norm(got.values[0] - x[:, -1], axis=1)
-    size = np.linalg.norm(x[:, -1].astype(np.float64) - x[:, kept - 1], axis=1)
+    error = lengths(got.values[0] - x[:, -1], axis=1)
+    size = lengths(x[:, -1].astype(np.float64) - x[:, kept - 1], axis=1)
     return np.where(size > 0.0, error / np.where(size > 0.0, size, 1.0), 0.0)
 
 
@@ -176,11 +191,11 @@ def rows_of(x: np.ndarray, affine: bool, number: type) -> tuple[np.ndarray, np.n
 def movement(rows: np.ndarray, changes: np.ndarray, affine: bool) -> np.ndarray:
     """What an error is compared with (n_horizons, n_groups): the motion to x_{n+T}, or a step."""
     with np.errstate(over="ignore", invalid="ignore"):
-        step = np.linalg.norm(
+        step = lengths(
             (rows[:, -1] if affine else rows[:, -1] - rows[:, -2]).astype(np.float64), axis=1
         )
         moved = changes if affine else changes - rows[:, -1]
-        return np.maximum(np.linalg.norm(moved.astype(np.float64), axis=2), step)
+        return np.maximum(lengths(moved.astype(np.float64), axis=2), step)
 
 
 def predictions(
@@ -205,7 +220,11 @@ def predictions(
 
 
 def inverses(
-    rows: np.ndarray, n: int, method: Method, wider: float = 1.0
+    rows: np.ndarray,
+    n: int,
+    method: Method,
+    wider: float = 1.0,
+    rng: np.random.Generator | None = None,
 ) -> tuple[Inverse, np.ndarray]:
     """F⁺ of every group, of windows of n snapshots, and the ranks (n_groups,).
 
@@ -213,10 +232,11 @@ def inverses(
     scaled columns have above √(ε max(N, 16)), or scaled parameters, where these are fewer, above
     2⁻³³.
     wider: what these tolerances are multiplied with.
+    rng: of the rounding of the matrix that a ridge is added to, if it is to be changed by that.
     """
     f = rows[:, :-1].transpose(0, 2, 1)  # (n_groups, m, N)
     if method.ridge > 0.0:
-        return regularized(f, rows[:, -1], n, method)
+        return regularized(f, rows[:, -1], n, method, rng)
     left, sigma, right = decomposed(f)
     (most,) = ranks(f, sigma, rows[:, -1], n, method, wider)
     return truncated(left, sigma, right, most), most
@@ -235,7 +255,7 @@ def ranks(f, sigma, last, n, method, *widths) -> list[np.ndarray]:
     tolerance = EPSILON * max(f.shape[1] if small else f.shape[2], 16)
     resolved = 2.0**-33 if small else np.sqrt(tolerance)
     basis, axis = basis_of(f, last, n, method)
-    norms = np.linalg.norm(basis.astype(np.float64), axis=axis, keepdims=True)
+    norms = lengths(basis.astype(np.float64), axis=axis, keepdims=True)
     scaled = np.linalg.svd(
         basis.astype(np.float64) / np.where(norms > 0.0, norms, 1.0), compute_uv=False
     )
@@ -271,8 +291,11 @@ def basis_of(f, last, n, method):
     return (f if method.affine else np.concatenate([f[:, :, :1], np.diff(f, axis=2)], axis=2)), 1
 
 
-def regularized(f, last, n, method):
-    """(F_sᵀF_s + λ)⁻¹F_sᵀ of scaled columns, or parameters, λ relative to the mean diagonal."""
+def regularized(f, last, n, method, rng=None):
+    """(F_sᵀF_s + λ)⁻¹F_sᵀ of scaled columns, or parameters, λ relative to the mean diagonal.
+
+    rng: draws a change of F_sᵀF_s, of u times the lengths that an entry is a product of.
+    """
     groups, m, columns = f.shape
     basis, axis = basis_of(f, last, n, method)
     square = (basis * basis).sum(axis=axis)
@@ -287,6 +310,17 @@ def regularized(f, last, n, method):
     left, sigma, right = decomposed(scaled)
     square = sigma * sigma + (method.ridge * mean)[:, None]
     weight = np.where(sigma > 0.0, sigma / np.where(sigma > 0.0, square, 1.0), 0.0)
+    if rng is not None:  # one of both is square: (A + λ + δA)⁻¹ in its basis
+        axes = left if axis == 2 else right
+        sizes = scale * np.sqrt((basis * basis).sum(axis=axis))
+        change = np.tril(rng.normal(size=axes.shape))
+        change += np.tril(change, -1).transpose(0, 2, 1)
+        change *= 0.5 * EPSILON * sizes[:, :, None] * sizes[:, None, :]
+        changed = axes.transpose(0, 2, 1) @ change @ axes
+        some = np.where(square > 0.0, square, 1.0)
+        changed[:, np.arange(some.shape[1]), np.arange(some.shape[1])] += some
+        axes = axes @ np.linalg.inv(changed) * some[:, None, :]
+        left, right = (axes, right) if axis == 2 else (left, axes)
     if axis == 2:
         left = left * scale[:, :, None]
         left = left if method.affine else reflected(left, last)
@@ -299,8 +333,10 @@ def regularized(f, last, n, method):
 
 def reflected(columns: np.ndarray, last: np.ndarray) -> np.ndarray:
     """Columns (n_groups, m, k) in coordinates whose first axis is ``last`` (n_groups, m)."""
-    v = last.copy()
-    v[:, 0] += np.copysign(np.sqrt((last * last).sum(axis=1)), last[:, 0])
+    _, exponent = np.frexp(np.abs(last).max(axis=1))
+    v = np.ldexp(last, -exponent[:, None])  # so that squares are in range
+    norm = np.sqrt((v * v).sum(axis=1))
+    v[:, 0] += np.where(v[:, 0] < 0.0, -norm, norm)
     square = (v * v).sum(axis=1)
     along = (v[:, None] @ columns)[:, 0] * (2.0 / np.where(square == 0.0, np.inf, square))[:, None]
     return columns - v[:, :, None] * along[:, None, :]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from koopcore.training.attach import attach
+from koopcore.training.attached import Attached
 from koopcore.training.recording.parameters import same_bits
 
 #: Name -> optimizer over parameters, at a rate at which the regression below descends smoothly.
@@ -79,3 +82,12 @@ def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tenso
 def identical(one: list[Tensor], other: list[Tensor]) -> bool:
     """Whether two lists of tensors are equal bit by bit."""
     return len(one) == len(other) and all(same_bits(a, b) for a, b in zip(one, other, strict=True))
+
+
+def attached_run(steps: int = 200, name: str = "adagrad", **options: Any) -> Attached:
+    """A run of the regression with koopcore attached."""
+    model = network()
+    stepper = OPTIMIZERS[name](model.parameters())
+    koop = attach(stepper, model, loss=loss_of(model), **options)
+    train(stepper, loss_of(model), steps)
+    return koop

@@ -101,4 +101,33 @@ KOOPCORE_HD typename L::Real truncate(typename L::Real *lower, int size,
   return rank;
 }
 
+// How many singular values P (m × m) has, its rows scaled to unit length, whose squares are above
+// `least` of the largest. squares (m): those lengths, squared. work: m².
+template <class L>
+KOOPCORE_HD typename L::Real resolved_rank(const typename L::Real *p,
+                                           const typename L::Real *squares, int m, double least,
+                                           typename L::Real *work) {
+  using Real = typename L::Real;
+  const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
+  for (int i = 0; i < m; ++i) {
+    const typename L::Mask some = squares[i] > zero;
+    const Real scale = L::select(some, 1.0 / L::sqrt(L::select(some, squares[i], one)), zero);
+    for (int k = 0; k < m; ++k)
+      work[i * m + k] = p[i * m + k] * scale;
+  }
+  orthogonalize<L>(work, static_cast<Real *>(nullptr), m);
+  Real greatest = zero, count = zero;
+  for (int turn = 0; turn < 2; ++turn)
+    for (int k = 0; k < m; ++k) {
+      Real square = zero;
+      for (int i = 0; i < m; ++i)
+        square += work[i * m + k] * work[i * m + k];
+      if (turn == 0)
+        greatest = L::max(greatest, square);
+      else
+        count += L::select(square > greatest * least, one, zero);
+    }
+  return count;
+}
+
 } // namespace koopcore

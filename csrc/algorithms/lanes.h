@@ -2,7 +2,8 @@
 //
 // The small-matrix algorithms of this directory are templates on a policy L with
 //   L::Real, L::Mask   one number, one truth value per lane; Real has + - * / and < > with scalars
-//   L::broadcast, select, both, any, sqrt, max, abs, power_of_two_scale
+//   L::broadcast, select, equal, both, opposite, any, sqrt, inverse_sqrt, max, abs,
+//   power_of_two_scale
 // The SIMD form is in cpu/simd.h. Nothing here allocates, throws or uses a container. Functions are
 // templates on L or static, so that files compiled for other instruction sets never share them.
 #pragma once
@@ -65,9 +66,12 @@ template <class Tag> struct ScalarLanes {
   KOOPCORE_HD static Real broadcast(double x) { return x; }
   KOOPCORE_HD static Mask everywhere() { return true; }
   KOOPCORE_HD static Real select(Mask m, Real a, Real b) { return m ? a : b; }
+  KOOPCORE_HD static Mask equal(Real a, double b) { return a == b; }
   KOOPCORE_HD static Mask both(Mask a, Mask b) { return a && b; }
+  KOOPCORE_HD static Mask opposite(Mask m) { return !m; }
   KOOPCORE_HD static bool any(Mask m) { return m; }
   KOOPCORE_HD static Real sqrt(Real x) { return ::sqrt(x); }
+  KOOPCORE_HD static Real inverse_sqrt(Real x) { return 1.0 / ::sqrt(x); }
   KOOPCORE_HD static Real max(Real a, Real b) { return a > b ? a : b; }
   KOOPCORE_HD static Real abs(Real x) { return ::fabs(x); }
 

@@ -9,7 +9,7 @@
 namespace koopcore {
 
 // The coordinates z = H x = H (x - last) + H last, H = I - 2 v vᵀ / vᵀv, in which `last` stands in
-// the first axis. v: (m).
+// the first axis. v: (m), times a power of two that keeps its square in range.
 template <class L> struct Reflection {
   typename L::Real *v;
   typename L::Real twice; // 2 / vᵀv, or 0 where last is zero and H is the identity
@@ -17,14 +17,18 @@ template <class L> struct Reflection {
 
   KOOPCORE_HD void set(const typename L::Real *last, int m) {
     using Real = typename L::Real;
-    Real square = L::broadcast(0.0);
+    Real square = L::broadcast(0.0), most = square;
+    for (int i = 0; i < m; ++i)
+      most = L::max(most, L::abs(last[i]));
+    Real unit = L::power_of_two_scale(most);
+    unit = unit * unit;
     for (int i = 0; i < m; ++i) {
-      v[i] = last[i];
-      square += last[i] * last[i];
+      v[i] = last[i] * unit;
+      square += v[i] * v[i];
     }
-    const Real root = L::sqrt(square);
-    norm = L::select(last[0] < 0.0, -root, root);
-    v[0] += norm;
+    const Real root = L::sqrt(square), signed_root = L::select(last[0] < 0.0, -root, root);
+    norm = signed_root / unit;
+    v[0] += signed_root;
     square = L::broadcast(0.0);
     for (int i = 0; i < m; ++i)
       square += v[i] * v[i];

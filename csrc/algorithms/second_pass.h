@@ -78,35 +78,6 @@ KOOPCORE_HD void first_basis(const typename L::Real *c, int m, bool natural, typ
   condition = natural ? L::select(apart, pivoted, condition) : pivoted;
 }
 
-// How many singular values P (m × m) has that are resolved, its rows scaled to unit length: those
-// of F, whose squared lengths are given. work: m².
-template <class L>
-KOOPCORE_HD typename L::Real resolved_rank(const typename L::Real *p,
-                                           const typename L::Real *squares, int m,
-                                           typename L::Real *work) {
-  using Real = typename L::Real;
-  const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
-  for (int i = 0; i < m; ++i) {
-    const typename L::Mask some = squares[i] > zero;
-    const Real scale = L::select(some, 1.0 / L::sqrt(L::select(some, squares[i], one)), zero);
-    for (int k = 0; k < m; ++k)
-      work[i * m + k] = p[i * m + k] * scale;
-  }
-  orthogonalize<L>(work, static_cast<Real *>(nullptr), m);
-  Real greatest = zero, count = zero;
-  for (int turn = 0; turn < 2; ++turn)
-    for (int k = 0; k < m; ++k) {
-      Real square = zero;
-      for (int i = 0; i < m; ++i)
-        square += work[i * m + k] * work[i * m + k];
-      if (turn == 0)
-        greatest = L::max(greatest, square);
-      else
-        count += L::select(square > greatest * kResolved, one, zero);
-    }
-  return count;
-}
-
 // The fit of groups of any rank, from T of `inverse_root` and the number of its columns, by the
 // singular values of P, of which at most `most` are kept. squares (m): Σ f_i². Returns the rank.
 // work: 6 m² + m.
@@ -125,7 +96,7 @@ KOOPCORE_HD typename L::Real refit_any(const BasisSums<L> &sums, const typename 
     readout[i] += p[i];
     square += p[i] * p[i];
   }
-  Real limit = resolved_rank<L>(p, squares, m, rest);
+  Real limit = resolved_rank<L>(p, squares, m, kResolved, rest);
   limit = L::select(limit > double(most), L::broadcast(most), limit);
   const Real scale = L::power_of_two_scale(square);
   for (int i = 0; i < matrix; ++i)

@@ -231,8 +231,10 @@ KOOPCORE_HD void transposed_pseudo_inverse(const typename L::Real *r, int size, 
 
 // t (m × m) <- upper triangular T with Tᵀ A T = 1, by the Cholesky factorization of the symmetric
 // A, which is near the identity except where a direction was rounding in the first pass: a column
-// of less than 1/1000 beside the others is left out, as a column of zeros. The lower triangle of
-// `a` is read. Returns how many columns are not zero. work: m².
+// of less than 1/1000 beside the others is left out, as a column of zeros. What was rounding may
+// also be long, if it is mostly along the others; they count as before, and it counts if more than
+// rounding is left of it. The lower triangle of `a` is read. Returns how many columns are not zero.
+// work: m².
 template <class L>
 KOOPCORE_HD typename L::Real inverse_root(const typename L::Real *a, int m, typename L::Real *t,
                                           typename L::Real *work) {
@@ -241,9 +243,11 @@ KOOPCORE_HD typename L::Real inverse_root(const typename L::Real *a, int m, type
   Real *factor = work, greatest = zero, count = zero;
   for (int i = 0; i < m; ++i)
     greatest = L::max(greatest, a[i * m + i]);
+  greatest = L::select(greatest < one, greatest, one);
   for (int k = 0; k < m; ++k) {
     Real *row = factor + k * m;
     Real pivot = a[k * m + k];
+    const Real least = L::max(greatest * 0x1p-20, pivot * 0x1p-40);
     for (int j = 0; j < k; ++j) {
       Real x = a[k * m + j];
       for (int i = 0; i < j; ++i)
@@ -251,7 +255,7 @@ KOOPCORE_HD typename L::Real inverse_root(const typename L::Real *a, int m, type
       row[j] = x * t[j * m + j]; // 1/l_jj, or 0
       pivot -= row[j] * row[j];
     }
-    const typename L::Mask some = pivot > greatest * 0x1p-20;
+    const typename L::Mask some = pivot > least;
     count += L::select(some, one, zero);
     const Real inverse = L::select(some, 1.0 / L::sqrt(L::select(some, pivot, one)), zero);
     for (int j = 0; j < k; ++j) {

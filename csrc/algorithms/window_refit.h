@@ -24,8 +24,9 @@ KOOPCORE_HD static constexpr int window_refit_work(int size, int n) {
   return 6 * size * size + size * n + 2 * size;
 }
 
-// The fit of the window that `of` is of, into k, z and v of `to`, by the singular values of F
-// alone; its readout is work space. Returns the rank. work: window_refit_work(N, n).
+// The fit of the window that `of` is of, into k, z and v of `to`, by the singular values of F, of
+// which as many count as scaled columns of the basis have; its readout is work space. Returns the
+// rank. work: window_refit_work(N, n).
 template <class L>
 KOOPCORE_HD typename L::Real refit_window(const WindowProducts<L> &of, int n, bool affine,
                                           const ProjectionArrays<L> &to, typename L::Real *work) {
@@ -36,7 +37,15 @@ KOOPCORE_HD typename L::Real refit_window(const WindowProducts<L> &of, int n, bo
   Real rank = inverse_root<L>(of.inner, size, root, rest);
   multiply<L, Left::transposed>(root, of.across, size, size, n, factor); // R
   multiply<L, Left::transposed>(root, of.state, size, size, 1, last);
-  Real square = L::broadcast(0.0);
+  Real *own = rest, *squares = own + matrix, square = L::broadcast(0.0);
+  for (int j = 0; j < size; ++j) { // R_F in the basis, transposed
+    squares[j] = L::broadcast(0.0);
+    for (int k = 0; k < size; ++k) {
+      own[j * size + k] = factor[k * n + first + j];
+      squares[j] += own[j * size + k] * own[j * size + k];
+    }
+  }
+  const Real most = resolved_rank<L>(own, squares, size, rank_tolerance(size), squares + size);
   for (int k = 0; k < size; ++k) { // F = Q R_F, transposed, in columns x_1, x_2, … or d_1, d_2, …
     Real sum = L::broadcast(0.0);
     for (int j = 0; j < size; ++j) {
@@ -48,7 +57,7 @@ KOOPCORE_HD typename L::Real refit_window(const WindowProducts<L> &of, int n, bo
   const Real scale = L::power_of_two_scale(square);
   for (int i = 0; i < matrix; ++i)
     columns[i] = columns[i] * scale;
-  rank = leading_columns<L>(columns, size, L::broadcast(size), rank, to.v, u, rest);
+  rank = leading_columns<L>(columns, size, most, rank, to.v, u, rest);
   for (int i = 0; i < matrix; ++i)
     to.v[i] = to.v[i] * scale;
   Real *ahead = columns;

@@ -8,6 +8,7 @@
 #include "cpu/stages.h"
 #include "cpu/threads.h"
 
+#include <complex>
 #include <utility>
 
 namespace koopcore::cpu {
@@ -295,6 +296,113 @@ void bind_features(py::module_ &m) {
   });
 }
 
+void bind_modal(py::module_ &m) {
+  // (values, modes, amplitudes, singular values, residuals, newest, ranks, status): see ModalJob.
+  // rule: 0 to 3 as `RankRule`.
+  m.def("modal_fit", [](const py::array &array, int delays, int rule, double value, double ridge,
+                        bool exact, bool optimal, int width) {
+    const bool is_double = is_float64(array, "systems");
+    const py::ssize_t item = is_double ? sizeof(double) : sizeof(float);
+    if (array.ndim() != 3 || array.strides(2) != item || array.shape(2) < 1 ||
+        array.strides(1) != item * array.shape(2))
+      throw std::invalid_argument("systems must have the shape (systems, n, m), each contiguous");
+    const std::int64_t systems = array.shape(0), n = array.shape(1), features = array.shape(2);
+    if (delays < 1 || n < delays + 1 || rule < 0 || rule > 3 || !(ridge >= 0.0))
+      throw std::invalid_argument("a modal fit needs delays >= 1, more snapshots, a rule of 0 to 3 "
+                                  "and a ridge >= 0");
+    ModalJob job{};
+    job.data = static_cast<const char *>(array.data());
+    job.is_double = is_double;
+    job.systems = systems;
+    job.step = array.strides(0);
+    job.n = int(n);
+    job.m = int(features);
+    job.delays = delays;
+    job.rank = {RankRule(rule), value};
+    job.ridge = ridge;
+    job.exact = exact;
+    job.optimal = optimal;
+    job.width = width;
+    const std::int64_t size = job.size();
+    if (size > kMostModalRows || width < 1 || width > size || (!job.on_snapshots() && delays > 1))
+      throw std::invalid_argument("a modal fit takes small matrices of at most " +
+                                  std::to_string(kMostModalRows) + " rows and as many modes");
+    using Numbers = py::array_t<std::complex<double>>;
+    Numbers values({systems, std::int64_t(width)}), amplitudes({systems, std::int64_t(width)});
+    Numbers modes({systems, features, std::int64_t(width)});
+    py::array_t<double> residuals({systems, std::int64_t(width)}), singular({systems, size});
+    py::array_t<std::int64_t> ranks(systems), status(systems);
+    py::array newest(array.dtype(), std::vector<py::ssize_t>{systems, features});
+    job.newest = static_cast<char *>(newest.mutable_data());
+    job.values = reinterpret_cast<double *>(values.mutable_data());
+    job.amplitudes = reinterpret_cast<double *>(amplitudes.mutable_data());
+    job.modes = reinterpret_cast<double *>(modes.mutable_data());
+    job.residuals = residuals.mutable_data();
+    job.singular = singular.mutable_data();
+    job.ranks = ranks.mutable_data();
+    job.status = status.mutable_data();
+    run(&Kernels::modal_fit, job, 2 * current_isa().kernels->lanes);
+    return py::make_tuple(values, modes, amplitudes, singular, residuals, newest, ranks, status);
+  });
+}
+
+void bind_exponents(py::module_ &m) {
+  // (exponents, stop, iterations, error): see ExponentJob.
+  using Numbers = py::array_t<std::complex<double>, py::array::c_style | py::array::forcecast>;
+  m.def("exponent_fit", [](const Doubles &c, const Numbers &start, const Index &partner,
+                           double ceiling, double headroom, int most) {
+    if (c.ndim() != 3 || start.ndim() != 2 || partner.ndim() != 2 || c.shape(0) != start.shape(0) ||
+        partner.shape(0) != start.shape(0) || partner.shape(1) != start.shape(1) ||
+        c.shape(1) < 2 || start.shape(1) < 1 || most < 1)
+      throw std::invalid_argument("c must have the shape (series, n, k), start and partner "
+                                  "(series, r), with n >= 2, r >= 1 and most >= 1");
+    const std::int64_t series = start.shape(0), r = start.shape(1);
+    for (std::int64_t i = 0; i < series * r; ++i)
+      if (partner.data()[i] < 0 || partner.data()[i] >= r)
+        throw std::invalid_argument("a partner is not one of the exponents");
+    Numbers alpha({series, r});
+    py::array_t<double> error(series);
+    py::array_t<std::int64_t> stop(series), iterations(series);
+    run(&Kernels::exponent_fit,
+        {series, int(c.shape(1)), int(c.shape(2)), int(r), most, ceiling, headroom, c.data(),
+         reinterpret_cast<const double *>(start.data()), partner.data(),
+         reinterpret_cast<double *>(alpha.mutable_data()), error.mutable_data(),
+         stop.mutable_data(), iterations.mutable_data()});
+    return py::make_tuple(alpha, stop, iterations, error);
+  });
+}
+
+void bind_leading(py::module_ &m) {
+  // (values, vectors, settled) of (groups, n, n) positive semidefinite matrices.
+  m.def("leading", [](const Doubles &matrices, int count) {
+    if (matrices.ndim() != 3 || matrices.shape(1) != matrices.shape(2) || count < 1 ||
+        count > matrices.shape(1))
+      throw std::invalid_argument("matrices must have the shape (groups, n, n), and 1 to n of "
+                                  "their eigenvalues may be wanted");
+    const std::int64_t groups = matrices.shape(0), n = matrices.shape(1);
+    py::array_t<double> values({groups, std::int64_t(count)});
+    py::array_t<double> vectors({groups, n, std::int64_t(count)});
+    py::array_t<bool> settled(groups);
+    run(&Kernels::leading, {groups, int(n), count, matrices.data(), values.mutable_data(),
+                            vectors.mutable_data(), settled.mutable_data()});
+    return py::make_tuple(values, vectors, settled);
+  });
+  // (eigenvalues, settled): see DelayStartJob.
+  m.def("delay_start", [](const Doubles &c, int rank, int delays) {
+    if (c.ndim() != 3 || c.shape(2) < 1 || delays < 1 || rank < 1 ||
+        c.shape(1) < std::int64_t(delays) + rank)
+      throw std::invalid_argument("c must have the shape (series, n, k), with delays >= 1, rank >= "
+                                  "1 and n >= delays + rank");
+    const std::int64_t series = c.shape(0);
+    py::array_t<std::complex<double>> values({series, std::int64_t(rank)});
+    py::array_t<bool> settled(series);
+    run(&Kernels::delay_start,
+        {series, int(c.shape(1)), int(c.shape(2)), rank, delays, c.data(),
+         reinterpret_cast<double *>(values.mutable_data()), settled.mutable_data()});
+    return py::make_tuple(values, settled);
+  });
+}
+
 } // namespace
 } // namespace koopcore::cpu
 
@@ -305,4 +413,7 @@ PYBIND11_MODULE(_cpu, m) {
   bind_companion(m);
   bind_dense(m);
   bind_features(m);
+  bind_modal(m);
+  bind_exponents(m);
+  bind_leading(m);
 }

@@ -4,6 +4,8 @@
 // Mirrors cuda/problem.h and the arguments of cuda/stages.h.
 #pragma once
 
+#include "algorithms/modal.h"
+
 #include <cstddef>
 #include <cstdint>
 
@@ -202,6 +204,74 @@ struct FeatureEndpointJob {
   double nanoseconds() const {
     return double(count()) * rank * rank * (4.0 + 2.0 * horizons.count);
   }
+};
+
+constexpr int kMostModalRows = 32; // of the small matrices of a modal fit
+
+// Dynamic mode decomposition of systems of n snapshots of m numbers, one `step` after the other.
+struct ModalJob {
+  const char *data; // systems (n × m), row-major
+  bool is_double;
+  std::int64_t systems;
+  std::ptrdiff_t step; // bytes from one system to the next
+  int n, m, delays;
+  RankModel rank;
+  double ridge;
+  bool exact, optimal;          // modes F' g, not F g; amplitudes over all times, not at the first
+  int width;                    // modes of a system at most
+  double *values, *amplitudes;  // (systems, width) complex
+  double *modes;                // (systems, m, width) complex
+  double *residuals;            // (systems, width)
+  double *singular;             // (systems, size())
+  char *newest;                 // (systems, m) of the snapshots' type: the last ones
+  std::int64_t *ranks, *status; // (systems,); status 0: done, 1: the rank is above `width`, 2: left
+
+  bool on_snapshots() const { return std::int64_t(m) * delays >= n - delays; }
+  int size() const { return on_snapshots() ? n - delays : m; }
+  std::int64_t count() const { return systems; }
+  double nanoseconds() const {
+    const double rows = size();
+    return double(systems) * (n * m * (1.0 + 0.1 * rows) + rows * rows * (10.0 + rows));
+  }
+};
+
+// Exponentials at n equal steps of [0, 1] fitted to real series of k coordinates.
+struct ExponentJob {
+  std::int64_t series;
+  int n, k, r, most;
+  double ceiling, headroom;        // bounds on Re α, and on how far it may exceed that of the start
+  const double *c, *start;         // (series, n, k); (series, r) complex, NaN where there are fewer
+  const std::int64_t *partner;     // (series, r) which is the conjugate of which
+  double *alpha, *error;           // (series, r) complex; (series,)
+  std::int64_t *stop, *iterations; // (series,)
+
+  std::int64_t count() const { return series; }
+  double nanoseconds() const { return double(series) * n * r * (r + k) * 5.0; }
+};
+
+// The largest eigenvalues of symmetric matrices, where few are wanted.
+struct LeadingJob {
+  std::int64_t groups;
+  int n, count_wanted;
+  const double *matrices;   // (groups, n, n)
+  double *values, *vectors; // (groups, wanted); (groups, n, wanted)
+  bool *settled;            // (groups,)
+
+  std::int64_t count() const { return groups; }
+  double nanoseconds() const { return double(groups) * n * n * (count_wanted + 4) * 0.5; }
+};
+
+// Eigenvalues of one step of delayed coordinates c, rank r: what a fit of exponents starts from.
+struct DelayStartJob {
+  std::int64_t series;
+  int n, k, r, delays;
+  const double *c; // (series, n, k)
+  double *values;  // (series, r) complex, NaN past the rank
+  bool *settled;   // (series,)
+
+  int columns() const { return n - delays + 1; }
+  std::int64_t count() const { return series; }
+  double nanoseconds() const { return double(series) * columns() * columns() * (r + 8) * 0.5; }
 };
 
 } // namespace koopcore::cpu

@@ -5,6 +5,8 @@
 #include "cuda/predictions.h"
 #include "cuda/stages.h"
 
+#include <type_traits>
+
 namespace koopcore::cuda {
 namespace {
 
@@ -16,41 +18,104 @@ using Runs = ChunksOf<128, 4>;   // four parameters a lane
 // one more.
 constexpr int resident_blocks(int H) { return H == 1 ? 5 : H <= 4 ? 3 : 2; }
 
-// H horizons of the group's chunks that fall to this warp; w: (…, n) weights, rows `apart` numbers.
+// H horizons of four parameters; w: (…, n) weights, rows `apart` numbers.
+template <class T, int H>
+__device__ void combine_four(const Window &window, const Four &four, const double *w,
+                             std::int64_t apart, int horizon, const Output &out,
+                             const Tensors &parameters, bool aligned) {
+  double value[H][4] = {}, previous[4] = {};
+#pragma unroll 4
+  for (int k = 0; k < window.n; ++k) {
+    const Quad<T> x = load_four<T>(window.at(k), four, window.step, aligned);
+    double weight[H];
+    KOOPCORE_UNROLL
+    for (int h = 0; h < H; ++h)
+      weight[h] = __ldg(w + h * apart + k) - 1.0;
+    KOOPCORE_UNROLL
+    for (int s = 0; s < 4; ++s) {
+      const double current = double(x.value[s]), step = current - previous[s];
+      previous[s] = current;
+      KOOPCORE_UNROLL
+      for (int h = 0; h < H; ++h)
+        value[h][s] += weight[h] * step;
+    }
+  }
+  KOOPCORE_UNROLL
+  for (int h = 0; h < H; ++h) {
+    KOOPCORE_UNROLL
+    for (int s = 0; s < 4; ++s)
+      value[h][s] += previous[s];
+    store_four(out, parameters, horizon + h, four, value[h]);
+  }
+}
+
+// The same in pairs of floats, by all lanes of a warp, which split the weights among them: the few
+// instructions of fp64 that are left are those. Returns whether this lane's results are as good as
+// sums in fp64, and stored: not if a number leaves the range of floats, or no difference is large
+// enough for what its products round off to be one.
+template <int H>
+__device__ bool combine_four_in_pairs(const Window &window, const Four &four, const double *w,
+                                      std::int64_t apart, int horizon, const Output &out,
+                                      const Tensors &parameters, bool aligned, int lane) {
+  TwoFloat value[H][4] = {};
+  float previous[4] = {}, largest[4] = {};
+  for (int from = 0; from < window.n; from += 32) {
+    TwoFloat own[H];
+    KOOPCORE_UNROLL
+    for (int h = 0; h < H; ++h)
+      own[h] =
+          TwoFloat::of(from + lane < window.n ? __ldg(w + h * apart + from + lane) - 1.0 : 0.0);
+    const int count = window.n - from < 32 ? window.n - from : 32;
+#pragma unroll 4
+    for (int k = 0; k < count; ++k) {
+      const Quad<float> x = load_four<float>(window.at(from + k), four, window.step, aligned);
+      TwoFloat weight[H];
+      KOOPCORE_UNROLL
+      for (int h = 0; h < H; ++h)
+        weight[h] = {__shfl_sync(kAllLanes, own[h].hi, k), __shfl_sync(kAllLanes, own[h].lo, k)};
+      KOOPCORE_UNROLL
+      for (int s = 0; s < 4; ++s) {
+        const TwoFloat step = TwoFloat::difference(x.value[s], previous[s]);
+        previous[s] = x.value[s];
+        largest[s] = fmaxf(largest[s], fabsf(step.hi));
+        KOOPCORE_UNROLL
+        for (int h = 0; h < H; ++h)
+          value[h][s].add_product(weight[h], step);
+      }
+    }
+  }
+  bool good = true;
+  KOOPCORE_UNROLL
+  for (int s = 0; s < 4; ++s) {
+    good = good && (largest[s] == 0.0f || largest[s] > 0x1p-90f);
+    KOOPCORE_UNROLL
+    for (int h = 0; h < H; ++h) {
+      value[h][s].add({previous[s], 0.0f});
+      good = good && fabsf(value[h][s].hi) <= FLT_MAX; // a NaN is not
+    }
+  }
+  if (good) {
+    KOOPCORE_UNROLL
+    for (int h = 0; h < H; ++h)
+      store_four(out, parameters, horizon + h, four, value[h]);
+  }
+  return good;
+}
+
+// The group's chunks that fall to this warp.
 template <class T, int H>
 __device__ void combine_chunks(const Window &window, Runs &runs, const double *w,
                                std::int64_t apart, int horizon, const Output &out,
                                const Tensors &parameters, int lane) {
+  constexpr bool in_pairs = KOOPCORE_TWO_FLOAT && std::is_same_v<T, float>;
   const bool aligned = rows_aligned<T>(window);
   for (Chunk at; runs.next(at);) {
-    const std::int64_t e = at.from + 4 * lane;
-    if (e >= at.count)
-      continue;
-    const Four four = four_from(at.first, at.stride, e, at.count);
-    double value[H][4] = {}, previous[4] = {};
-#pragma unroll 4
-    for (int k = 0; k < window.n; ++k) {
-      const Quad<T> x = load_four<T>(window.at(k), four, window.step, aligned);
-      double weight[H];
-      KOOPCORE_UNROLL
-      for (int h = 0; h < H; ++h)
-        weight[h] = __ldg(w + h * apart + k) - 1.0;
-      KOOPCORE_UNROLL
-      for (int s = 0; s < 4; ++s) {
-        const double current = double(x.value[s]), step = current - previous[s];
-        previous[s] = current;
-        KOOPCORE_UNROLL
-        for (int h = 0; h < H; ++h)
-          value[h][s] += weight[h] * step;
-      }
-    }
-    KOOPCORE_UNROLL
-    for (int h = 0; h < H; ++h) {
-      KOOPCORE_UNROLL
-      for (int s = 0; s < 4; ++s)
-        value[h][s] += previous[s];
-      store_four(out, parameters, horizon + h, four, value[h]);
-    }
+    const Four four = four_from(at.first, at.stride, at.from + 4 * lane, at.count);
+    if constexpr (in_pairs)
+      if (combine_four_in_pairs<H>(window, four, w, apart, horizon, out, parameters, aligned, lane))
+        continue;
+    if (four.bits != 0)
+      combine_four<T, H>(window, four, w, apart, horizon, out, parameters, aligned);
   }
 }
 

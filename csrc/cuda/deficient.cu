@@ -221,6 +221,11 @@ __device__ bool vanishing(const BatchReal *gram, int n, bool affine) {
   return (affine ? double(gram[packed_index(n - 1, n - 1)]) : newest) <= kVanishing * largest;
 }
 
+// The products of a window stand first in a lane's work space.
+__device__ WindowProducts<BatchLanes> products_at(BatchReal *work, int n, int size) {
+  return {work, work + size * n, work + size * n + size * size};
+}
+
 // The two large algorithms, each a function of its own: inlined into the kernel with all else they
 // took the compiler a minute.
 struct Projected {
@@ -234,10 +239,11 @@ __device__ __noinline__ Projected project_lane(int size, bool affine,
       koopcore::project<BatchLanes>(ProjectionModel{size, 0, 0.0, !affine}, to, condition, work);
   return {rank, condition};
 }
-__device__ __noinline__ void refit_lane(const WindowProducts<BatchLanes> &products, int n,
-                                        bool affine, const ProjectionArrays<BatchLanes> &to,
+__device__ __noinline__ void refit_lane(int n, bool affine, const ProjectionArrays<BatchLanes> &to,
                                         BatchReal *work) {
-  refit_window<BatchLanes>(products, n, affine, to, work);
+  const int size = n - (affine ? 2 : 1);
+  refit_window<BatchLanes>(products_at(work, n, size), n, affine, to,
+                           work + window_products(size, n));
 }
 
 // Whether nothing in the window moves: a frozen row, a unit that is dead, a word that did not come.
@@ -309,19 +315,16 @@ __global__ void __launch_bounds__(kBatch, 1)
       const double condition = made.condition;
       again = rank > 0.0 && (again || too_little(window.is_double, rank == size, condition));
     }
-    const WindowProducts<BatchLanes> products{work, work + size * n, work + size * n + matrix};
     left = __ballot_sync(kAllLanes, again);
     for (; left != 0; left &= left - 1) {
       const int other = __ffs(int(left)) - 1;
       window_products_of(window, groups, batch * kBatch + other, shown(scale, other), affine,
                          of_lane(v, lane, other), int(shown(rank, other)), tile, lane,
-                         {of_lane(products.across, lane, other),
-                          of_lane(products.inner, lane, other),
-                          of_lane(products.state, lane, other)});
+                         products_at(of_lane(work, lane, other), n, size));
     }
     __syncwarp();
     if (again)
-      refit_lane(products, n, affine, to, work + window_products(size, n));
+      refit_lane(n, affine, to, work);
     if (mine)
       koopcore::rollout_dense<BatchLanes>(
           k, z, size, affine, true, at.ascending, at.count, levels, work,

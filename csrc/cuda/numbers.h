@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/problem.h"
+#include "cuda/two_float.h"
 
 #include <cuda_runtime.h>
 
@@ -51,6 +52,20 @@ KOOPCORE_HD inline double clamp_to(Kind kind, double x) {
                        : kind == kFloat32 ? double(FLT_MAX)
                                           : 3.3895313892515355e38; // the largest bfloat16
   return x > limit ? limit : x < -limit ? -limit : x;
+}
+
+// The float next to x, and x as a number of `kind`: both finite. Two floats are finite already.
+KOOPCORE_HD inline float to_float32(double x) { return float(clamp_to(kFloat32, x)); }
+KOOPCORE_HD inline float to_float32(const TwoFloat &x) { return x.hi; }
+
+KOOPCORE_HD inline void write_finite(char *p, Kind kind, double x) {
+  write_number(p, kind, clamp_to(kind, x));
+}
+KOOPCORE_HD inline void write_finite(char *p, Kind kind, const TwoFloat &x) {
+  if (kind == kFloat32)
+    *reinterpret_cast<float *>(p) = x.hi;
+  else
+    write_finite(p, kind, double(x.hi) + double(x.lo));
 }
 
 } // namespace koopcore::cuda

@@ -20,9 +20,10 @@ __device__ inline std::int64_t tensor_of(const Tensors &tensors, std::int64_t co
   return low >= 0 && column < tensors.start[low] + tensors.length[low] ? low : -1;
 }
 
-// value: those of `at`, for row `row`.
-__device__ inline void store_four(const Output &out, const Tensors &parameters, std::int64_t row,
-                                  const Four &at, const double (&value)[4]) {
+// value: those of `at`, for row `row`; doubles or TwoFloats.
+template <class Value>
+__device__ void store_four(const Output &out, const Tensors &parameters, std::int64_t row,
+                           const Four &at, const Value (&value)[4]) {
   if (parameters.count > 0) {
     KOOPCORE_UNROLL
     for (int s = 0; s < 4; ++s) {
@@ -31,23 +32,22 @@ __device__ inline void store_four(const Output &out, const Tensors &parameters, 
       if (t < 0)
         continue;
       const Kind kind = Kind(parameters.kind[t]);
-      write_number(parameters.data[t] + (column - parameters.start[t]) * bytes_of(kind), kind,
-                   clamp_to(kind, value[s]));
+      write_finite(parameters.data[t] + (column - parameters.start[t]) * bytes_of(kind), kind,
+                   value[s]);
     }
     return;
   }
   char *p = out.data + row * out.row + at.column * out.step;
   if (at.side_by_side() && out.kind == kFloat32 && out.step == 4 &&
       reinterpret_cast<std::uintptr_t>(p) % 16 == 0) {
-    *reinterpret_cast<float4 *>(p) = {
-        float(clamp_to(kFloat32, value[0])), float(clamp_to(kFloat32, value[1])),
-        float(clamp_to(kFloat32, value[2])), float(clamp_to(kFloat32, value[3]))};
+    *reinterpret_cast<float4 *>(p) = {to_float32(value[0]), to_float32(value[1]),
+                                      to_float32(value[2]), to_float32(value[3])};
     return;
   }
   KOOPCORE_UNROLL
   for (int s = 0; s < 4; ++s)
     if (at.has(s))
-      write_number(p + s * at.stride * out.step, out.kind, clamp_to(out.kind, value[s]));
+      write_finite(p + s * at.stride * out.step, out.kind, value[s]);
 }
 
 } // namespace koopcore::cuda

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cuda/rows.h"
+#include "cuda/two_float.h"
 
 #include <type_traits>
 
@@ -59,31 +60,10 @@ public:
   double value[kValues];
 };
 
-// hi + lo is a sum of products of floats: every product and every addition keeps what it rounds off
-// (TwoProd and TwoSum; Ogita, Rump & Oishi 2005, Dot2). What `lo` rounds off in turn, u² of the sum
-// so far, is all that is lost.
-struct TwoFloat {
-  float hi, lo;
-
-  __device__ void add_product(float a, float b) {
-    const float p = __fmul_rn(a, b), e = __fmaf_rn(a, b, -p);
-    const float s = __fadd_rn(hi, p), t = __fsub_rn(s, hi);
-    const float rounded = __fadd_rn(__fsub_rn(hi, __fsub_rn(s, t)), __fsub_rn(p, t));
-    hi = s;
-    lo = __fadd_rn(lo, __fadd_rn(rounded, e));
-  }
-  __device__ void add(const TwoFloat &x) {
-    const float s = __fadd_rn(hi, x.hi), t = __fsub_rn(s, hi);
-    const float rounded = __fadd_rn(__fsub_rn(hi, __fsub_rn(s, t)), __fsub_rn(x.hi, t));
-    const float low = __fadd_rn(lo, __fadd_rn(x.lo, rounded));
-    hi = __fadd_rn(s, low);
-    lo = __fsub_rn(low, __fsub_rn(hi, s));
-  }
-};
-
-// The same for parts without fast fp64: lanes have 4 × 4 tiles, and slices of the parameters where
-// there are fewer tiles than lanes. Differences go through shared memory as floats: exact where
-// successive snapshots are within a factor of two, and else rounded like the snapshots themselves.
+// The same in pairs of floats, for parts without fast fp64: lanes have 4 × 4 tiles, and slices of
+// the parameters where there are fewer tiles than lanes. Differences go through shared memory as
+// floats: exact where successive snapshots are within a factor of two, and else rounded like the
+// snapshots themselves.
 template <int NT> class TwoFloatSums {
 public:
   static constexpr int kBlocks = 2 * NT;

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +21,25 @@ from koopcore.backends.large_groups import FEW, LARGE, LARGE_ALONE, feature_fit
 from koopcore.backends.protocol import (
     Ahead,
     Companion,
+    ExponentFit,
     FeatureSolved,
+    ModalFit,
     Projection,
+    RankRule,
     Snapshots,
     WholeCompanion,
 )
 from koopcore.backends.threads import thread_count
 from koopcore.partition.partition import Partition
-from koopcore.types import FloatArray
+from koopcore.types import FloatArray, IntArray
 
 MOST_THREADS = 4096  # that the module takes
 MOMENTS, SECOND, SAMPLED = range(3)
 """Passes of a fit on the feature side: `Passes` in csrc/cpu/problem.h."""
+MODAL_ROWS, MODAL_NUMBERS = 32, 2**15
+"""Of a modal fit: rows of its small matrices, and numbers of a system, that the cache holds."""
+LEADING_ROWS = 160  # of matrices whose leading eigenvectors are iterated in the cache
+PROBED = 64  # systems that say how many modes the others may have
 LONG, LONG_FOR_ITS_GROUPS = 128, 8
 """Windows of so many snapshots, and so many times the parameters of a group, are long."""
 
@@ -229,6 +236,74 @@ class NativeCpu(Composed):
             out,
         )
 
+    def modal_fit(
+        self,
+        systems: npt.NDArray[Any],
+        delays: int,
+        rule: RankRule,
+        value: float,
+        ridge: float,
+        exact: bool,
+        optimal: bool,
+    ) -> ModalFit | None:
+        """W systems at a time, from snapshots to modes while they are in the cache."""
+        count, n, m = systems.shape
+        size = min(n - delays, m * delays)
+        if size > MODAL_ROWS or n * m > MODAL_NUMBERS or (delays > 1 and m * delays < n - delays):
+            return None
+        how = delays, get_args(RankRule).index(rule), value, ridge, exact, optimal
+        most = min(int(value), size) if rule == "number" else size
+        width = most
+        if rule != "number" and count > 2 * PROBED:  # some tell how many modes to make room for
+            width = max(int(self._cpu.modal_fit(systems[:PROBED], *how, most)[-2].max()), 1)
+        *numbers, newest, ranks, status = self._cpu.modal_fit(systems, *how, width)
+        wider = np.flatnonzero(status == 1)
+        if wider.size:
+            *more, _, ranks[wider], status[wider] = self._cpu.modal_fit(systems[wider], *how, most)
+            numbers = [widened(*both, wider) for both in zip(numbers, more, strict=True)]
+        width = int(ranks.max(initial=0))
+        values, modes, amplitudes, singular, residuals = numbers
+        return ModalFit(
+            values[:, :width],
+            np.ascontiguousarray(modes[:, :, :width]),
+            amplitudes[:, :width],
+            singular,
+            residuals[:, :width],
+            newest,
+            ranks,
+            np.flatnonzero(status),
+        )
+
+    def exponent_fit(
+        self,
+        c: FloatArray,
+        start: npt.NDArray[np.complex128],
+        partner: IntArray,
+        ceiling: float,
+        headroom: float,
+        most: int,
+    ) -> ExponentFit | None:
+        if not start.size or c.shape[1] * c.shape[2] > MODAL_NUMBERS:
+            return None
+        return ExponentFit(*self._cpu.exponent_fit(c, start, partner, ceiling, headroom, most))
+
+    def leading(
+        self, matrices: FloatArray, count: int
+    ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]] | None:
+        if matrices.dtype != np.float64 or matrices.shape[1] > LEADING_ROWS:
+            return None
+        values, vectors, settled = self._cpu.leading(matrices, count)
+        return values, vectors, settled
+
+    def delay_start(
+        self, c: FloatArray, rank: int, delays: int
+    ) -> tuple[npt.NDArray[np.complex128], npt.NDArray[np.bool_]] | None:
+        pairs = c.shape[1] - delays
+        if c.dtype != np.float64 or not 3 * rank <= pairs <= LEADING_ROWS or rank > MODAL_ROWS:
+            return None
+        values, settled = self._cpu.delay_start(c, rank, delays)
+        return values, settled
+
     def gather(self, snapshots: Snapshots, part: Partition, rows: Sequence[int]) -> FloatArray:
         result: FloatArray = self._cpu.gather(
             snapshots.array, snapshots.order[np.asarray(rows, dtype=np.int64)], self._groups(part)
@@ -237,6 +312,17 @@ class NativeCpu(Composed):
 
     def scatter(self, part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
         self._cpu.scatter(self._groups(part), values, out)
+
+
+def widened(
+    few: npt.NDArray[Any], more: npt.NDArray[Any], at: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
+    """``few`` with the systems ``at`` from ``more``, whose last axis is longer."""
+    missing = 0.0 if few.ndim == 3 else np.nan
+    result = np.full((*few.shape[:-1], more.shape[-1]), missing, dtype=few.dtype)
+    result[..., : few.shape[-1]] = few
+    result[at] = more
+    return result
 
 
 def load() -> NativeCpu:

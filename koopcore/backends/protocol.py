@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +83,32 @@ class FeatureSolved(NamedTuple):
     hindcast: FloatArray  # (n_groups,) error of predicting x_n from x_{n-holdout}, / movement
     projection: Projection | None  # None: m² numbers a group that nobody has asked for
     readout: FloatArray | None  # (n_groups, m, r) E V
+
+
+RankRule: TypeAlias = Literal["all", "number", "energy", "threshold"]
+"""Singular values kept: all that are no rounding, a number, a share of energy, times the median."""
+
+
+class ModalFit(NamedTuple):
+    """Dynamic mode decompositions, as in koopcore/dmd; NaN, or zero modes, past a system's rank."""
+
+    eigenvalues: npt.NDArray[np.complex128]  # (systems, r) falling magnitude
+    modes: npt.NDArray[np.complex128]  # (systems, m, r) unit columns
+    amplitudes: npt.NDArray[np.complex128]  # (systems, r)
+    singular_values: FloatArray  # (systems, N) falling, those of rounding zero
+    residuals: FloatArray  # (systems, r)
+    newest: npt.NDArray[Any]  # (systems, m) the last snapshots
+    rank: IntArray  # (systems,)
+    left: IntArray  # systems that were not decomposed: not finite, out of range, not converged
+
+
+class ExponentFit(NamedTuple):
+    """Exponents fitted to series, in 1/length of the series, NaN where there are fewer."""
+
+    alpha: npt.NDArray[np.complex128]  # (series, r)
+    stop: IntArray  # (series,) 0 converged, 1 stalled, 2 neither after the most iterations
+    iterations: IntArray  # (series,)
+    error: FloatArray  # (series,) ‖R‖²
 
 
 class Backend(ABC):
@@ -297,6 +323,61 @@ class Backend(ABC):
     @abstractmethod
     def scatter(self, part: Partition, values: FloatArray, out: npt.NDArray[Any]) -> None:
         """Values (n_horizons, n_groups, m) into the groups' columns of ``out``."""
+
+    def modal_fit(
+        self,
+        systems: npt.NDArray[Any],
+        delays: int,
+        rule: RankRule,
+        value: float,
+        ridge: float,
+        exact: bool,
+        optimal: bool,
+    ) -> ModalFit | None:
+        """Dynamic mode decomposition of every system of ``systems`` (systems, n, m), C-contiguous.
+
+        delays, ridge: as `koopcore.dmd.DMD`. rule, value: which singular values are kept. exact:
+        modes F' g, not F g. optimal: amplitudes over all times, not at the first.
+        Returns None where the backend does not do systems of this size: koopcore.dmd, which is the
+        definition, then does it. Cost: one read, (n m + N²) min(n, m) multiply-adds a system.
+        """
+        return None
+
+    def exponent_fit(
+        self,
+        c: FloatArray,
+        start: npt.NDArray[np.complex128],
+        partner: IntArray,
+        ceiling: float,
+        headroom: float,
+        most: int,
+    ) -> ExponentFit | None:
+        """Exponentials fitted to real series ``c`` (series, n, k) at equal steps of [0, 1].
+
+        As `koopcore.dmd.variable_projection.fit_exponents`, which is the definition. Returns None
+        where the backend does not do it. Cost: n r (r + k) multiply-adds an iteration.
+        """
+        return None
+
+    def leading(
+        self, matrices: FloatArray, count: int
+    ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]] | None:
+        """The ``count`` largest eigenvalues and eigenvectors of semidefinite matrices (S, n, n).
+
+        Returns (S, count) falling, (S, n, count), and where they settled (S,). None where the
+        backend does not do it. Cost: some 10 n² (count + 4) multiply-adds a matrix.
+        """
+        return None
+
+    def delay_start(
+        self, c: FloatArray, rank: int, delays: int
+    ) -> tuple[npt.NDArray[np.complex128], npt.NDArray[np.bool_]] | None:
+        """Eigenvalues (S, rank) of one step of ``delays`` coordinates c (S, n, k), stacked.
+
+        NaN past a rank; and where they settled (S,). None where the backend does not do it. Cost:
+        that of `leading` of n - delays rows.
+        """
+        return None
 
 
 def breakdown_tolerance(n: int) -> float:

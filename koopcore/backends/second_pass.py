@@ -282,7 +282,7 @@ def _leading(p: FloatArray, most: IntArray) -> tuple[FloatArray, FloatArray, Int
         for left, right in _pairs(m):
             a, b = columns[:, left], columns[:, right]
             alpha, beta, gamma = (a * a).sum(axis=2), (b * b).sum(axis=2), (a * b).sum(axis=2)
-            some = np.abs(gamma) > 2.0**-52 * np.sqrt(alpha * beta)
+            some = np.abs(gamma) > 2.0**-52 * np.sqrt(alpha) * np.sqrt(beta)
             if not some.any():
                 continue
             rotated = True

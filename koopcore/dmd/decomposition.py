@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from koopcore.backends.protocol import RankRule
 from koopcore.dmd.checks import Rank
 from koopcore.dmd.columns import Columns, Numbers, omega
 from koopcore.dmd.eigen import ComplexArray, eig, eigh
@@ -130,6 +131,15 @@ def ranks(rank: Rank, values: FloatArray, n_rows: int, n_columns: int) -> IntArr
         return np.minimum(np.argmax(reached, axis=1) + 1, available)
     assert isinstance(rank, int)
     return np.minimum(rank, available)
+
+
+def rank_rule(rank: Rank, n_rows: int, n_columns: int) -> tuple[RankRule, float]:
+    """`ranks` as backends take it."""
+    if rank is None:
+        return "all", 0.0
+    if isinstance(rank, str):
+        return "threshold", omega(min(n_rows, n_columns) / max(n_rows, n_columns))
+    return ("number" if isinstance(rank, int) else "energy"), float(rank)
 
 
 def _forward_backward(

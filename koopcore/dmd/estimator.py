@@ -26,7 +26,14 @@ from koopcore.dmd.checks import (
     check_whole,
 )
 from koopcore.dmd.columns import Columns, columns_of, columns_of_moments, without_noise
-from koopcore.dmd.decomposition import DIVERGED, Decomposition, decompose
+from koopcore.dmd.decomposition import (
+    DIVERGED,
+    EMPTY,
+    GOOD,
+    Decomposition,
+    decompose,
+    rank_rule,
+)
 from koopcore.dmd.dynamics import Amplitudes, Dynamics
 from koopcore.dmd.eigen import ComplexArray
 from koopcore.dmd.series import Kind, Series, read
@@ -60,19 +67,22 @@ class Decomposing(TransformerMixin, BaseEstimator):
 
     @abstractmethod
     def _decompose(self, series: Series) -> None:
-        """Set what is fitted."""
+        """Set what is fitted, after the last error: also of snapshots that are not finite."""
 
     def fit(self, X: Any, y: object = None) -> Any:
         """Decompose one series, a batch of systems, or trajectories of one system.
 
-        X: (time, features); (systems, time, features), every system on its own, all at once; a
-        list of trajectories (time, features) of one system, of any lengths. NumPy, torch, CuPy,
-        pandas or xarray; real or complex. Rows are time (PyDMD has columns: pass the transpose).
+        Args:
+            X: (time, features); (systems, time, features), every system on its own, all at
+                once; a list of trajectories (time, features) of one system, of any lengths.
+                NumPy, torch, CuPy, pandas or xarray; real or complex. Rows are time (PyDMD has
+                columns: pass the transpose).
+
         Raises TypeError or ValueError before any work for what cannot be decomposed, NaN with its
         place. A system that fails numerically has a ``status_``, and disturbs no other.
         """
         self._check()
-        series = read(X)
+        series = read(X, finite=False)
         _check_feature_names(self, X if series.kind.library == "pandas" else None, reset=True)
         return self._fit(series)
 
@@ -82,11 +92,11 @@ class Decomposing(TransformerMixin, BaseEstimator):
         return self._fit(series.windows(window, step))
 
     def _fit(self, series: Series) -> Any:
+        self._decompose(series)
         self.n_features_in_ = int(series.array.shape[2])
         self._kind = series.kind
         self._stream: Stream | None = None
         self._streamed = False
-        self._decompose(series)
         return self
 
     @abstractmethod
@@ -170,14 +180,17 @@ class Decomposing(TransformerMixin, BaseEstimator):
     def predict(self, X: Any, horizon: int | None = None) -> Any:
         """The state some snapshots later: after the fitted series, or after every row of X.
 
-        X: a horizon T >= 1, or several: x_{n+T} after the fitted series, (features,), or
-        (len(X), features); with systems, or trajectories, one more axis in front. Or states
-        (time, features), (systems, time, features): for every row the state ``horizon`` (1)
-        snapshots later, as scikit-learn has it, in the shape of X. A row's state is what its modes
-        say of it and of the ``delays`` - 1 rows before it, as far as there are any.
+        Args:
+            X: a horizon T >= 1, or several: x_{n+T} after the fitted series, (features,), or
+                (len(X), features); with systems, or trajectories, one more axis in front. Or
+                states (time, features), (systems, time, features): for every row the state
+                ``horizon`` (1) snapshots later, as scikit-learn has it, in the shape of X. A
+                row's state is what its modes say of it and of the ``delays`` - 1 rows before
+                it, as far as there are any.
 
         Warns `UnstableForecastWarning` where the forecast grows far beyond the data; past 1e30
         times the last state is kept, and ``status_`` says so: never infinity.
+
         Cost: m r per state. Not for horizons far beyond the data: growth rates that are wrong by
         δ make it wrong by a factor of exp(δ T).
         """
@@ -185,6 +198,11 @@ class Decomposing(TransformerMixin, BaseEstimator):
             horizons, single = checks.check_horizons(X)
             states = self._ahead(horizons)
             return self._give_ahead(states[:, 0] if single else states)
+        if np.ndim(X) == 0:
+            raise TypeError(
+                f"predict({X!r}): a whole number of snapshots >= 1, several of them, or states "
+                "(time, features) are needed"
+            )
         here = self._states_of(X)
         steps = 1 if horizon is None else check_whole("horizon", horizon, 1)
         current = self._fitted()
@@ -198,8 +216,11 @@ class Decomposing(TransformerMixin, BaseEstimator):
     def forecast(self, X: Any = None, horizon: int = 1) -> Any:
         """All states after the last row of X: (horizon, features), (systems, horizon, features).
 
-        X: (time, features) with at least ``delays`` rows, or one such series per system; None
-        continues what was fitted (for several trajectories: (trajectories, horizon, features)).
+        Args:
+            X: (time, features) with at least ``delays`` rows, or one such series per system;
+                None continues what was fitted (for several trajectories: (trajectories,
+                horizon, features)).
+
         Warnings, cost and limits as of `predict`.
         """
         steps = np.arange(1, check_whole("horizon", horizon, 1) + 1)
@@ -414,26 +435,31 @@ class DMD(Decomposing):
     With the snapshots (or ``delays`` of them, stacked) F = [x_1 … x_{n-1}], F' = [x_2 … x_n] the
     operator is F' F⁺ on the leading singular vectors of F; eigenvalues λ, modes φ, amplitudes b.
 
-    Parameters
-    ----------
-    rank: an int >= 1; a fraction, 0 < rank < 1, of the energy; "svht", the optimal hard threshold
-        (Gavish & Donoho 2014); None, all that is no rounding. Each system has its own.
-    delays: snapshots stacked into one state, 1 for none (Arbabi & Mezić 2017). Standing waves,
-        momentum and few sensors need them: a third of the series is a robust choice. Not with
-        fewer than twice as many snapshots.
-    model: "linear"; or "affine", with a constant: eigenvalues of the differences, and λ = 1.
-    modes: "projected" (U w), "exact" (Tu et al. 2014), or "refit", least squares over all times.
-    amplitudes: "optimal", over all times (Jovanović et al. 2014), or "first", at the first one.
-    forward_backward: corrects observation noise (Dawson et al. 2016); not for decaying modes.
-    tls: total least squares (Hemati et al. 2017), the same end; not with the full rank.
-    noise: variance of the observation noise of every feature, whose share of the products is
-        taken off (Dawson et al. 2016, ncDMD); "median" estimates it from the median singular
-        value; 0 for none. Not where noise is not white.
-    ridge: Tikhonov term, relative to the mean squared singular value kept; pulls |λ| inwards.
-    forgetting: weight of a step beside that of the next one, 0 < forgetting <= 1.
-    dt: time between snapshots: rates and frequencies are in its unit.
-    window: snapshots that `partial_fit` looks back at; None: all, with ``forgetting``.
-    backend: a name of `koopcore.available_backends()`; None takes the first that runs.
+    Args:
+        rank: an int >= 1; a fraction, 0 < rank < 1, of the energy; "svht", the optimal hard
+            threshold (Gavish & Donoho 2014); None, all that is no rounding. Each system has its
+            own.
+        delays: snapshots stacked into one state, 1 for none (Arbabi & Mezić 2017). Standing
+            waves, momentum and few sensors need them: a third of the series is a robust choice.
+            Not with fewer than twice as many snapshots.
+        model: "linear"; or "affine", with a constant: eigenvalues of the differences, and λ =
+            1.
+        modes: "projected" (U w), "exact" (Tu et al. 2014), or "refit", least squares over all
+            times.
+        amplitudes: "optimal", over all times (Jovanović et al. 2014), or "first", at the first
+            one.
+        forward_backward: corrects observation noise (Dawson et al. 2016); not for decaying
+            modes.
+        tls: total least squares (Hemati et al. 2017), the same end; not with the full rank.
+        noise: variance of the observation noise of every feature, whose share of the products
+            is taken off (Dawson et al. 2016, ncDMD); "median" estimates it from the median
+            singular value; 0 for none. Not where noise is not white.
+        ridge: Tikhonov term, relative to the mean squared singular value kept; pulls |λ|
+            inwards.
+        forgetting: weight of a step beside that of the next one, 0 < forgetting <= 1.
+        dt: time between snapshots: rates and frequencies are in its unit.
+        window: snapshots that `partial_fit` looks back at; None: all, with ``forgetting``.
+        backend: a name of `koopcore.available_backends()`; None takes the first that runs.
 
     Attributes: `eigenvalues_`, `modes_`, `amplitudes_`, `growth_rates_`, `frequencies_`, `rank_`,
     `status_` (`koopcore.dmd.STATUS`), `singular_values_`, `residuals_`, `components_`,
@@ -443,6 +469,7 @@ class DMD(Decomposing):
     matrices: some 5 µs a system of 16 snapshots, and one more read for the modes. What lies below
     √(4nε) of the largest singular value is rounding: a Gram matrix does not see it.
     Not for noise beyond a tenth of the signal, where `OptimizedDMD` is better.
+
     Source: Schmid 2010; Tu, Rowley, Luchtenburg, Brunton, Kutz 2014; docs/dmd.md.
     """
 
@@ -502,8 +529,63 @@ class DMD(Decomposing):
             raise ValueError("model='affine' takes one trajectory a system; a list was given")
         if self.modes == "refit" and len(series.lengths) > 1:
             raise ValueError("modes='refit' takes one trajectory a system; a list was given")
+        at_once = self._at_once(series)
+        if at_once is not None:
+            self._set(series, [at_once[0]], at_once[1])
+            return
+        series.check_finite()
         each = 6 * min(n, 2 * m * int(self.delays)) ** 2 + n * m
         self._set(series, in_parts(self._part, series, each))
+
+    def _at_once(self, series: Series) -> tuple[tuple[Decomposition, Any, Any, Any], Any] | None:
+        """All systems by one call of the backend, and those that it leaves as `_part` has it.
+
+        With the newest snapshots. None: the backend does not do these.
+        """
+        plain = self.model == "linear" and self.modes != "refit" and self.forgetting == 1.0
+        corrected = self.tls or self.forward_backward or self.noise
+        x = series.array
+        if not plain or corrected or series.is_complex or len(series.lengths) > 1:
+            return None
+        on = backend_for(series.device, self.backend)
+        n, m = (int(size) for size in x.shape[1:])
+        if not isinstance(x, np.ndarray) or n <= int(self.delays):
+            return None
+        rule, value = rank_rule(check_rank(self.rank), m * int(self.delays), n - int(self.delays))
+        exact, optimal = self.modes == "exact", self.amplitudes == "optimal"
+        fit = on.modal_fit(x, int(self.delays), rule, value, float(self.ridge), exact, optimal)
+        if fit is None:
+            return None
+        status = np.where(fit.rank > 0, GOOD, EMPTY)
+        done = Decomposition(
+            fit.eigenvalues, np.empty((0, 0, 0), complex), fit.singular_values, fit.rank, status
+        )
+        part = done, fit.modes, fit.amplitudes, fit.residuals
+        if fit.left.size:
+            part = self._with_left(series, part, fit.left)
+        return part, fit.newest
+
+    def _with_left(
+        self, series: Series, part: tuple[Decomposition, Any, Any, Any], left: IntArray
+    ) -> tuple[Decomposition, Any, Any, Any]:
+        """``part`` with the systems ``left`` decomposed one after the other stage."""
+        series.check_finite()
+        n, m = (int(size) for size in series.array.shape[1:])
+        some = self._part(series._replace(array=series.array[left], step=n * m))
+        done, other = part[0], some[0]
+        whole = Decomposition(
+            replaced(done.eigenvalues, other.eigenvalues, left, np.nan),
+            done.coefficients,
+            replaced(done.singular_values, other.singular_values, left, 0.0),
+            done.rank,
+            done.status,
+        )
+        whole.rank[left], whole.status[left] = other.rank, other.status
+        modes, amplitudes, residuals = (
+            replaced(mine, theirs, left, missing)
+            for mine, theirs, missing in zip(part[1:], some[1:], (0.0, 0.0, np.nan), strict=True)
+        )
+        return whole, modes, amplitudes, residuals
 
     def _part(self, series: Series) -> tuple[Decomposition, Any, Any, Any]:
         """Some systems: decomposition, modes, amplitudes, residuals."""
@@ -549,10 +631,13 @@ class DMD(Decomposing):
     def partial_fit(self, X: Any, y: object = None) -> DMD:
         """Take in the next snapshots of a stream, of which only moments are kept.
 
-        X: (n, features), or (systems, n, features); blocks of any length, in time order. Begins a
-        new stream after `fit`. The decomposition is made when first asked for. With ``window`` the
-        last that many snapshots count, and are kept; else all, by ``forgetting``. Amplitudes
-        are those of the newest snapshot, from which forecasts go on.
+        Args:
+            X: (n, features), or (systems, n, features); blocks of any length, in time order.
+                Begins a new stream after `fit`. The decomposition is made when first asked for.
+                With ``window`` the last that many snapshots count, and are kept; else all, by
+                ``forgetting``. Amplitudes are those of the newest snapshot, from which
+                forecasts go on.
+
         Memory: (2 m d)² numbers up to 256 features times delays. Beyond, coordinates on some 50
         directions are kept, those of the most energy: motion below them is lost, and a feature
         that starts to move late may be. Cost: m · 50 multiplications a snapshot then.
@@ -646,15 +731,17 @@ class DMD(Decomposing):
         self._conclude(fitted, done.rank, done.status)
         self._singular_values, self._residuals = done.singular_values, residuals
 
-    def _set(self, series: Series, parts: list[tuple[Decomposition, Any, Any, Any]]) -> None:
-        """Join the parts of a fit."""
+    def _set(
+        self, series: Series, parts: list[tuple[Decomposition, Any, Any, Any]], last: Any = None
+    ) -> None:
+        """Join the parts of a fit. last: the newest snapshots, where they were copied already."""
         fitted = Dynamics(
             padded([part[0].eigenvalues for part in parts], np.nan),
             padded([part[1] for part in parts], 0.0),
             padded([part[2] for part in parts], 0.0),
             not series.is_complex,
             series.lengths,
-            newest(series),
+            newest(series) if last is None else last,
         )
         rank = np.concatenate([part[0].rank for part in parts])
         self._conclude(fitted, rank, np.concatenate([part[0].status for part in parts]))
@@ -682,6 +769,16 @@ def newest(series: Series) -> Any:
         return last.copy() if isinstance(last, np.ndarray) else last.clone()
     ends = np.cumsum(series.lengths) - 1
     return series.array[0][ends.tolist()]
+
+
+def replaced(values: Any, by: Any, at: IntArray, missing: float) -> Any:
+    """``values`` with the systems ``at`` from ``by``; the shorter last axis is made longer."""
+    width = max(values.shape[-1], by.shape[-1])
+    result = np.full((*values.shape[:-1], width), missing, values.dtype)
+    result[..., : values.shape[-1]] = values
+    result[at] = missing
+    result[at, ..., : by.shape[-1]] = by
+    return result
 
 
 def padded(parts: list[Any], value: float) -> Any:

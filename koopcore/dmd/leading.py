@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from koopcore.backends.protocol import Backend
 from koopcore.dmd.eigen import eigh
 from koopcore.types import FloatArray
 
@@ -17,17 +18,26 @@ ROUNDS = 12  # of four products each, before the whole decomposition is cheaper
 CLOSE = 1e-11  # residual over the largest eigenvalue
 
 
-def leading(matrices: Numbers, count: int) -> tuple[FloatArray, Numbers]:
+def leading(matrices: Numbers, count: int, on: Backend | None = None) -> tuple[FloatArray, Numbers]:
     """The ``count`` largest eigenvalues (S, count), falling, and eigenvectors (S, n, count).
 
     Subspace iteration with Rayleigh-Ritz; systems that do not settle (eigenvalues without a gap,
     as of noise) are decomposed as a whole. Source: Golub & Van Loan, section 8.2.4.
+    on: what may iterate all of them at once.
     """
     n = matrices.shape[1]
     width = count + EXTRA
     if n <= max(16, 3 * width):
         values, vectors = eigh(matrices)
         return values[:, :count], vectors[:, :, :count]
+    native = None if on is None else on.leading(matrices, count)
+    if native is not None:
+        values, vectors, settled = native
+        left = np.flatnonzero(~settled)
+        if left.size:
+            full, some = eigh(matrices[left])
+            values[left], vectors[left] = full[:, :count], some[:, :, :count]
+        return values, vectors
     values = np.empty((len(matrices), count))
     vectors = np.empty((len(matrices), n, count), dtype=matrices.dtype)
     size = np.einsum("sii->s", matrices).real

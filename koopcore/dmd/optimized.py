@@ -9,15 +9,16 @@ import numpy.typing as npt
 
 from koopcore import arrays
 from koopcore.backends import backend_for
+from koopcore.backends.protocol import Backend, ExponentFit
 from koopcore.dmd import dynamics
 from koopcore.dmd.checks import Rank, check_number, check_rank, check_whole
 from koopcore.dmd.columns import gram
 from koopcore.dmd.decomposition import EMPTY, EXHAUSTED, GOOD, STALLED, ranks, singular
 from koopcore.dmd.eigen import ComplexArray, eig
-from koopcore.dmd.estimator import Decomposing, in_parts, newest, padded
+from koopcore.dmd.estimator import Decomposing, in_parts, newest, padded, replaced
 from koopcore.dmd.leading import leading
 from koopcore.dmd.series import Series
-from koopcore.dmd.variable_projection import Exponents, fit_exponents, partners
+from koopcore.dmd.variable_projection import fit_exponents, partners
 from koopcore.types import FloatArray, IntArray
 
 SLOWEST, FASTEST = -60.0, 30.0
@@ -31,18 +32,20 @@ class OptimizedDMD(Decomposing):
     started from the eigenvalues of a delay DMD. Where noise is white and Gaussian this is the
     maximum likelihood estimate; plain DMD's |λ| are biased inwards.
 
-    Parameters
-    ----------
-    rank: number of exponentials, as in `DMD`; also more than the spatial rank (standing waves).
-    delays: of the start; "auto" for a third of the series.
-    max_growth: bound on the growth rates, in 1/unit of dt; 0 forbids growing modes; None: none.
-    dt: time between snapshots.
-    n_iterations: of Levenberg-Marquardt at most; three to five are usual.
-    n_trials: bagging (BOP-DMD, Sashidhar & Kutz 2022): fits to random ``share`` of the snapshots;
-        eigenvalues are their means, and ``eigenvalues_std_`` their standard deviations. 0: none.
-    share: of the snapshots that a trial sees, 0 < share <= 1.
-    random_state: seed of the trials.
-    backend: a name of `koopcore.available_backends()`; None takes the first that runs.
+    Args:
+        rank: number of exponentials, as in `DMD`; also more than the spatial rank (standing
+            waves).
+        delays: of the start; "auto" for a third of the series.
+        max_growth: bound on the growth rates, in 1/unit of dt; 0 forbids growing modes; None:
+            none.
+        dt: time between snapshots.
+        n_iterations: of Levenberg-Marquardt at most; three to five are usual.
+        n_trials: bagging (BOP-DMD, Sashidhar & Kutz 2022): fits to random ``share`` of the
+            snapshots; eigenvalues are their means, and ``eigenvalues_std_`` their standard
+            deviations. 0: none.
+        share: of the snapshots that a trial sees, 0 < share <= 1.
+        random_state: seed of the trials.
+        backend: a name of `koopcore.available_backends()`; None takes the first that runs.
 
     Attributes: those of `DMD` but for singular values and residuals; ``n_iter_`` and ``error_``,
     the relative error of the reconstruction, per system.
@@ -50,6 +53,7 @@ class OptimizedDMD(Decomposing):
     Cost: one read for the Gram matrix, n² r a system for the start, 50 µs r n a system for the
     polish, one read for the modes. Not for one snapshot more than modes, nor for systems whose
     motion is no sum of exponentials; for more modes than about 30 use `DMD`.
+
     Source: Askham & Kutz 2018; docs/dmd.md has the recipe.
     """
 
@@ -90,7 +94,7 @@ class OptimizedDMD(Decomposing):
     def _decompose(self, series: Series) -> None:
         if len(series.lengths) > 1:
             raise ValueError("OptimizedDMD takes one trajectory a system; a list was given")
-        backend_for(series.device, self.backend)  # says now what does not run here
+        on = backend_for(series.device, self.backend)  # says now what does not run here
         n, m = (int(size) for size in series.array.shape[1:])
         rank = check_rank(self.rank)
         least = (rank if isinstance(rank, int) else 1) + 1
@@ -102,7 +106,8 @@ class OptimizedDMD(Decomposing):
         delays = max(n // 3, 1) if self.delays == "auto" else int(self.delays)
         if n < delays + 1:
             raise ValueError(f"delays is {delays}; {n} snapshots have room for {n - 1} at most")
-        parts = in_parts(lambda part: self._part(part, rank, delays), series, 4 * n * n + n * m)
+        series.check_finite()
+        parts = in_parts(lambda part: self._part(part, rank, delays, on), series, 4 * n * n + n * m)
         fitted = dynamics.Dynamics(
             padded([part[0] for part in parts], np.nan),
             padded([part[1] for part in parts], 0.0),
@@ -121,24 +126,24 @@ class OptimizedDMD(Decomposing):
         self._eigenvalues_std = padded([part[5] for part in parts], np.nan)
 
     def _part(
-        self, series: Series, rank: Rank, delays: int
-    ) -> tuple[ComplexArray, Any, ComplexArray, IntArray, Exponents, FloatArray]:
+        self, series: Series, rank: Rank, delays: int, on: Backend
+    ) -> tuple[ComplexArray, Any, ComplexArray, IntArray, ExponentFit, FloatArray]:
         series, scale = series.in_range()
         n = int(series.array.shape[1])
         most = rank if isinstance(rank, int) else None
-        c = self._coordinates_of(series, most)
-        start = first_exponents(c, rank, delays, int(series.array.shape[2]))
+        c = self._coordinates_of(series, most, on)
+        start = first_exponents(c, rank, delays, int(series.array.shape[2]), on)
         number = (~np.isnan(start)).sum(axis=1)
         times = np.linspace(0.0, 1.0, n)
         ceiling = np.inf if self.max_growth is None else self.max_growth * self.dt * (n - 1)
         pairs = None if series.is_complex else partners(start)
-        fit = fit_exponents(c, start, times, ceiling, pairs, int(self.n_iterations))
+        fit = fit_exponents(c, start, times, ceiling, pairs, int(self.n_iterations), on)
         total = (np.abs(c) ** 2).sum(axis=(1, 2))
         with np.errstate(invalid="ignore", divide="ignore"):
             relative = np.where(total > 0.0, np.sqrt(fit.error / total), 0.0)
         alpha, deviation = fit.alpha, np.full(fit.alpha.shape, np.nan)
         if self.n_trials:
-            alpha, deviation = self._bagged(c, fit.alpha, times, ceiling, pairs)
+            alpha, deviation = self._bagged(c, fit.alpha, times, ceiling, pairs, on)
         eigenvalues = np.exp(alpha / (n - 1))
         order = np.argsort(-np.abs(np.nan_to_num(eigenvalues, nan=0.0)), axis=1, kind="stable")
         eigenvalues = np.take_along_axis(eigenvalues, order, 1)
@@ -147,15 +152,15 @@ class OptimizedDMD(Decomposing):
         amplitudes = amplitudes * scale[:, None]
         return eigenvalues, modes, amplitudes, number, fit._replace(error=relative), deviation
 
-    def _coordinates_of(self, series: Series, most: int | None) -> npt.NDArray[Any]:
+    def _coordinates_of(self, series: Series, most: int | None, on: Backend) -> npt.NDArray[Any]:
         """C (S, n, k): snapshots on their leading singular vectors, all where ``most`` is None."""
         n, m = (int(size) for size in series.array.shape[1:])
         k = min(n, m, most or n)
         if m <= n:
             x = arrays.host(series.array)
             x = x.astype(np.complex128 if series.is_complex else np.float64, copy=False)
-            return x @ leading(x.conj().swapaxes(1, 2) @ x, k)[1] if k < m else x
-        squares, v = leading(gram(series, backend_for(series.device, self.backend)), k)
+            return x @ leading(x.conj().swapaxes(1, 2) @ x, k, on)[1] if k < m else x
+        squares, v = leading(gram(series, on), k, on)
         return v.conj() * np.sqrt(np.maximum(squares, 0.0))[:, None]
 
     def _bagged(
@@ -165,6 +170,7 @@ class OptimizedDMD(Decomposing):
         times: FloatArray,
         ceiling: float,
         pairs: IntArray | None,
+        on: Backend,
     ) -> tuple[ComplexArray, FloatArray]:
         """Mean and standard deviation of the exponents over trials on random snapshots."""
         rng = np.random.default_rng(self.random_state)
@@ -173,7 +179,7 @@ class OptimizedDMD(Decomposing):
         for _ in range(int(self.n_trials)):
             seen = np.sort(rng.choice(len(times), size, replace=False))
             fit = fit_exponents(
-                c[:, seen], alpha, times[seen], ceiling, pairs, int(self.n_iterations)
+                c[:, seen], alpha, times[seen], ceiling, pairs, int(self.n_iterations), on
             )
             trials.append(np.where((fit.stop == 0)[:, None], fit.alpha, alpha))
         stacked = np.stack(trials)
@@ -199,8 +205,33 @@ class OptimizedDMD(Decomposing):
         return self._kind.give_small(self._attribute("eigenvalues_std_"))
 
 
-def first_exponents(c: npt.NDArray[Any], rank: Rank, delays: int, features: int) -> ComplexArray:
+def first_exponents(
+    c: npt.NDArray[Any], rank: Rank, delays: int, features: int, on: Backend
+) -> ComplexArray:
     """α (S, r) in 1/length of the series, from a delay DMD of c; NaN past the rank."""
+    native = on.delay_start(c, rank, delays) if isinstance(rank, int) else None
+    if native is None:
+        return exponents_of(delay_eigenvalues(c, rank, delays, features), c.shape[1])
+    values, settled = native
+    number = (~np.isnan(values)).sum(axis=1).max(initial=1)
+    values = values[:, : max(int(number), 1)]
+    left = np.flatnonzero(~settled)
+    if left.size:
+        values[left] = np.nan
+        values = replaced(values, delay_eigenvalues(c[left], rank, delays, features), left, np.nan)
+    return exponents_of(values, c.shape[1])
+
+
+def exponents_of(values: ComplexArray, n: int) -> ComplexArray:
+    """log λ (n - 1), growth rates within bounds."""
+    with np.errstate(divide="ignore"):
+        alpha = np.log(values) * (n - 1)
+    clipped: ComplexArray = np.clip(alpha.real, SLOWEST, FASTEST) + 1j * alpha.imag
+    return clipped
+
+
+def delay_eigenvalues(c: npt.NDArray[Any], rank: Rank, delays: int, features: int) -> ComplexArray:
+    """λ (S, r) of one step of the stacked coordinates c (S, n, k); NaN past the rank."""
     n = c.shape[1]
     products = c.conj() @ c.swapaxes(1, 2)
     sums = np.zeros((len(c), n + 1, n + 1), dtype=products.dtype)  # along the diagonals
@@ -220,8 +251,4 @@ def first_exponents(c: npt.NDArray[Any], rank: Rank, delays: int, features: int)
         number = ranks(rank, sigma, features * delays, a.shape[1])
     p = p[:, :, : max(int(number.max(initial=0)), 1)]
     p = p * (np.arange(p.shape[2]) < number[:, None])[:, None]
-    values, _ = eig(p.conj().swapaxes(1, 2) @ (h @ p), number)
-    with np.errstate(divide="ignore"):
-        alpha = np.log(values) * (n - 1)
-    clipped: ComplexArray = np.clip(alpha.real, SLOWEST, FASTEST) + 1j * alpha.imag
-    return clipped
+    return eig(p.conj().swapaxes(1, 2) @ (h @ p), number)[0]

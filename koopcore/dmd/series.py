@@ -123,6 +123,10 @@ class Series(NamedTuple):
     def is_complex(self) -> bool:
         return "complex" in arrays.dtype_name(self.array)
 
+    def check_finite(self) -> None:
+        """ValueError for NaN and infinities, with their place."""
+        _check_finite(self.array, "X", self.kind.systems)
+
     def part(self, low: int, high: int) -> Series:
         """Systems low .. high - 1."""
         return self._replace(array=self.array[low:high])
@@ -172,11 +176,12 @@ class Series(NamedTuple):
         return Series(view, (window,), replace(kind, library=plain), self.device, step * m)
 
 
-def read(value: Any, name: str = "X") -> Series:
+def read(value: Any, name: str = "X", finite: bool = True) -> Series:
     """``value`` as a `Series`, without a copy where it is contiguous numbers already.
 
     Raises TypeError or ValueError for what is no series, NaN or infinities (with their place),
-    trajectories of different widths, and systems of different lengths.
+    trajectories of different widths, and systems of different lengths. ``finite=False`` leaves
+    NaN and infinities to `Series.check_finite`.
     """
     if isinstance(value, (list, tuple)) and value and all(np.ndim(item) >= 2 for item in value):
         return _trajectories(value, name)
@@ -197,7 +202,8 @@ def read(value: Any, name: str = "X") -> Series:
             f"minimum of 1 is required: {name} is (time, features) or (systems, time, features)"
         )
     kind = Kind(kind.library, kind.dtype, kind.device, systems, False, kind.labels)
-    _check_finite(array, name, systems)
+    if finite:
+        _check_finite(array, name, systems)
     if not systems:
         checks.warn_if_transposed(array[0], name)
     device = "cpu" if isinstance(array, np.ndarray) else arrays.where(array).split()[0].lower()
@@ -245,6 +251,8 @@ def _plain(value: Any, name: str) -> tuple[Any, Kind]:
         dtype = str(value.dtype).removeprefix("torch.")
         if dtype not in ("float32", "float64", "complex64", "complex128"):
             raise TypeError(f"{name} has dtype {dtype}; float32/64 or complex64/128 is needed")
+        if value.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"{name} lies on {value.device}; cpu and cuda are supported")
         if value.layout != torch.strided:
             raise TypeError(f"{name} is a {value.layout} tensor; a dense one is needed")
         plain = value.detach().resolve_conj().resolve_neg()
@@ -284,7 +292,7 @@ def _numbers(value: Any, name: str) -> npt.NDArray[Any]:
             f"{name} cannot be made an array: {error}. Systems of different lengths do not fit "
             "into one array; fit them one by one, or give trajectories of one system as a list"
         ) from error
-    if array.dtype.kind == "O":
+    if array.dtype.kind in "OUS":
         try:
             return array.astype(np.float64)
         except TypeError as error:
@@ -293,8 +301,6 @@ def _numbers(value: Any, name: str) -> npt.NDArray[Any]:
             ) from error
         except ValueError as error:
             raise ValueError(f"{name} holds what is no number: {error}") from error
-    if array.dtype.kind in "US":
-        return array.astype(np.float64)  # ValueError with the text that is no number
     if array.dtype.kind in "iub" or array.dtype.char == "e":
         return array.astype(np.float64)
     if array.dtype.char not in "fdFD":

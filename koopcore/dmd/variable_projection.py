@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from koopcore.backends.protocol import Backend, ExponentFit
 from koopcore.dmd.dynamics import solve
 from koopcore.dmd.eigen import ComplexArray
 from koopcore.types import FloatArray, IntArray
@@ -26,15 +27,6 @@ CONVERGED, STALLED, EXHAUSTED = 0, 1, 2
 
 HEADROOM = 2.0
 """Re α T may exceed that of the start, or zero, by this: with too many modes they blow up."""
-
-
-class Exponents(NamedTuple):
-    """Fitted exponents, in 1/length of the series."""
-
-    alpha: ComplexArray  # (S, r)
-    stop: IntArray  # (S,) CONVERGED, STALLED or EXHAUSTED
-    iterations: IntArray  # (S,)
-    error: FloatArray  # (S,) ‖R‖²
 
 
 class Point(NamedTuple):
@@ -53,19 +45,26 @@ def fit_exponents(
     ceiling: float,
     partner: IntArray | None,
     most: int,
-) -> Exponents:
+    on: Backend,
+) -> ExponentFit:
     """Levenberg-Marquardt from ``start`` (S, r), NaN where a system has fewer exponents.
 
     c: (S, n, k) at times (n,) in [0, 1]. ceiling: bound on Re α. partner: (S, r) which exponent is
-    the conjugate of which, for real series; None for complex ones. most: iterations at most.
+    the conjugate of which, for real series; None for complex ones. most: iterations at most. on:
+    what may do it at once, of real series at equal steps.
     One trial an iteration; systems that have ended leave the batch.
     """
+    equal = len(times) > 1 and np.array_equal(times, np.linspace(0.0, 1.0, len(times)))
+    if partner is not None and equal:
+        fit = on.exponent_fit(c, start, partner, ceiling, HEADROOM, most)
+        if fit is not None:
+            return fit
     used = ~np.isnan(start)
     alpha = np.where(used, start, 0.0)
     limit = np.minimum(np.maximum(alpha.real, 0.0) + HEADROOM, ceiling)
     alpha = bounded(alpha, limit)
     total = (c.real**2 + c.imag**2).sum(axis=(1, 2)) if c.dtype.kind == "c" else (c * c).sum((1, 2))
-    result = Exponents(
+    result = ExponentFit(
         alpha,
         np.full(len(alpha), EXHAUSTED),
         np.zeros(len(alpha), dtype=np.int64),

@@ -13,11 +13,16 @@ from koopcore.dmd.series import read
 def sliding(X: Any, window: int, step: int = 1, estimator: Any = None, **settings: Any) -> Any:
     """Decompose the windows of a series: system k of the result is X[k step : k step + window].
 
-    X: (time, features). window: snapshots of each. step: from one window to the next. estimator: a
-    `DMD` or `OptimizedDMD`, fitted in place; None makes ``DMD(**settings)``.
+    Args:
+        X: (time, features).
+        window: snapshots of each.
+        step: from one window to the next.
+        estimator: a `DMD` or `OptimizedDMD`, fitted in place; None makes ``DMD(**settings)``.
+
     Returns the fitted estimator, whose attributes have one row for each of the
     (time - window) // step + 1 windows. X is read where it lies: windows are views of it.
     Raises TypeError or ValueError for several systems, or a window longer than the series.
+
     Cost: that of a batch of as many systems. Not for one window that grows, or one that a stream
     fills: see `DMD.partial_fit`.
     """

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from koopcore import arrays
 from koopcore.backends.composed import relative
-from koopcore.backends.protocol import Snapshots
+from koopcore.backends.protocol import Backend, Snapshots
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
 
@@ -33,6 +33,28 @@ class GroupFit:
     def model(self) -> str:
         """The model of `koopcore.fit` that these operators are of."""
         return "affine" if self.affine else "linear"
+
+    def resting(self, snapshots: Snapshots, backend: Backend) -> IntArray:
+        """Positions of groups that moved in the window, but not in the snapshots held out.
+
+        Their hindcast is 0 by a movement of 0, and says nothing. Cost: none but for such groups.
+        """
+        candidates = np.flatnonzero((np.asarray(self.hindcast) == 0.0) & self._moves())
+        if not candidates.size:
+            return candidates
+        held = holdout_of(len(snapshots.order))
+        changes = np.zeros((len(candidates), 2))  # in the snapshots held out, and in all
+        for row, group in enumerate(candidates):
+            columns = arrays.host(snapshots.array[:, self.part.indices(int(group))])
+            other = columns[snapshots.order] != columns[snapshots.order[-1]]
+            changes[row] = other[-1 - held :].sum(), other.sum()
+        changes = backend.total(changes)
+        return candidates[(changes[:, 0] == 0.0) & (changes[:, 1] > 0.0)]
+
+    def _moves(self) -> npt.NDArray[np.bool_]:
+        """Groups (n_groups,) that may have moved in the window; not those that surely have not."""
+        moves: npt.NDArray[np.bool_] = np.asarray(self.rank) > 0
+        return moves
 
     def select(self: FitT, keep: IntArray) -> FitT:
         """The same fits of the groups at positions ``keep`` only."""

@@ -170,7 +170,11 @@ class _Fitting:
         if recipe.model != "auto":
             return Sides([], [*fits, *self.from_gram(groups, recipe, gram)])
         tried = [self.from_gram(groups, one, gram) for one in self.recipes()]
-        return Sides([], [*fits, *best_of(tried, groups.numbers, self.n, self.backend)])
+        return Sides([], [*fits, *self.best(tried, groups)])
+
+    def best(self, tried: list[list[Fitted]], groups: Groups) -> list[Fitted]:
+        """Of the fits by several recipes each group's best by hindcast."""
+        return best_of(tried, groups.numbers, self.n, self.backend, self.snapshots)
 
     def in_range(self, groups: Groups) -> tuple[Groups, FloatArray, list[Fitted]]:
         """Groups whose squares are in range, their Gram matrices, and fits of the others."""
@@ -217,7 +221,7 @@ class _Fitting:
                     assert not isinstance(inner, DeferredFit)
                     fits.append(ScaledFit.of(*groups, inner, window))
             tried.append(fits)
-        return tried[0] if len(tried) == 1 else best_of(tried, groups.numbers, self.n, self.backend)
+        return tried[0] if len(tried) == 1 else self.best(tried, groups)
 
     def recipes(self) -> list[Recipe]:
         """This call's recipe, or those that ``model="auto"`` tries."""
@@ -309,7 +313,7 @@ class _Fitting:
         if recipe.model != "auto":
             return Sides(written, [*unwritten, *fitted(recipe.model, recipe.ridge)])
         tried = [fitted(one.model, one.ridge) for one in self.recipes()]
-        return Sides(written, [*unwritten, *best_of(tried, groups.numbers, self.n, self.backend)])
+        return Sides(written, [*unwritten, *self.best(tried, groups)])
 
     def moments_in_range(
         self, groups: Groups, known: dict[bool, FloatArray]

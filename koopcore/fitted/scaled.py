@@ -80,6 +80,11 @@ class ScaledFit(GroupFit):
             inner.groups,
         )
 
+    def resting(self, snapshots: Snapshots, backend: Backend) -> IntArray:
+        """As of every fit; in the unit of the copies."""
+        positions: IntArray = self.inner.resting(self.window.snapshots, backend)
+        return positions
+
     @property
     def model(self) -> str:
         name: str = self.inner.model

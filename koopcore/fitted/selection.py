@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from koopcore.backends.protocol import Backend
+from koopcore.backends.protocol import Backend, Snapshots
 from koopcore.fitted import Fitted
 from koopcore.types import IntArray
 
@@ -43,18 +43,28 @@ def candidates(n: int, rank: int | None, ridge: float) -> list[Candidate]:
     return [Candidate("trend", 0.0), *tried]
 
 
-def best_of(tried: list[list[Fitted]], groups: IntArray, n: int, backend: Backend) -> list[Fitted]:
+def best_of(
+    tried: list[list[Fitted]],
+    groups: IntArray,
+    n: int,
+    backend: Backend,
+    snapshots: Snapshots,
+) -> list[Fitted]:
     """Of fits of the same ``groups`` by several candidates, each group's best by hindcast.
 
     Those that grow beyond `CREDIBLE_GROWTH` over n snapshots come last. Ties to rounding, and
-    windows too short for a hindcast, go to the earlier candidate.
+    windows too short for a hindcast, go to the earlier candidate. Groups that moved, but not in the
+    ``snapshots`` held out, whose hindcast says nothing, go to the first that is no trend.
     """
     errors = np.full((len(tried), len(groups)), np.inf)
     for row, fits in enumerate(tried):
         for fit in fits:
             positions = np.searchsorted(groups, fit.groups)
-            known = ~np.isnan(fit.hindcast) & (fit.growth([n], backend)[0] <= CREDIBLE_GROWTH)
+            grows = fit.growth([n], backend)[0] > CREDIBLE_GROWTH  # NaN where nothing moves on
+            known = ~np.isnan(fit.hindcast) & ~grows
             errors[row, positions] = np.where(known, fit.hindcast, np.inf)
+            if fit.model == "trend":
+                errors[row, positions[fit.resting(snapshots, backend)]] = np.inf
     best = np.maximum(errors, ROUNDING).argmin(axis=0)
     chosen = []
     for row, fits in enumerate(tried):

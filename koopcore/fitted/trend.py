@@ -63,6 +63,9 @@ class TrendFit(GroupFit):
         ones = np.ones(part.n_groups)
         return cls(part, groups, True, ones.astype(np.int64), residual, ones, hindcast)
 
+    def _moves(self) -> npt.NDArray[np.bool_]:
+        return np.asarray(self.residual) > 0.0  # a straight line that rests at its end is a point
+
     def write(
         self, snapshots: Snapshots, horizons: Sequence[int], out: npt.NDArray[Any], backend: Backend
     ) -> None:

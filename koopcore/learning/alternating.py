@@ -42,18 +42,27 @@ class AlternatingLearner(SynchronousLearner):
     what the algorithm computes; E bounds the squared gradient at that iterate while
     η_K ≤ 2/L_K).
 
-    dictionary: ψ, any `Dictionary`. n_iterations: T. k_step: "gradient" (the paper's) or "exact"
-    (variable projection, the engine's solve). step_k: "lipschitz" (1/L_K, power iteration), a
-    number, or `Diminishing`. step_w: "backtracking" (Armijo: F falls in every iteration), "lemma"
-    (1/L_W of Lemma 1; `OneLayer` only), a number, or `Diminishing`. readout: "auto",
-    "least-squares" or "state-inclusive". standardize: learn on (x - mean) / standard deviation.
-    track: keep the smallest "gradient" E or the smallest "objective" F. ridge: of the exact step,
-    relative. polish: solve for K exactly once more, at the best W: the small singular directions
-    of ψ, which gradient steps of 1/L_K hardly move, then fit too. tolerance: stop when
-    E ≤ tolerance · E_0. random_state: seed of W. progress: a bar on standard error. K starts at
-    the identity.
+    Args:
+        dictionary: ψ, any `Dictionary`.
+        n_iterations: T.
+        k_step: "gradient" (the paper's) or "exact" (variable projection, the engine's solve).
+        step_k: "lipschitz" (1/L_K, power iteration), a number, or `Diminishing`.
+        step_w: "backtracking" (Armijo: F falls in every iteration), "lemma" (1/L_W of Lemma 1;
+            `OneLayer` only), a number, or `Diminishing`.
+        readout: "auto", "least-squares" or "state-inclusive".
+        standardize: learn on (x - mean) / standard deviation.
+        track: keep the smallest "gradient" E or the smallest "objective" F.
+        ridge: of the exact step, relative.
+        polish: solve for K exactly once more, at the best W: the small singular directions of
+            ψ, which gradient steps of 1/L_K hardly move, then fit too.
+        tolerance: stop when E ≤ tolerance · E_0.
+        random_state: seed of W.
+        progress: a bar on standard error.
+
+    K starts at the identity.
 
     After ``fit``: ``operator_`` (`LearnedOperator`), ``history_`` (`History`).
+
     Cost per iteration for N pairs, h features: (8 to 10) N h² flops, one linearization and one
     forward pass per trial step. Fixed dictionaries with k_step="exact" are plain EDMD, one step.
     Not for bare σ(Wx) with many iterations: F has its trivial minimum at W = 0 (`OneLayer`).
@@ -74,11 +83,15 @@ class AlternatingLearner(SynchronousLearner):
     ) -> AlternatingLearner:
         """Learn from one trajectory (length, n) or several of different lengths, or snapshot pairs.
 
-        y: the state after every row of X, of X's shape; None: the rows of X follow each other.
-        initial: (θ, K) to start from. callback: called with the iteration and its iterate; a true
-        answer stops. Raises ValueError before any work for data and parameters that cannot work.
-        Steps that diverge warn (`DivergenceWarning`), keep the last good iterate and give the step
-        that would have been safe, as ``history_.safe_step``.
+        Args:
+            y: the state after every row of X, of X's shape; None: the rows of X follow each
+                other.
+            initial: (θ, K) to start from.
+            callback: called with the iteration and its iterate; a true answer stops.
+
+        Raises ValueError before any work for data and parameters that cannot work. Steps that
+        diverge warn (`DivergenceWarning`), keep the last good iterate and give the step that would
+        have been safe, as ``history_.safe_step``.
         """
         self._check()
         problem, start = self._begin(X, initial, y)

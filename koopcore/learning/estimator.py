@@ -41,11 +41,18 @@ class Learner:
     cross_val_score work, and a dictionary's own settings are parameters too:
     ``set_params(dictionary__degree=3)``.
 
-    dictionary: ψ. n_iterations: T. readout: "auto", "least-squares" or "state-inclusive".
-    standardize: learn on (x - mean) / standard deviation. ridge: Tikhonov term of exact solves
-    for K, relative. polish: solve for K exactly once more, at the best θ: the small singular
-    directions of ψ, which gradient steps of 1/L_K hardly move, then fit too. random_state: seed of
-    θ. progress: a bar on standard error. K starts at the identity.
+    Args:
+        dictionary: ψ.
+        n_iterations: T.
+        readout: "auto", "least-squares" or "state-inclusive".
+        standardize: learn on (x - mean) / standard deviation.
+        ridge: Tikhonov term of exact solves for K, relative.
+        polish: solve for K exactly once more, at the best θ: the small singular directions of
+            ψ, which gradient steps of 1/L_K hardly move, then fit too.
+        random_state: seed of θ.
+        progress: a bar on standard error.
+
+    K starts at the identity.
     """
 
     dictionary: Dictionary
@@ -135,8 +142,9 @@ class Learner:
     ) -> float:
         """R² of one-step prediction of the states, over all pairs; 1 is exact, 0 their mean.
 
-        y: the state after every row of X; None: the rows of X follow each other. u: inputs, where
-        the operator was learned with some.
+        Args:
+            y: the state after every row of X; None: the rows of X follow each other.
+            u: inputs, where the operator was learned with some.
         """
         learned = self._learned()
         data = pairs(X, len(learned.shift), y)
@@ -249,10 +257,12 @@ class Learner:
 class SynchronousLearner(Learner):
     """The settings of learners whose iterates each belong to one moment, so that F is known there.
 
-    k_step: "gradient" (the paper's) or "exact" (variable projection, the engine's solve). step_k:
-    "lipschitz" (1/L_K, power iteration), a number, or `Diminishing`. step_w: "backtracking"
-    (Armijo: F falls in every iteration), a number, or `Diminishing`. track: keep the iterate of the
-    smallest "gradient" E = ‖∇_K‖² + ‖∇_W‖² or of the smallest "objective" F.
+    Args:
+        k_step: "gradient" (the paper's) or "exact" (variable projection, the engine's solve).
+        step_k: "lipschitz" (1/L_K, power iteration), a number, or `Diminishing`.
+        step_w: "backtracking" (Armijo: F falls in every iteration), a number, or `Diminishing`.
+        track: keep the iterate of the smallest "gradient" E = ‖∇_K‖² + ‖∇_W‖² or of the
+            smallest "objective" F.
     """
 
     _: KW_ONLY

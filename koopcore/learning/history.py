@@ -16,8 +16,12 @@ Criterion: TypeAlias = Literal["gradient", "objective"]
 class History:
     """One entry per iteration t, and why learning stopped.
 
-    objective: F. gradient_k, gradient_w: ‖∇_K‖_F and ‖∇_W‖. step_k, step_w: η used. The criterion
-    of the paper is E = ‖∇_K‖² + ‖∇_W‖².
+    Attributes:
+        objective: F.
+        gradient_k, gradient_w: ‖∇_K‖_F and ‖∇_W‖.
+        step_k, step_w: η used.
+
+    The criterion of the paper is E = ‖∇_K‖² + ‖∇_W‖².
     """
 
     objective: list[float] = field(default_factory=list)

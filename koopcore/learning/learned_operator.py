@@ -62,6 +62,13 @@ class LearnedOperator:
         if not (self.scale > 0.0).all():
             raise ValueError("scale has numbers that are not > 0; states cannot have such units")
 
+    def __repr__(self) -> str:
+        more = "" if self.input_matrix is None else f", {self.input_matrix.shape[1]} inputs"
+        if self.output_readout is not None:
+            more += f", {len(self.output_readout)} outputs"
+        h, n = len(self.operator), len(self.shift)
+        return f"<LearnedOperator: {h} features of {n} states{more}; {self.dictionary!r}>"
+
     def features(self, states: npt.ArrayLike) -> FloatArray:
         """ψ of states (M, n) in their own unit: (M, h)."""
         x = np.atleast_2d(real_array("states", states)).astype(np.float64, copy=False)
@@ -95,8 +102,9 @@ class LearnedOperator:
     ) -> FloatArray:
         """ψ 1 … T steps after x_0: (T, h), or (batch, T, h) for several x_0 (batch, n).
 
-        u: u_0 … u_{T-1}, (T, m), or one such for every x_0, (batch, T, m); where the operator was
-        learned with inputs, and only there.
+        Args:
+            u: u_0 … u_{T-1}, (T, m), or one such for every x_0, (batch, T, m); where the
+                operator was learned with inputs, and only there.
         """
         whole("n_steps", n_steps)
         start = finite_array("x0", x0)
@@ -138,11 +146,15 @@ class LearnedOperator:
     ) -> FloatArray:
         """States 1 … n_steps after x_0, from x_0 alone: (n_steps, n), or (batch, n_steps, n).
 
-        x0: (n,) or (batch, n), finite. n_steps: >= 1. u: inputs (n_steps, m) from that of x_0 on,
-        or (batch, n_steps, m); needed where the operator was learned with inputs. Cost: 2 h² flops
-        per step.
-        ψ is linear only as far as F is small: the error grows with the horizon, and |λ| > 1
-        grows without bound. Raises ValueError for a wrong width or a state that is not finite.
+        Args:
+            x0: (n,) or (batch, n), finite.
+            n_steps: >= 1.
+            u: inputs (n_steps, m) from that of x_0 on, or (batch, n_steps, m); needed where the
+                operator was learned with inputs.
+
+        Cost: 2 h² flops per step. ψ is linear only as far as F is small: the error grows with the
+        horizon, and |λ| > 1 grows without bound. Raises ValueError for a wrong width or a state
+        that is not finite.
         """
         return self.states(self.predict_features(x0, n_steps, u))
 

@@ -42,15 +42,19 @@ class MinibatchLearner(Learner):
     its noise: batches want several times as many pairs as there are features; "average" takes
     smaller ones.
 
-    dictionary: `OneLayer`, `Layered`, `StateInclusive`, `Blocks` of these, `TorchDictionary`, or
-    any with ``torch_features(theta, states)``. learning_rate: of Adam, falling to a tenth by a
-    cosine. dtype: of features and gradients, "float32" or "float64"; solves are in float64.
-    device: of torch, such as "cuda". couplings: which block of ψ is predicted by which, (Q, Q) of
-    truths for `Blocks` of Q parts (or (h, h), by features): K is zero elsewhere, and its exact
-    step solves for the rest alone, row by row of blocks. distributed: learn as one rank of an
-    initialized process group, with this rank's own trajectories: gradients, moments and the scale
-    are summed over the ranks, which all get the same operator; ``batch_size`` is each rank's.
-    random_state: an integer seed, the same on all ranks.
+    Args:
+        dictionary: `OneLayer`, `Layered`, `StateInclusive`, `Blocks` of these,
+            `TorchDictionary`, or any with ``torch_features(theta, states)``.
+        learning_rate: of Adam, falling to a tenth by a cosine.
+        dtype: of features and gradients, "float32" or "float64"; solves are in float64.
+        device: of torch, such as "cuda".
+        couplings: which block of ψ is predicted by which, (Q, Q) of truths for `Blocks` of Q
+            parts (or (h, h), by features): K is zero elsewhere, and its exact step solves for
+            the rest alone, row by row of blocks.
+        distributed: learn as one rank of an initialized process group, with this rank's own
+            trajectories: gradients, moments and the scale are summed over the ranks, which all
+            get the same operator; ``batch_size`` is each rank's.
+        random_state: an integer seed, the same on all ranks.
 
     Not where all points fit an L-BFGS iteration: `VariableProjectionLearner` reaches far smaller F.
     """

@@ -68,7 +68,10 @@ def save(learned: LearnedOperator, directory: str | Path) -> Path:
 def load(directory: str | Path, dictionary: Dictionary | None = None) -> LearnedOperator:
     """The operator of a directory written by `save`, bit for bit.
 
-    dictionary: the one that the operator was learned with, needed where its code is not koopcore's.
+    Args:
+        dictionary: the one that the operator was learned with, needed where its code is not
+            koopcore's.
+
     Raises ValueError that names the file for one that is malformed in any way: no JSON or no
     safetensors, another format or version, keys that are missing or unknown, a dictionary that
     cannot be or is not the one passed, numbers of another dtype or shape, numbers that are not

@@ -90,9 +90,12 @@ def lipschitz_k(
 ) -> tuple[float, FloatArray]:
     """L_K = (2/N) λ_max(Σ ψψᵀ), the exact Lipschitz constant of ∇_K F, and its eigenvector.
 
-    features: ψ(x_n), (N, h). Power iteration from ``start``, the eigenvector of the previous
-    iterate where there is one, until the Rayleigh quotient moves by less than ``tolerance``
-    relative. It approaches L_K from below: a step of 1/L_K leaves a factor of 2 to 2/L_K.
+    Args:
+        features: ψ(x_n), (N, h). Power iteration from ``start``, the eigenvector of the
+            previous iterate where there is one, until the Rayleigh quotient moves by less than
+            ``tolerance`` relative. It approaches L_K from below: a step of 1/L_K leaves a
+            factor of 2 to 2/L_K.
+
     Cost: 4 N h flops per power, two or three of them from a warm start.
     """
     h = features.shape[1]

@@ -39,10 +39,11 @@ class VariableProjectionLearner(Learner):
     Every trial of the line search solves for K again, so it sees the F that the step really
     reaches. `AlternatingLearner`'s steps of W hold K fixed, and reach 10⁴ to 10⁶ times larger F in
     the same time. The gradient at a minimum over K is ∂F/∂θ with K held (the envelope theorem).
+
     Source: Golub & Pereyra 1973; with inputs, Proctor, Brunton, Kutz 2018.
 
-    horizon: 1 learns F, the paper's objective. F does not see whether a prediction of many steps
-    is good: with ``horizon`` H > 1 the objective is
+    F does not see whether a prediction of many steps is good: with ``horizon`` H > 1 the objective
+    is
 
         log E_H + one_step_weight · log(E_1 + one_step_tolerance²)
 
@@ -50,17 +51,22 @@ class VariableProjectionLearner(Learner):
     every x_0 that has H states behind it (some 400 of them), E_1 that of one step, both relative
     to the states' variance. Its gradient goes through K*(θ). It is learned for H/9 and H/3 first, a
     quarter of ``n_iterations`` each. Needs the state among the features: `StateInclusive`.
-    state_weights: (n,), of the states' squared errors in E_H and E_1; None: all 1.
-    spectral_radius: bound on |λ| of K. Eigenvalues beyond are penalized in the objective of a
-    horizon, and in the end moved onto the bound; None: no bound. ValueError where the bound is
-    below what the data allow: it makes one step worse than predicting no motion.
-    ridge: Tikhonov term of K, relative to every feature's own mean square; rounding at least, and
-    with a horizon 1e-10, or its gradient is rounding. With "validation", the one of `RIDGES` whose
-    predictions of ``horizon`` steps are best on the samples held out, chosen at the start and again
-    at the end; use it where there is noise.
-    validation: the part of the trajectories held out, from the end; then θ is the iterate that
-    predicts them best, and K is solved for with all. 0: the iterate of the least objective.
-    tolerance: stop where the objective falls by less, relatively (F) or absolutely (of a horizon).
+
+    Args:
+        horizon: H; 1 learns F, the paper's objective.
+        state_weights: (n,), of the states' squared errors in E_H and E_1; None: all 1.
+        spectral_radius: bound on |λ| of K. Eigenvalues beyond are penalized in the objective of a
+            horizon, and in the end moved onto the bound; None: no bound. ValueError where the bound
+            is below what the data allow: it makes one step worse than predicting no motion.
+        ridge: Tikhonov term of K, relative to every feature's own mean square; rounding at least,
+            and with a horizon 1e-10, or its gradient is rounding. With "validation", the one of
+            `RIDGES` whose predictions of ``horizon`` steps are best on the samples held out, chosen
+            at the start and again at the end; use it where there is noise.
+        validation: the part of the trajectories held out, from the end; then θ is the iterate that
+            predicts them best, and K is solved for with all. 0: the iterate of the least objective.
+        tolerance: stop where the objective falls by less, relatively (F) or absolutely (of a
+            horizon).
+
     Other settings are those of every learner; ``polish`` changes nothing here, K is exact.
 
     After ``fit``: ``operator_``, ``history_`` (the objective and ‖∇‖ per iteration, validation
@@ -95,13 +101,19 @@ class VariableProjectionLearner(Learner):
     ) -> VariableProjectionLearner:
         """Learn from one trajectory (length, n) or several, or from snapshot pairs X, y.
 
-        y: the state after every row of X, of X's shape; None: the rows of X follow each other.
-        u: inputs (length, m), one row per row of X: x_{n+1} depends on x_n and u_n, and
-        ψ(x_{n+1}) ≈ K ψ(x_n) + B u_n is learned. outputs: y = h(x), (length, q), read out of ψ by
-        least squares: `LearnedOperator.predict_outputs`. sample_weight: >= 0 per row, of the pair
-        that begins there. initial: (θ, K) to start from, of which K is not used. callback: called
-        with the iteration and θ; a true answer stops. Raises ValueError before any work for
-        lengths and settings that cannot work, ImportError without SciPy.
+        Args:
+            y: the state after every row of X, of X's shape; None: the rows of X follow each
+                other.
+            u: inputs (length, m), one row per row of X: x_{n+1} depends on x_n and u_n, and
+                ψ(x_{n+1}) ≈ K ψ(x_n) + B u_n is learned.
+            outputs: y = h(x), (length, q), read out of ψ by least squares:
+                `LearnedOperator.predict_outputs`.
+            sample_weight: >= 0 per row, of the pair that begins there.
+            initial: (θ, K) to start from, of which K is not used.
+            callback: called with the iteration and θ; a true answer stops.
+
+        Raises ValueError before any work for lengths and settings that cannot work, ImportError
+        without SciPy.
         """
         self._check()
         problem, (theta, _) = self._begin(X, initial, y)

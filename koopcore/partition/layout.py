@@ -28,9 +28,11 @@ _REPR_LINES = 8  # tensors listed by repr; a transformer has hundreds
 class Layout:
     """An immutable map from parameter tensors to positions in a flat vector of length `size`.
 
-    tensors: in flat order. units: the layers, in the order of their first tensor.
-    size: length of the flat vector, padding included (a multiple of `align`).
-    left_out: (name, reason) of every parameter that is not recorded.
+    Attributes:
+        tensors: in flat order.
+        units: the layers, in the order of their first tensor.
+        size: length of the flat vector, padding included (a multiple of `align`).
+        left_out: (name, reason) of every parameter that is not recorded.
 
     Build one with `from_shapes` or `from_module`. Equal layouts have equal tensors, units and
     size. Do not use one layout for two models whose parameters differ in order: compare
@@ -47,9 +49,12 @@ class Layout:
     def from_shapes(cls, shapes: Iterable[Sequence[Any]], *, align: int = 1) -> Layout:
         """Layout of a chain of fully connected layers: w1, b1, w2, b2, ...
 
-        shapes: (fan_out, fan_in, bias) per layer; weights are (fan_out, fan_in), row-major, as in
-            a torch `Sequential` of `Linear`, whose names ("0.weight", "0.bias", ...) are used.
-        align: every tensor starts at a multiple of `align` parameters (32 in the training ring).
+        Args:
+            shapes: (fan_out, fan_in, bias) per layer; weights are (fan_out, fan_in), row-major,
+                as in a torch `Sequential` of `Linear`, whose names ("0.weight", "0.bias", ...)
+                are used.
+            align: every tensor starts at a multiple of `align` parameters (32 in the training
+                ring).
 
         Raises TypeError or ValueError on anything but triples of two positive ints and a bool.
         """
@@ -81,10 +86,12 @@ class Layout:
     ) -> Layout:
         """Layout of the trainable floating-point parameters of a `torch.nn.Module`.
 
-        model: any module; nodes follow the module's own kind (see torch_module.py).
-        include, exclude: fnmatch patterns on parameter names ("encoder.*", "*.bias"); a parameter
-            is recorded if it matches an include pattern (or there are none) and no exclude one.
-        align: every tensor starts at a multiple of `align` parameters.
+        Args:
+            model: any module; nodes follow the module's own kind (see torch_module.py).
+            include, exclude: fnmatch patterns on parameter names (``encoder.*``, ``*.bias``); a
+                parameter is recorded if it matches an include pattern (or there are none) and
+                no exclude one.
+            align: every tensor starts at a multiple of `align` parameters.
 
         Tied parameters stand once, under their first name; complex ones are pairs of real numbers,
         a last axis of 2; frozen, integer and empty ones are left out and listed in `left_out`.

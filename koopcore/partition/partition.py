@@ -20,18 +20,22 @@ from koopcore.partition.segments import Index, Segments, expand, find_overlap, m
 class Partition:
     """Groups of parameters; every group gets its own Koopman operator ([DR] Fig. 1).
 
-    size: length of the flat vector (`Layout.size`), the number of columns of the snapshots.
-    group_ptr: (n_groups + 1,) group g owns segments group_ptr[g] .. group_ptr[g + 1] - 1.
-    start, length, stride: (n_segments,) a segment covers start + stride * arange(length);
-        contiguous neighbours within a group are one segment, single indices have stride 1.
-    name: how it was made: "network", "layers", "nodes", "quasi_nodes(100)", "weights", "groups".
+    Attributes:
+        size: length of the flat vector (`Layout.size`), the number of columns of the snapshots.
+        group_ptr: (n_groups + 1,) group g owns segments group_ptr[g] .. group_ptr[g + 1] - 1.
+        start, length, stride: (n_segments,) a segment covers start + stride * arange(length);
+            contiguous neighbours within a group are one segment, single indices have stride 1.
+        name: how it was made: "network", "layers", "nodes", "quasi_nodes(100)", "weights",
+            "groups".
 
     Arrays are int64, C-contiguous and read-only. Parameters in no group are legal: they keep
     their last value. Equality compares the groups, not the name.
 
     Use the constructors below; the class itself trusts its arrays and checks only their shapes.
+
     Cost does not depend on the partition except through the number of small solves: choose it for
     statistics, not for speed (a network operator is as cheap as node operators).
+
     Source: Dogra & Redman, NeurIPS 2020, Fig. 1 and section 3.
     """
 
@@ -109,9 +113,11 @@ class Partition:
     def groups(cls, layout_or_size: Layout | int, groups: Iterable[Any]) -> Partition:
         """Own groups, each an integer index array, a slice or range, or a tensor-name pattern.
 
-        layout_or_size: a `Layout`, or the length of the flat vector (then without patterns).
-        groups: one entry per group; the order of the indices in a group is kept; a pattern
-            (fnmatch, "blocks.0.*") takes all matching tensors as one group.
+        Args:
+            layout_or_size: a `Layout`, or the length of the flat vector (then without
+                patterns).
+            groups: one entry per group; the order of the indices in a group is kept; a pattern
+                (fnmatch, "blocks.0.*") takes all matching tensors as one group.
 
         Raises TypeError for wrong kinds (floats, masks), ValueError for an empty group, an index
         outside the flat vector, a repeated index, groups that overlap. Cost: O(indices given).

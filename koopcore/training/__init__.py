@@ -8,7 +8,7 @@ from koopcore.training.jumping.line_search import Candidate, Ladder, SearchResul
 from koopcore.training.recording.parameters import Recorded
 from koopcore.training.recording.ring import DifferenceRing, SnapshotRing
 from koopcore.training.settings import Options, Settings
-from koopcore.training.statistics import JumpRecord, Statistics
+from koopcore.training.statistics import JumpRecord, Spectrum, Statistics
 
 __all__ = [
     "Attached",
@@ -24,6 +24,7 @@ __all__ = [
     "SearchResult",
     "Settings",
     "SnapshotRing",
+    "Spectrum",
     "Statistics",
     "WindowAverage",
     "attach",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ elif TYPE_CHECKING:
 def attach(
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     model: nn.Module | Sequence[nn.Module],
-    *,
+    *misplaced: NoReturn,
     loss: Callable[[], Any] | None = None,
     residuals: Callable[[], Any] | None = None,
     masters: Masters | None = None,
@@ -99,6 +99,11 @@ def attach(
 
     Source: Dogra & Redman, NeurIPS 2020, Algorithm 1, with a line search in place of its fixed T.
     """
+    if misplaced:
+        raise TypeError(
+            "attach takes the optimizer and the model by place and all else by name, as in "
+            f"attach(optimizer, model, loss=...); a third argument was given: {misplaced[0]!r}"
+        )
     processes = processes_for(process_group)
     with processes.together(0, "attach"), torch.inference_mode(False):
         # Outside of inference mode, whose tensors could not be recorded into later.

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from itertools import zip_longest
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
+from koopcore.files import write_whole
 from koopcore.partition.layout import Layout
 from koopcore.training.averaged import AveragedWeights, Which
 from koopcore.training.averaging import AverageFamily
@@ -35,9 +37,10 @@ from koopcore.training.recording.parameters import (
 )
 from koopcore.training.recording.recording import Recording
 from koopcore.training.regime import RegimeJudge
+from koopcore.training.report import report_of
 from koopcore.training.settings import Settings
 from koopcore.training.state import check_like, check_range, same
-from koopcore.training.statistics import JumpRecord, Statistics
+from koopcore.training.statistics import JumpRecord, Spectrum, Statistics
 
 #: Of the format of saved states.
 VERSION = 3
@@ -51,9 +54,13 @@ UNSEEN = 2000
 class Attached:
     """Koopman jumps in one optimizer's training run; made by :func:`koopcore.attach`.
 
-    stats: a :class:`Statistics`. settings: the options. recorded: which parameters, and why the
-    others are not. The optimizer and the model stay the user's; what is added are hooks around
-    steps and after the loading of states, which :meth:`detach` removes.
+    Attributes:
+        stats: a :class:`Statistics`.
+        settings: the options.
+        recorded: which parameters, and why the others are not.
+
+    The optimizer and the model stay the user's; what is added are hooks around steps and after the
+    loading of states, which :meth:`detach` removes.
 
     What is recorded is looked at again at every window: parameters frozen by then stay where they
     are, unfrozen and added ones (``add_param_group``) are recorded. A window in which that changed,
@@ -391,7 +398,7 @@ class Attached:
         if policy.keep:
             recording.ring.keep(policy.keep)
             self._fresh = False
-        self._report(outcome, stride, perf_counter() - begun)
+        self._note(outcome, stride, perf_counter() - begun)
         self._turn(before)
         self._warn()
         if self._on_jump is not None:
@@ -399,7 +406,9 @@ class Attached:
         if failure is not None:
             raise failure
 
-    def _report(self, outcome: Outcome, stride: int, seconds: float) -> None:
+    def _note(self, outcome: Outcome, stride: int, seconds: float) -> None:
+        if isinstance(self._jump, Jump) and self._jump.eigenvalues:
+            self._stats.spectrum = Spectrum(self._step, stride, self._jump.eigenvalues)
         self._stats.add(
             JumpRecord(
                 step=self._step,
@@ -492,7 +501,7 @@ class Attached:
         return {
             **shown,
             "loss": guard if self._residuals is None else "residuals",
-            "the optimizer": ", ".join(type(m).__name__ for m in members(self.optimizer)),
+            "the optimizer": self._optimizers(),
         }
 
     def _same_layout(self, layout: Layout) -> None:
@@ -556,11 +565,13 @@ class Attached:
             with koop.averaged() as name:
                 validate(model)
 
-        which: None for the one at which ``loss`` is lowest, the weights themselves included; a
-            decay of ``averages=`` (0.99); or a name: "weights", "line 0.98" (the averages of 0.98
-            and the next decay extrapolated to where the weights are now), "lawa" (the mean of the
-            last snapshots), "regression" (the end of the line through them). Without ``loss``,
-            None is the longest average whose memory is a tenth of the steps at most.
+        Args:
+            which: None for the one at which ``loss`` is lowest, the weights themselves
+                included; a decay of ``averages=`` (0.99); or a name: "weights", "line 0.98"
+                (the averages of 0.98 and the next decay extrapolated to where the weights are
+                now), "lawa" (the mean of the last snapshots), "regression" (the end of the line
+                through them). Without ``loss``, None is the longest average whose memory is a
+                tenth of the steps at most.
 
         Yields the name. Batch-norm statistics are re-estimated at the average by one run of
         ``loss``. Asking ``loss`` for all candidates costs one evaluation each; when that would
@@ -593,6 +604,28 @@ class Attached:
                 name: value.detach().clone() if isinstance(value, Tensor) else value
                 for name, value in self.model.state_dict().items()
             }
+
+    def report(self, path: str | Path) -> Path:
+        """Write the run as one HTML page, and return where it lies.
+
+        Losses, jumps, regimes, hindcast errors, the spectrum of the last operators, averages, and
+        what it all took; also in the middle of a run, and after :meth:`detach`. The file needs
+        nothing besides it, and is written whole or not at all.
+
+        Args:
+            path: of the file; ``.html`` is usual.
+
+        Raises ImportError, with what to install, without matplotlib; OSError for a path that cannot
+        be written. Of several processes the first one writes it.
+        """
+        place = Path(path)
+        if not self._processes.rank:
+            text = report_of(self, f"{type(self.model).__name__}, {self._optimizers()}")
+            write_whole(place, lambda partial: partial.write_text(text, encoding="utf-8"))
+        return place
+
+    def _optimizers(self) -> str:
+        return ", ".join(type(member).__name__ for member in members(self.optimizer))
 
     # -- before and after -------------------------------------------------------------------------
 

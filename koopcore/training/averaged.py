@@ -20,7 +20,8 @@ from koopcore.training.recording.recording import Recording
 
 #: Share of the run's time that asking the guard loss which average is best may take.
 BUDGET = 0.005
-#: Weights that were best do not count as such any more when the run is so many times as long.
+#: Weights and ends of lines that were best do not count as such any more when the run is so many
+#: times as long.
 STALE = 2
 #: Without a loss the longest average is taken whose memory is this share of the steps at most.
 MEMORY = 0.1
@@ -106,11 +107,11 @@ class AveragedWeights:
         return affordable if self.guarded is None else self.guarded.processes.all(affordable)
 
     def _as_known(self, candidates: dict[str, Callable[[], list[Tensor]]]) -> str:
-        """The last answer; but weights that were best early in a run do not stay so."""
+        """The last answer; but what follows the weights closely is best early in a run alone."""
         family = self.family
-        if self.best == "weights" and family is not None:
-            if family.taken > STALE * self._asked_at:
-                return f"{family.decays[0]:g}"
+        if family is not None and family.taken > STALE * self._asked_at:
+            averages = [f"{decay:g}" for decay in family.decays]
+            return self.best if self.best in averages else averages[0]
         return self.best or "weights"
 
     def _evaluate(

@@ -72,18 +72,19 @@ class Settings:
         regime: "auto" finds out, again and again, whether the trajectory is smooth, between, or
             noise, in which the weights are never touched (:class:`RegimeJudge` says how). Any of
             the three names is taken as given.
-        window: snapshots per fit, at least 3. stride: optimizer steps per snapshot; None: short
-            where windows predict their end, longer where they do not.
+        window: snapshots per fit, at least 3.
+        stride: optimizer steps per snapshot; None: short where windows predict their end, longer
+            where they do not.
         record: a snapshot is the "last" parameters of its stride, the mean of the last so many
             steps (a number), or the "mean" over all of it. Even numbers remove the flip from step
-            to step that high rates cause. Each costs one read. None: the mean of two, of all from
-            a stride of 8 on.
+            to step that high rates cause. Each costs one read. None: the mean of two, of all from a
+            stride of 8 on.
         storage: of snapshots: "auto" (float64 for float64 models, else float32), "float32", or
             "bfloat16" (differences to the newest; half the memory).
         observables: "weights", or "weights+update": the optimizer's normalized update beside them.
         include, exclude: fnmatch patterns on parameter names, one or several.
-        schedule: ``(t1, t2, T)`` in optimizer steps: record from t1 to t2, jump T steps once, as
-            in the paper; replaces window, warmup and adaptation. Without ``loss`` unconditional.
+        schedule: ``(t1, t2, T)`` in optimizer steps: record from t1 to t2, jump T steps once, as in
+            the paper; replaces window, warmup and adaptation. Without ``loss`` unconditional.
         warmup: steps before the first window, or "auto": until hindcast error and eigenvalues say
             that the trajectory can be predicted.
 
@@ -98,9 +99,10 @@ class Settings:
             its ends), "regression" (least-squares line, from where it is now on; for noisy
             windows). Those named after "koopman" are tried only where it does not beat the present
             loss.
-        max_horizon: farthest jump, in windows. ladder: factor between the horizons tried, from 1/4
-            window up; beyond 16 windows only while the end is the best. None: 2 for optimizers
-            with Adam's moments (their trajectories bend earlier), else 4.
+        max_horizon: farthest jump, in windows.
+        ladder: factor between the horizons tried, from 1/4 window up; beyond 16 windows only while
+            the end is the best. None: 2 for optimizers with Adam's moments (their trajectories bend
+            earlier), else 4.
         slack: among candidates with a loss of at most ``L* + slack (L - L*)``, ``L*`` the lowest
             and ``L`` the present one, the longest horizon wins; 0 takes the lowest.
         margin: share of the loss by which a winner must lie below it; for noisy losses.
@@ -170,6 +172,8 @@ class Settings:
             )
         share("slack", self.slack, "a share of the gain in [0, 1)")
         share("margin", self.margin, "a share of the loss in [0, 1)")
+        for name in ("include", "exclude"):
+            patterns(name, getattr(self, name))
         self._set("averages", self._checked_averages())
         one_of("operator", self.operator, get_args(Operator))
         one_of("storage", self.storage, get_args(Storage))
@@ -209,7 +213,13 @@ class Settings:
         if isinstance(self.record, str):
             one_of("record", self.record, get_args(Steps), ", or a number of steps averaged")
             return self.record
-        return whole("record", self.record, 1, ' (steps averaged), "last" or "mean"')
+        steps = whole("record", self.record, 1, ' (steps averaged), "last" or "mean"')
+        if self.stride is not None and steps > self.stride:
+            raise ValueError(
+                f"record is {steps} steps, more than the {self.stride} of stride; a snapshot "
+                'averages steps of its own stride: give at most that, or "mean" for all of them'
+            )
+        return steps
 
     def _checked_schedule(self, schedule: Any) -> tuple[int, int, int]:
         if isinstance(schedule, str) or not hasattr(schedule, "__len__") or len(schedule) != 3:
@@ -261,6 +271,16 @@ def share(name: str, value: Any, accepted: str) -> None:
     """Raise ValueError unless ``value`` is a number in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
         raise ValueError(f"{name} is {value!r}; give {accepted}")
+
+
+def patterns(name: str, value: Any) -> None:
+    """Raise TypeError unless ``value`` is a pattern, several, or None."""
+    several = (value,) if isinstance(value, str) else () if value is None else value
+    if not isinstance(several, Sequence) or not all(isinstance(one, str) for one in several):
+        raise TypeError(
+            f'{name} is {value!r}; give a pattern of parameter names such as "encoder.*", or a '
+            "list of them"
+        )
 
 
 def one_of(name: str, value: Any, accepted: Sequence[str], also: str = "") -> None:

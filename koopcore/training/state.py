@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,9 @@ def check_like(given: Any, expected: Any, where: str) -> None:
     """Raise ValueError unless ``given`` has the keys, types, shapes and dtypes of ``expected``.
 
     Mappings are compared key by key; of other values, and of lists, only the type counts: a whole
-    number will do for a float. where: the name of ``given`` in the message.
+    number will do for a float. Whole numbers count something or are steps: none is negative, unless
+    ``expected`` is, or above 2^62, and no float is NaN, unless ``expected`` is.
+    where: the name of ``given`` in the message.
     """
     if isinstance(expected, Mapping):
         if not isinstance(given, Mapping):
@@ -34,6 +37,10 @@ def check_like(given: Any, expected: Any, where: str) -> None:
         accepted = (int, float) if type(expected) is float else (type(expected),)
         if type(given) not in accepted:
             raise ValueError(f"{where} is {_words(given)}; {type(expected).__name__} is needed")
+        if type(expected) is int:
+            check_range(given, min(0, expected), 1 << 62, where)
+        elif type(expected) is float and math.isnan(given) and not math.isnan(expected):
+            raise ValueError(f"{where} is nan; a number is needed")
 
 
 def same(given: Any, expected: Any) -> bool:

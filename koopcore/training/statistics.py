@@ -17,15 +17,17 @@ from koopcore.training.state import check_like, restore
 class JumpRecord:
     """One attempt.
 
-    step: optimizer steps taken when it was made.
-    accepted: whether the parameters moved.
-    kind: of the winner: "koopman", "line", ...; of a rejected attempt, "none".
-    horizon: snapshots ahead (0 for a mean, which lies inside the window, and for none).
-    stride: optimizer steps per snapshot; ``horizon * stride`` steps were skipped.
-    loss_before, loss_after: as evaluated; equal if rejected; None without a loss.
-    hindcast: median over groups of the operators' hindcast error, relative to the movement.
-    evaluations: of the loss. seconds: for fit, candidates, evaluations and writing.
-    reason: why, in words.
+    Attributes:
+        step: optimizer steps taken when it was made.
+        accepted: whether the parameters moved.
+        kind: of the winner: "koopman", "line", ...; of a rejected attempt, "none".
+        horizon: snapshots ahead (0 for a mean, which lies inside the window, and for none).
+        stride: optimizer steps per snapshot; ``horizon * stride`` steps were skipped.
+        loss_before, loss_after: as evaluated; equal if rejected; None without a loss.
+        hindcast: median over groups of the operators' hindcast error, relative to the movement.
+        evaluations: of the loss.
+        seconds: for fit, candidates, evaluations and writing.
+        reason: why, in words.
     """
 
     step: int
@@ -46,21 +48,47 @@ class JumpRecord:
         return self.horizon * self.stride if self.accepted else 0.0
 
 
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues of the operators of one attempt, per snapshot.
+
+    Attributes:
+        step: optimizer steps taken when it was made.
+        stride: optimizer steps per snapshot.
+        eigenvalues: of all groups, largest first.
+    """
+
+    step: int
+    stride: int
+    eigenvalues: tuple[complex, ...]
+
+
 @dataclass
 class Statistics:
     """Totals of an attachment since it was made, resumed runs included.
 
     ``print`` it, or let a notebook or rich show it as a table.
 
-    steps: optimizer steps seen. snapshots: recorded. jumps: attempts. accepted: of them.
-    steps_skipped: optimizer steps that accepted jumps stand for. evaluations: of the loss.
-    seconds: wall time spent recording (:attr:`seconds_recording`) and jumping, as the host sees it:
-    on a CUDA device, copies that run behind the host are not in it. history: the last records.
-    lasting: of accepted jumps that were followed by another attempt, how many had still a lower
-    loss there than before the jump. followed: of how many.
-    regimes: (step, regime) of every change. averages: name -> loss, when they were last compared.
-    comparisons, seconds_comparing: evaluations of the loss to choose among them, and their time.
-    run_seconds: wall time since attaching. These four are of this process, not of a saved state.
+    Attributes:
+        steps: optimizer steps seen.
+        snapshots: recorded.
+        jumps: attempts.
+        accepted: of them.
+        steps_skipped: optimizer steps that accepted jumps stand for.
+        evaluations: of the loss.
+        seconds: wall time spent recording (:attr:`seconds_recording`) and jumping, as the host
+            sees it: on a CUDA device, copies that run behind the host are not in it.
+        history: the last records.
+        lasting: of accepted jumps that were followed by another attempt, how many had still a
+            lower loss there than before the jump.
+        followed: of how many.
+        regimes: (step, regime) of every change.
+        averages: name -> loss, when they were last compared.
+        comparisons, seconds_comparing: evaluations of the loss to choose among them, and their
+            time.
+        run_seconds: wall time since attaching.
+        spectrum: a :class:`Spectrum` of the last attempt that fitted operators, 16 at most; None of
+            others. These five are of this process, not of a saved state.
     """
 
     HISTORY = 10_000
@@ -81,6 +109,7 @@ class Statistics:
     run_seconds: float = field(default=0.0, compare=False)
     comparisons: int = field(default=0, compare=False)
     seconds_comparing: float = field(default=0.0, compare=False)
+    spectrum: Spectrum | None = field(default=None, compare=False)
 
     def add(self, record: JumpRecord) -> None:
         """Count one attempt; records older than the last 10,000 are dropped from the history."""

@@ -318,6 +318,47 @@ def test_sums_in_pairs_of_floats(native_two_float, n):
     assert gram_error(got, expected, n) < 1100 * 2.0**-53 / 64
 
 
+@pytest.mark.parametrize(("n", "horizons"), [(5, 1), (16, 3), (40, 8)])
+def test_predictions_in_pairs_of_floats(native, native_two_float, n, horizons):
+    """n u² of the products; the numbers of fp64 where one of them has no place among floats."""
+    rng = np.random.default_rng(n)
+    part = Partition.groups(9368, [range(3), range(3, 68), range(68, 368), range(368, 9368)])
+    scale = np.exp2(rng.integers(-30, 30, part.size))
+    x = (scale * (rng.normal(size=part.size) + 0.1 * rng.normal(size=(n, part.size)))).astype(
+        np.float32
+    )
+    snapshots = Snapshots(x, np.arange(n))
+    weights = 100.0 * rng.normal(size=(horizons, 4, n))
+
+    def ends(backend, snapshots=snapshots, weights=weights, dtype=np.float64):
+        out = np.full((horizons, part.size), np.nan, dtype)
+        backend.combine(snapshots, part, weights, out)
+        return out
+
+    expected = ends(native)
+    products = np.abs(x[-1]).astype(np.float64) + np.zeros((horizons, 1))
+    steps = np.abs(np.diff(x.astype(np.float64), axis=0, prepend=0.0))
+    for group in range(4):
+        at = part.indices(group)
+        products[:, at] += np.abs(weights[:, group] - 1.0) @ steps[:, at]
+    error = np.abs(ends(native_two_float) - expected) / products
+    assert 0.0 < error.max() < n * 2.0**-47
+    rounded = ends(native_two_float, dtype=np.float32)
+    np.testing.assert_allclose(rounded, expected, rtol=2.0**-23, atol=n * 2.0**-47 * products.max())
+
+    extreme = x.copy()
+    extreme[:, :40] *= np.float32(2.0**-110)
+    extreme[n // 2, 50] = np.nan
+    huge = weights.copy()
+    huge[:, 2] *= 1e60
+    huge[:, 3, 0] = 1e300
+    given = Snapshots(extreme, np.arange(n)), huge
+    for dtype in (np.float32, np.float64):
+        there, here = ends(native_two_float, *given, dtype), ends(native, *given, dtype)
+        by_fp64 = np.r_[0:40, 50, part.indices(2), part.indices(3)]
+        np.testing.assert_array_equal(there[:, by_fp64], here[:, by_fp64])
+
+
 @pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
 def test_devices_with_slow_fp64_project_by_the_same_rules(native_two_float, affine):
     """Float32 windows: at a cut-off 128 times higher directions of the motion would be lost."""

@@ -119,6 +119,15 @@ def test_the_demo_writes_a_table_and_a_picture(koopcore_command, tmp_path):
     assert os.listdir(tmp_path) == ["a.png"]
 
 
+def test_no_number_is_cut_on_a_narrow_terminal(koopcore_command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    several = [w for o in ("adam", "adagrad", "adadelta") for w in ("--optimizer", o)]
+    code, out, _ = koopcore_command("demo", *QUICK, *several, "--partition", "nodes")
+    assert code == 0
+    assert "…" not in out
+    assert out.count(" %") == 3
+
+
 @pytest.mark.parametrize(("name", "start"), [("a.svg", b"<?xml"), ("a.PDF", b"%PDF")])
 def test_pictures_in_other_formats(koopcore_command, tmp_path, name, start):
     code, _, _ = koopcore_command("demo", *QUICK, "--output", name)
@@ -238,3 +247,10 @@ def test_info_tells_of_a_module_that_was_not_built(monkeypatch):
         record = {"build_type": "Release", "cpu": part}
         monkeypatch.setattr("koopcore._native.build_record", lambda record=record: record)
         assert expected in info.report()
+
+
+def test_the_help_of_every_reproduction_says_how_long_its_small_version_takes():
+    from typer.main import get_command
+
+    for name, command in get_command(cli.reproduce).commands.items():
+        assert "--quick: " in command.help, name

@@ -1,6 +1,7 @@
 """The three ways to install koopcore, really done, and the ways in which a build must fail."""
 
 import platform
+import re
 import shutil
 import sys
 import sysconfig
@@ -153,6 +154,30 @@ def test_the_sdist_holds_the_whole_source_tree(sdist, source):
     tree = {n for n in package_files(source) if n.partition("/")[0] not in produced}
     # Only of use with the repository's history or in an editor.
     assert tree - members <= {".gitignore"}
+
+
+@pytest.mark.parametrize("service", [False, True], ids=["here", "where releases are made"])
+def test_the_metadata_of_a_release_lead_to_its_source(service, source, tmp_path, monkeypatch):
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    where = {
+        "GITHUB_SERVER_URL": "https://example.invalid",
+        "GITHUB_REPOSITORY": "owner/koopcore",
+        "GITHUB_REF_NAME": "v9.9",
+    }
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    done = run(command, source, where if service else {})
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = (tmp_path / "koopcore.egg-info/PKG-INFO").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", written)
+    assert len(links) > 20
+    if service:
+        assert "Project-URL: Source, https://example.invalid/owner/koopcore\n" in written
+        assert "(https://example.invalid/owner/koopcore/raw/v9.9/docs/demo.png)" in written
+        assert [link for link in links if not link.startswith("https://")] == []
+    else:
+        assert "(docs/demo.png)" in written
+        assert "Project-URL" not in written
+    assert "License-Expression: MIT AND CC-BY-SA-3.0\n" in written
 
 
 def test_the_command_is_installed(native):

@@ -355,3 +355,23 @@ def test_streams_refuse_what_they_cannot_take():
         DMD(2, delays=5).partial_fit(X[:4]).predict(1)
     with pytest.raises(ValueError, match="one system at a time"):
         DMD(2).partial_fit(np.ones((2, 5, 400)))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        (torch.empty(9, 2, device="meta"), ValueError, "X lies on meta; cpu and cuda"),
+        (np.array([["a", "b"]] * 9), ValueError, "X holds what is no number"),
+        (np.zeros((9, 2), dtype="M8[s]"), TypeError, "X has dtype datetime64"),
+    ],
+    ids=["meta", "text", "dates"],
+)
+def test_what_is_no_series_is_named(given, error, says):
+    with pytest.raises(error, match=says):
+        DMD(2).fit(given)
+
+
+@pytest.mark.parametrize("horizon", [1.5, None, "3"])
+def test_a_horizon_is_a_whole_number(horizon):
+    with pytest.raises(TypeError, match="a whole number of snapshots"):
+        DMD(2).fit(waves()[0][0]).predict(horizon)

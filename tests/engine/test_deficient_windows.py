@@ -86,10 +86,25 @@ WINDOWS = {
         "affine",
         None,
     ),
+    "come down to 1e-265 of the first snapshot": (
+        np.outer(np.exp(-36.0 * np.arange(18)), [1.0, -0.3, 0.7, 0.2]),
+        "linear",
+        None,
+    ),
+    "a newest snapshot that begins with -0": (
+        np.where(np.arange(20)[:, None] + np.arange(4) == 19, -0.0, decays(20, 4, RATES[1:3])),
+        "linear",
+        None,
+    ),
     "steps that fall a hundredfold": (falling(7, 30, 0.01), "affine", None),
     "the leading two of steps that fall a thousandfold": (falling(8, 30, 1e-3), "affine", 2),
     "steps that fall to 1e-10 after a jump, in small parameters beside a large one": (
         fuzz.drawn(fuzz.Batch("fast", "jump", 4, 100)).x[15],
+        "linear",
+        None,
+    ),
+    "parameters from 1e-1 to 1e-12 whose rest, after pivoting, is long and along the others": (
+        fuzz.drawn(fuzz.Batch("growing", "graded", 20024, 250)).x[47],
         "linear",
         None,
     ),
@@ -133,6 +148,18 @@ def test_parameters_that_do_not_move_change_nothing(backend):
     assert (among.predict(HORIZONS)[:, 3:] == 0.0).all()
     np.testing.assert_allclose(among.operator(0)[:3, :3], alone.operator(0), atol=1e-8)
     np.testing.assert_allclose(among.operator(0)[3:], 0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", WHOLE)
+@pytest.mark.parametrize("size", [1e-110, 1e75, 1e140])
+def test_a_rank_in_any_unit_of_which_squares_are_in_range(size, backend):
+    """But not the fourth power: growth by six orders of magnitude along few of nine directions."""
+    rates = np.power.outer([1.118, 1.092, 0.9], np.arange(128)).T
+    x = size * (rates @ np.random.default_rng(0).normal(size=(3, 9)))
+    ops = kc.fit(x, kc.Partition.groups(9, [range(9)]), "affine", rank=8, backend=backend)
+    due = oracle.answer(x[None], oracle.Method(True, 8), HORIZONS)
+    error = oracle.share(ops.predict(HORIZONS)[:, None] - due.values, due, x.dtype)
+    assert error.max() < 1e-6
 
 
 @pytest.mark.parametrize("backend", WHOLE)

@@ -15,7 +15,12 @@ from koopcore.backends.composed import Composed
 from koopcore.backends.reference import Reference
 from koopcore.operators import KoopmanOperators
 
-FAMILIES = [f"{motion}+{change}" for motion in fuzz.MOTIONS for change in fuzz.CHANGES]
+FAMILIES = [
+    f"{motion}+{change}{length}"
+    for motion in fuzz.MOTIONS
+    for change in fuzz.CHANGES
+    for length in ("", f"+{fuzz.LONG}")
+]
 
 
 def tallies_of(work, backends=tuple(NAMES), state=None):
@@ -34,7 +39,7 @@ def total(tallies):
 
 
 def test_no_family_of_random_windows_fails():
-    tallies = tallies_of(fuzz.batches(2 * 6 * len(FAMILIES), 6, 0, ""))
+    tallies = tallies_of(fuzz.batches(7 * len(FAMILIES), 6, 0, ""))  # twice 6, and 1 if long
     whole = total(tallies)
     assert set(tallies) == set(FAMILIES)
     assert not whole.counts, "\n" + fuzz.table(tallies)

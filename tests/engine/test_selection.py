@@ -156,6 +156,7 @@ def test_a_mode_that_would_have_been_below_rounding_when_the_window_began_is_cho
         groups: np.ndarray
         hindcast: np.ndarray
         rates: np.ndarray  # growth a step
+        model = "affine"
 
         def growth(self, horizons, backend):
             return self.rates ** np.array(horizons, dtype=float)[:, None]
@@ -168,7 +169,29 @@ def test_a_mode_that_would_have_been_below_rounding_when_the_window_began_is_cho
     better = Fit(
         groups, np.array([0.01, 0.01, np.nan, 0.01]), np.array([1.003, 1.004, 1.0, np.inf])
     )
-    by_plain, by_better = best_of([[plain], [better]], groups, 10_000, None)
+    by_plain, by_better = best_of([[plain], [better]], groups, 10_000, None, None)
     assert by_plain.groups.tolist() == [5, 7, 8]
     assert by_better.groups.tolist() == [2]
-    assert best_of([[plain], [better]], groups, 1000, None)[0].groups.tolist() == [7, 8]
+    assert best_of([[plain], [better]], groups, 1000, None, None)[0].groups.tolist() == [7, 8]
+
+
+@pytest.mark.parametrize("backend", ["native_cpu", "reference"])
+@pytest.mark.parametrize(("m", "unit"), [(20, 1.0), (3, 1.0), (20, 1e200), (3, 1e200)])
+def test_a_window_that_rests_at_its_end_has_no_hindcast_and_no_trend(backend, m, unit):
+    """0 by a movement of 0 says nothing: it was taken for the best of all answers."""
+    rng = np.random.default_rng(m)
+    x = unit * 0.8 ** np.arange(9.0)[:, None, None] * rng.normal(size=(3, m))
+    x[-2:, :2] = x[-3, :2]  # a quarter of the steps; the third group goes on
+    x[:, 1] = x[0, 1]  # never moved
+    x = x.reshape(9, 3 * m)
+    part = kc.Partition.groups(3 * m, [range(g * m, (g + 1) * m) for g in range(3)])
+    ops = kc.fit(x, part, "auto", backend=backend)
+    assert np.isnan(ops.hindcast_error).tolist() == [True, False, False]
+    assert ops.hindcast_error[1] == 0.0
+    assert ops.model[0] == "affine"
+    np.testing.assert_allclose(ops.predict(50)[: 2 * m], x[-1, : 2 * m], rtol=1e-12)
+    for model in ("trend", "affine", "linear"):
+        error = kc.fit(x, part, model, backend=backend).hindcast_error
+        assert np.isnan(error[0])
+        assert error[1] == 0.0
+        assert error[2] >= 0.0

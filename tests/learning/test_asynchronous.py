@@ -47,6 +47,15 @@ def test_without_delay_it_is_the_synchronous_algorithm(workers):
     assert set(found.delays_) <= {0}
 
 
+def test_messages_in_float32_cost_their_rounding():
+    theta, k = synchronous(12)
+    half = learner(messages="float32", workers=2, delay=0, n_iterations=12).fit(SCALED)
+    # 12 steps of 0.05 with errors of 6e-8 of numbers of order 1 to 10.
+    np.testing.assert_allclose(half.operator_.operator, k, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(half.operator_.parameters, theta, rtol=0, atol=1e-5)
+    assert not np.array_equal(half.operator_.operator, k)
+
+
 @pytest.mark.parametrize(
     ("network", "delay"),
     [(None, 3), (Late(0.004), 5), (Lossy(0.2), 4), (Stalled(1, 40, 0.5), 3)],

@@ -101,3 +101,10 @@ def test_a_start_whose_features_are_not_finite_is_refused():
         with pytest.raises(ValueError, match="x0 is so far from the data"):
             learner.predict([1e200, 1e200], 2)
         assert learner.score(rotation() * 1e200) == -np.inf
+
+
+def test_an_operator_is_shown_in_a_line():
+    learned = AlternatingLearner(Monomials(2, 2), k_step="exact", n_iterations=1)
+    shown = repr(learned.fit(rotation()).operator_)
+    assert shown.startswith("<LearnedOperator: 5 features of 2 states; Monomials(")
+    assert len(shown) < 150

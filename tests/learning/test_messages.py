@@ -1,9 +1,13 @@
 """Mailboxes of asynchronous workers: the latest message wins, and none is too old."""
 
+import threading
+import time
+from multiprocessing.connection import Listener
+
 import numpy as np
 import pytest
 
-from koopcore.learning.workers.messages import FINAL, Mailbox, PeerLost
+from koopcore.learning.workers.messages import FINAL, Mailbox, PeerLost, Transport
 
 
 def never():
@@ -57,3 +61,27 @@ def test_a_peer_that_went_before_its_end_is_named_although_another_is_late():
     box.put("features", 2, FINAL, np.zeros((1, 1)))  # nothing more was to come from it
     with pytest.raises(PeerLost, match=r"no features .* from worker 0"):
         box.wait("features", 10, 2, 0.1, lambda: None)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float64", 8), ("float32", 4)])
+def test_numbers_travel_in_the_messages_dtype(dtype, size):
+    boxes = Mailbox([1]), Mailbox([0])
+    ends = [Transport(number, box, None, dtype) for number, box in enumerate(boxes)]
+    content = np.random.default_rng(0).normal(size=(5, 3))
+    with Listener(("127.0.0.1", 0), authkey=b"key") as listener:
+        addresses = [listener.address] * 2
+        calling = threading.Thread(target=ends[1].connect, args=(listener, addresses, b"key"))
+        calling.start()
+        ends[0].connect(listener, addresses, b"key")
+        calling.join()
+    ends[0].post(1, "features", 0, content)
+    found = boxes[1].wait("features", 0, 0, 20.0, lambda: None)[0]
+    np.testing.assert_array_equal(found, content.astype(dtype))
+    assert found.dtype == np.float64
+    # Counted when it has left, a moment after it may have arrived.
+    deadline = time.monotonic() + 20.0
+    while ends[0].sent_bytes == 0 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert ends[0].sent_bytes == 32 + size * content.size
+    for end in ends:
+        end.close()

@@ -294,6 +294,34 @@ def test_values_that_cannot_be_are_named(path, value, message):
     assert other.stats.steps == 0
 
 
+@pytest.mark.parametrize("regime", ["smooth", "auto"])
+def test_any_number_that_is_altered_is_refused_or_the_run_goes_on(regime):
+    model, optimizer, koop = started(network, "adam", regime=regime)
+    train(optimizer, loss_of(model), 50)
+    good = koop.state_dict()
+    refused = set()
+    for path in paths(good):
+        value = good
+        for key in path:
+            value = value[key]
+        if type(value) not in (int, float):
+            continue
+        other_model, other_optimizer, other = started(network, "adam", regime=regime)
+        for wrong in (-1, -0.5, 10**30, NAN, float("inf"), -float("inf")):
+            try:
+                other.load_state_dict(changed(good, path, lambda _, wrong=wrong: wrong))
+            except ValueError:
+                refused.add((path, repr(wrong)))
+                assert other.stats.steps == other.state_dict()["step"] == 0, (path, wrong)
+                continue
+            train(other_optimizer, loss_of(other_model), 12)
+            assert all(bool(p.isfinite().all()) for p in other_model.parameters()), (path, wrong)
+            other_model, other_optimizer, other = started(network, "adam", regime=regime)
+        assert (path, "nan") in refused, path
+        if type(value) is int:
+            assert {(path, "-1"), (path, str(10**30))} <= refused, path
+
+
 def test_a_probe_that_is_not_finite_is_refused_where_it_is_in_use():
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -226,14 +226,22 @@ def test_averages_are_in_float32_whatever_the_parameters_are():
         train(stepper, lambda: sum(p.float().sum() for p in model.parameters()), 1)
     with torch.no_grad():
         model[0].weight.fill_(1.0)
-    koop._averages.family.restart()
-    koop._averages.family.taken = 10**6  # of an old run, whose average has its full memory
+    family = koop._averages.family
+    family.restart()
+    family.taken = 10**4 * family.every[0]  # of an old run, whose average has its full memory
     with torch.no_grad():
         model[0].weight.fill_(2.0)
     for _ in range(1000):
         train(stepper, lambda: sum(p.float().sum() for p in model.parameters()), 1)
     with koop.averaged(0.999):  # 2 - 0.999^1000
         assert model[0].weight[0, 0].item() == pytest.approx(1.6323, abs=2**-7)
+
+
+def test_few_parameters_are_averaged_more_often():
+    """An update of many is a walk through memory."""
+    decays = [0.98, 0.99]
+    few, many = (AverageFamily([torch.zeros(n)], decays) for n in (65_536, 65_537))
+    assert (few.every, many.every) == ([6, 36], [12, 36])
 
 
 def test_the_averages_begin_again_where_a_jump_lands():
@@ -324,6 +332,20 @@ def test_under_noise_the_loss_chooses_the_average_and_the_weights_are_those_of_p
     for each, loss in losses.items():
         with koop.averaged(each):
             assert float(loss_of(model)().detach()) == loss
+
+
+@pytest.mark.parametrize("known", ["weights", "line 0.98", "regression", "0.995"])
+def test_what_is_best_early_in_a_run_does_not_stand_for_long(known, monkeypatch):
+    """Where the loss cannot be asked again, an average stands; others give way to the shortest."""
+    *_, koop = noisy_run(400)
+    averages = koop._averages
+    averages.best, averages._asked_at = known, averages.family.taken
+    monkeypatch.setattr(averages, "_affordable", lambda evaluations: False)
+    with koop.averaged() as name:
+        assert name == known
+    averages._asked_at = averages.family.taken // 3
+    with koop.averaged() as name:
+        assert name == ("0.995" if known == "0.995" else "0.98")
 
 
 def test_asking_often_does_not_ask_the_loss_often():

@@ -64,6 +64,10 @@ def parts(name="sgd", build=network):
         ({"schedule": (10, 11, 10)}, ValueError, "t2 of schedule is 11"),
         ({"schedule": (10, 200, 0)}, ValueError, "T of schedule is 0"),
         ({"include": "9.*"}, ValueError, "9"),
+        ({"include": 3}, TypeError, "include is 3; give a pattern of parameter names"),
+        ({"exclude": ["0.*", 1]}, TypeError, r"exclude is \['0.\*', 1\]; give a pattern"),
+        ({"record": 12, "stride": 10}, ValueError, "record is 12 steps, more than the 10 of"),
+        ({"partition": None}, ValueError, "partition is None; accepted are network"),
         ({"rank": 9}, ValueError, r"rank is 9; 9 snapshots of groups .* support ranks 1..7"),
         ({"rank": 2.5}, TypeError, "rank is 2.5"),
         ({"ridge": -1.0}, ValueError, "ridge is -1.0"),
@@ -103,6 +107,13 @@ def test_unknown_options_are_named_beside_those_there_are(options, message):
     model, optimizer = parts()
     with pytest.raises(TypeError, match=message):
         kc.attach(optimizer, model, **options)
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_a_loss_by_place_is_told_to_be_given_by_name():
+    model, optimizer = parts()
+    with pytest.raises(TypeError, match=r"attach\(optimizer, model, loss=...\); a third argument"):
+        kc.attach(optimizer, model, lambda: 0.0)
     assert not optimizer._optimizer_step_post_hooks
 
 

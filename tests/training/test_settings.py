@@ -28,7 +28,7 @@ def test_every_option_is_described_once_and_passes_through_attach():
     for field in fields(Settings):
         assert f"{field.name}" in Settings.__doc__, field.name
     parameters = inspect.signature(kc.attach).parameters
-    assert list(parameters) == ["optimizer", "model", *ARGUMENTS, "options"]
+    assert list(parameters) == ["optimizer", "model", "misplaced", *ARGUMENTS, "options"]
     model = network()
     defaults = {field.name: field.default for field in fields(Settings)}
     optimizer = OPTIMIZERS["adam"](model.parameters())

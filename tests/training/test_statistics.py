@@ -10,18 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from small_training import OPTIMIZERS, loss_of, network, train  # noqa: E402
+from small_training import OPTIMIZERS, attached_run, network  # noqa: E402
 
 import koopcore as kc  # noqa: E402
 from koopcore.training.statistics import JumpRecord, Statistics  # noqa: E402
-
-
-def attached_run(steps=200, name="adagrad", **options):
-    model = network()
-    stepper = OPTIMIZERS[name](model.parameters())
-    koop = kc.attach(stepper, model, loss=loss_of(model), **options)
-    train(stepper, loss_of(model), steps)
-    return koop
 
 
 def record(step, accepted, before, after, kind="koopman", hindcast=0.1):

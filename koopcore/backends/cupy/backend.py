@@ -59,9 +59,13 @@ def _basis(x: Any) -> Any:
 def _reflected(x: Any) -> Any:
     """`reflect` of backends/reflection.py for every group: rows in coordinates led by x_n."""
     last = x[:, -1]
-    norm = xp().copysign(xp().sqrt((last * last).sum(axis=1)), last[:, 0])
-    v = last.copy()
+    _, exponent = xp().frexp(abs(last).max(axis=1))
+    unit = xp().ldexp(xp().ones(len(x)), -exponent.clip(-1000, 1000))
+    v = last * unit[:, None]
+    norm = xp().sqrt((v * v).sum(axis=1))
+    norm = xp().where(v[:, 0] < 0.0, -norm, norm)
     v[:, 0] += norm
+    norm /= unit
     square = (v * v).sum(axis=1)
     rows = x - last[:, None]
     twice = 2.0 / xp().where(square == 0.0, np.inf, square)

@@ -7,6 +7,7 @@ up to a multiple of four. The sums C, of which the tiles on and below the diagon
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ class Moments(NamedTuple):
     affine: int
     columns: Any  # (m,) int64: the parameters of every lane
     places: Any  # (m,) int64: where they stand in a snapshot
-    frame: Any  # last snapshot, reflector v, previous snapshot, previous column; and 2 / vᵀv
+    frame: Any  # last snapshot, v, previous snapshot and column; 2 / vᵀv and ±‖last‖
     f: Any  # the columns of a chunk and one more, then the changes from each to the next
     square: Any  # (wide, wide) C
     motion: Any  # (wide, wide) E - C
@@ -108,12 +109,25 @@ def take_snapshot(w, k, x, lanes, at):
 
 @inner
 def reflection(frame, m, wide):
-    """v = last ± ‖last‖ e_1 and 2 / vᵀv, zero where v is: H = I - 2 v vᵀ / vᵀv."""
+    """v = last ± ‖last‖ e_1 in a unit of its own, 2 / vᵀv and ±‖last‖: H = I - 2 v vᵀ / vᵀv.
+
+    2 / vᵀv is zero where v is. The unit is a power of two that keeps squares in range.
+    """
     number = 4 * wide * WIDTH
-    copy(frame, 0, frame, wide, m)
-    store(frame, number, dot(frame, 0, frame, 0, m))
     for lane in range(WIDTH):
-        frame[wide * WIDTH + lane] += np.copysign(np.sqrt(frame[number + lane]), frame[lane])
+        most = 0.0
+        for i in range(lane, m * WIDTH, WIDTH):
+            most = max(most, abs(frame[i]))
+        _, exponent = math.frexp(most)
+        unit = math.ldexp(1.0, -min(max(exponent, -1000), 1000))
+        square = 0.0
+        for i in range(lane, m * WIDTH, WIDTH):
+            v = frame[i] * unit
+            frame[wide * WIDTH + i] = v
+            square += v * v
+        norm = np.sqrt(square) if frame[lane] >= 0.0 else -np.sqrt(square)
+        frame[wide * WIDTH + lane] += norm
+        frame[number + WIDTH + lane] = norm / unit
     store(frame, number, dot(frame, wide, frame, wide, m))
     for lane in range(number, number + WIDTH):
         frame[lane] = 0.0 if frame[lane] == 0.0 else 2.0 / frame[lane]
@@ -128,7 +142,7 @@ def unreflect(frame, m, wide, y, at):
 
 @inner
 def take_column(w, k, x, at):
-    """f_k: the difference d_{k+1}, or H(x - last) + H last with H last = -(v - last)."""
+    """f_k: the difference d_{k+1}, or H(x - last) + H last with H last = ∓‖last‖ e_1."""
     frame, f, wide = x.frame, x.f, x.wide
     if x.affine:
         for i in range(x.m):
@@ -140,7 +154,7 @@ def take_column(w, k, x, at):
         value = gather(w.memory, w.rows[k], x.places, i * WIDTH)
         store(f, (at + i) * WIDTH, value - load(frame, i * WIDTH))
     unreflect(frame, x.m, wide, f, at)
-    store(f, at * WIDTH, load(f, at * WIDTH) - (load(frame, wide * WIDTH) - load(frame, 0)))
+    store(f, at * WIDTH, load(f, at * WIDTH) - load(frame, (4 * wide + 1) * WIDTH))
 
 
 @inner

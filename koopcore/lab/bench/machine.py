@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
@@ -32,6 +33,19 @@ def describe() -> dict[str, str | int | float]:
         "load_average": _load(),
         **{name: version for name, version in versions.items() if version},
     }
+
+
+def in_words(machine: Mapping[str, str | int | float]) -> list[tuple[str, str]]:
+    """What `describe` says, for people: names without underscores, sizes in GiB or MiB."""
+    rows = []
+    for name, value in machine.items():
+        if name.endswith("_bytes"):
+            gib = float(value) / 2**30
+            size = f"{gib:.1f} GiB" if gib >= 1.0 else f"{1024 * gib:.0f} MiB"
+            rows.append((name.removesuffix("_bytes").replace("_", " "), size))
+        else:
+            rows.append((name.replace("_", " "), str(value)))
+    return rows
 
 
 def processor() -> str:

@@ -67,7 +67,7 @@ def time_bars(axes: Axes, rows: Sequence[Row]) -> None:
 def share_bars(axes: Axes, names: Sequence[str], shares: Sequence[float], label: str) -> None:
     """Horizontal bars with a line at one; logarithmic where they differ by more than tenfold."""
     bars(axes, names, shares, label)
-    axes.axvline(1.0, color="black", linewidth=1)
+    axes.axvline(1.0, color=axes.spines["left"].get_edgecolor(), linewidth=1)
     if shares and max(shares) > 10 * min(shares):
         axes.set_xscale("log")
 

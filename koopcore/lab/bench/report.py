@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping, Sequence
-from html import escape
-from io import BytesIO, StringIO
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from matplotlib import style
 from matplotlib.figure import Figure
-from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from koopcore import page
+from koopcore.lab.bench.machine import in_words
 from koopcore.lab.bench.powers import Power
 from koopcore.lab.bench.results import Change, rows_of
 from koopcore.lab.bench.study import Row, Study
 
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
-pre { font-size: 13px; line-height: 1.25; overflow-x: auto } img { max-width: 100% }
-"""
-WIDTH = 120  # of a table in the page, in characters
 COLUMNS = 3  # of plots in the picture
 
 
@@ -29,8 +23,8 @@ def study_table(study: Mapping[str, Any]) -> Table:
     """Exponents, shares of the roof, claims with their targets."""
     table = Table(show_header=False)
     table.add_column("figure", overflow="fold")
-    table.add_column("value", justify="right")
-    table.add_column("target", justify="right")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("target", justify="right", no_wrap=True)
     for label, power in study["powers"].items():
         table.add_row(Text(label), str(Power(**power)), "")
     for share in study["shares"]:
@@ -43,16 +37,19 @@ def study_table(study: Mapping[str, Any]) -> Table:
 
 
 def troubles(study: Mapping[str, Any]) -> list[str]:
-    """Wrong results, whose times are withheld, and cases that cannot run here."""
+    """Wrong results, whose times are withheld, and cases that cannot run here, each named once."""
+    absent: dict[tuple[str, str], list[str]] = {}
     lines = []
     for row in rows_of(study):
         if row.missing:
-            lines.append(f"{row.race}: {row.case}: not run: {row.missing}")
+            absent.setdefault((row.case, row.missing), []).append(row.race)
         elif row.wrong:
             lines.append(
                 f"{row.race}: {row.case}: wrong, no time: error {row.error:.2g}, at most "
                 f"{row.bound:.2g} is accepted"
             )
+    for (case, reason), races in absent.items():
+        lines.append(f"{case}: not run: {reason} ({', '.join(races)})")
     return lines
 
 
@@ -109,50 +106,60 @@ def duration(seconds: float | None) -> str:
 
 
 def html(
-    contents: Mapping[str, Any], studies: Sequence[Study], changes: RenderableType | None = None
+    contents: Mapping[str, Any], studies: Sequence[Study], changes: Table | None = None
 ) -> str:
     """The whole page: the terminal's tables, all cases and plots; nothing from outside.
 
     contents: of a result file; studies: those whose plots are drawn; changes: `change_table`.
     """
-    command = escape(contents["command"])
-    parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'>",
-        f"<title>{command}</title><style>{STYLE}</style><h1>{command}</h1>",
-    ]
     outcomes = contents["studies"]
+    parts = []
     for machine in [outcome["machine"] for outcome in outcomes.values()][-1:]:
-        parts.append(_pre("\n".join(f"{key}: {value}" for key, value in machine.items())))
+        parts.append(page.table(in_words(machine)))
     if changes is not None:
-        parts.append(_pre(changes))
+        parts += [page.heading(str(changes.title)), _as_html(changes)]
     by_name = {study.name: study for study in studies}
     for name, outcome in outcomes.items():
-        parts.append(f"<h2>{escape(name)}</h2><p>{escape(outcome['question'])}</p>")
-        parts.append(_pre(study_table(outcome), "\n".join([*outcome["notes"], *troubles(outcome)])))
-        rows = rows_of(outcome)
-        if name in by_name:
-            parts.append(f"<img alt='plot of {escape(name)}' src='{_plot(by_name[name], rows)}'>")
-        parts.append(f"<details><summary>{len(rows)} cases</summary>{_pre(case_table(rows))}")
-        parts.append("</details>")
-    return "\n".join(parts)
+        parts += _study_in_html(name, outcome, by_name.get(name))
+    return page.page(contents["command"], parts)
+
+
+def _study_in_html(name: str, outcome: Mapping[str, Any], study: Study | None) -> Iterator[str]:
+    yield page.heading(name)
+    yield page.paragraph(outcome["question"])
+    figures = study_table(outcome)
+    if figures.row_count:
+        yield _as_html(figures)
+    yield page.listed([*outcome["notes"], *troubles(outcome)])
+    rows = rows_of(outcome)
+    if study is not None:
+        timed = [row for row in rows if row.seconds is not None]
+        words = f"{name}: {outcome['question']} Best times of {len(timed)} cases"
+        if timed:
+            quick, slow = (duration(f(r.seconds or 0.0 for r in timed)) for f in (min, max))
+            words += f", {quick} to {slow}"
+        yield page.figure(_plot(study, rows), _plot(study, rows, dark=True), f"{words}.")
+    yield page.folded(f"{len(rows)} cases", _as_html(case_table(rows)))
+
+
+def _as_html(table: Table) -> str:
+    """A table of the terminal for the page."""
+    headings = [str(column.header) for column in table.columns] if table.show_header else []
+    numbers = [k for k, column in enumerate(table.columns) if column.justify == "right"]
+    cells = zip(*(map(str, column.cells) for column in table.columns), strict=True)
+    return page.table(list(cells), headings, numbers=numbers)
 
 
 def case_table(rows: Sequence[Row]) -> Table:
     """Every case: times, calls, error, and the error that is accepted."""
-    table = Table("race", "case", "best", "median", "calls", "error", "accepted")
+    table = Table("race", "case")
+    for heading in ("best", "median", "calls", "error", "accepted"):
+        table.add_column(heading, justify="right")
     for row in rows:
         errors = ("", "") if row.missing else (f"{row.error:.2g}", f"{row.bound:.2g}")
         times = (duration(row.seconds), duration(row.median), str(row.rounds))
         table.add_row(row.race, row.case, *times, *errors)
     return table
-
-
-def _pre(*parts: RenderableType) -> str:
-    """What the terminal would show, as HTML; strings as they are."""
-    console = Console(record=True, file=StringIO(), width=WIDTH, markup=False, highlight=False)
-    for part in parts:
-        console.print(part)
-    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 def picture(contents: Mapping[str, Any], studies: Sequence[Study]) -> Figure:
@@ -167,13 +174,15 @@ def picture(contents: Mapping[str, Any], studies: Sequence[Study]) -> Figure:
     return whole
 
 
-def _plot(study: Study, rows: Sequence[Row]) -> str:
-    """The study's plot as a data URI."""
-    whole = Figure(figsize=(8, 4.6), layout="constrained")
-    _draw(whole.add_subplot(), study, rows)
-    buffer = BytesIO()
-    whole.savefig(buffer, format="svg")
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+#: The ground of dark plots: that of the page.
+DARK = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "#14171b")
+
+
+def _plot(study: Study, rows: Sequence[Row], dark: bool = False) -> Figure:
+    with style.context(["dark_background", DARK] if dark else []):
+        whole = Figure(figsize=(8, 4.6), layout="constrained")
+        _draw(whole.add_subplot(), study, rows)
+    return whole
 
 
 def _draw(axes: Any, study: Study, rows: Sequence[Row]) -> None:

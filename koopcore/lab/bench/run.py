@@ -14,6 +14,7 @@ from koopcore.lab.bench.report import change_table, html, picture, study_table, 
 from koopcore.lab.bench.results import TOLERANCE, Change, Results, compare, load, rows_of
 from koopcore.lab.bench.study import Size
 from koopcore.lab.studies.catalogue import studies
+from koopcore.lab.terminal import show
 
 SECONDS = {Size.full: 0.6, Size.quick: 0.05}  # of timing per case
 
@@ -69,7 +70,7 @@ def run(
             outcome = results.studies[study.name]
             console.print(f"[bold]{study.name}[/]: {outcome['question']}", highlight=False)
             if outcome["powers"] or outcome["shares"] or outcome["claims"]:
-                console.print(study_table(outcome))
+                show(study_table(outcome))
             for line in outcome["notes"]:
                 console.print(f"  {line}", highlight=False, markup=False)
             for line in troubles(outcome):
@@ -81,7 +82,7 @@ def run(
         finished = {study.name: results.studies[study.name] for study in matching}
         changes = compare(earlier, {**results.head(), "studies": finished}, tolerance)
         table = change_table(changes, tolerance)
-        console.print(table)
+        show(table)
     drawn = list({study.name: study for study in (*studies(), *matching)}.values())
     page = html(contents, drawn, table)
     write_whole(output / f"{stem}.html", lambda path: path.write_text(page, encoding="utf-8"))

@@ -14,6 +14,7 @@ from koopcore.files import beside, write_whole
 from koopcore.lab.demo.demo import DemoSettings, Outcome, run_demo
 from koopcore.lab.demo.figure import demo_figure
 from koopcore.lab.demo.table import demo_table
+from koopcore.lab.terminal import show
 
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -41,10 +42,9 @@ def run(*, output: Path, precision: str = "float32", **options: Any) -> list[Out
             f"Training {settings.networks} networks ({names})", total=settings.total_steps
         )
         outcomes = run_demo(settings, tick=lambda: progress.advance(task))
-    console = Console()
-    console.print(demo_table(outcomes))
+    show(demo_table(outcomes))
     write_whole(output, demo_figure(outcomes).savefig)
-    console.print(f"picture: {output}", soft_wrap=True)
+    Console().print(f"picture: {output}", soft_wrap=True)
     return outcomes
 
 

@@ -31,12 +31,11 @@ from rich.text import Text
 
 import koopcore
 from koopcore.files import write_whole
+from koopcore.lab.terminal import show
 from koopcore.types import FloatArray
 
 Results = Mapping[str, dict[str, Any]]
 """Name of a cell -> what it found."""
-
-COLUMNS = 118  # rich assumes 80 where standard output is no terminal; the widest table needs these
 
 
 @dataclass(frozen=True)
@@ -124,10 +123,8 @@ def run(
             context = Context(partial(progress.advance, task), store.results, output)
             store.keep(cell.name, cell.work(context))
             progress.update(task, visible=False)
+    show(experiment.table(store.results, settings))
     console = Console()
-    if console.width < COLUMNS:
-        console = Console(width=COLUMNS)
-    console.print(experiment.table(store.results, settings))
     if hasattr(experiment, "picture"):
         path = output / f"{stem}.png"
         write_whole(path, experiment.picture(store.results, settings).savefig)

@@ -114,9 +114,11 @@ class OscillatorBatch:
         return _Loss.apply(params, self)
 
     def residuals(self, params: Tensor) -> Tensor:
-        """Defects of both equations, ``(rows, 2 points)``, whose squares sum to the losses."""
-        with torch.no_grad():
-            return self._forward(params).residual.flatten(1) / math.sqrt(self.points)
+        """Defects of both equations, ``(rows, 2 points)``, whose squares sum to the losses.
+
+        Under ``torch.func.vmap`` more rows are computed at once.
+        """
+        return _Residuals.apply(params, self)
 
     def loss_and_gradient(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Loss ``(rows,)`` and its gradient ``(rows, 152)``, outside the autograd graph."""
@@ -227,6 +229,25 @@ def _unpack(params: Tensor) -> tuple[Tensor, ...]:
         piece.reshape(-1, fan_out, width)
         for piece, (fan_out, width) in zip(pieces, _VIEWS, strict=True)
     )
+
+
+class _Residuals(torch.autograd.Function):
+    """The residuals, without a gradient."""
+
+    @staticmethod
+    def forward(params: Tensor, problem: OscillatorBatch) -> Tensor:
+        residual = problem._forward(params).residual
+        return residual.flatten(1) / math.sqrt(problem.points)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info, in_dims, params: Tensor, problem: OscillatorBatch):  # type: ignore[no-untyped-def]
+        rows = params.movedim(in_dims[0], 0)
+        residuals = _Residuals.apply(rows.flatten(0, 1), problem)
+        return residuals.view(*rows.shape[:2], -1), 0
 
 
 class _Loss(torch.autograd.Function):

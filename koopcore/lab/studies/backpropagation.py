@@ -192,7 +192,7 @@ def draw(axes: Axes, rows: Sequence[Row]) -> None:
         if cost and steps:
             ratios = [cost / (row.seconds or 1.0) for row in steps]
             axes.plot([row.x for row in steps], ratios, "o-", label=race)
-    axes.axhline(1.0, color="black", linewidth=1)
+    axes.axhline(1.0, color=axes.spines["left"].get_edgecolor(), linewidth=1)
     axes.set_ylabel("training steps that a prediction costs")
     plots.legend(axes)
 

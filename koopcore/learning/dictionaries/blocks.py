@@ -24,10 +24,14 @@ from koopcore.types import FloatArray
 class Blocks:
     """ψ(x) = [ψ_1(x^1); …; ψ_Q(x^Q)], each block with its own dictionary and parameters.
 
-    dictionaries: one per block. states: the state indices of each block; together they must name
-    every state exactly once. Without ``states`` the blocks follow each other.
+    Args:
+        dictionaries: one per block.
+        states: the state indices of each block; together they must name every state exactly
+            once. Without ``states`` the blocks follow each other.
+
     θ is the blocks' parameters one after another. Equal blocks of `OneLayer` or `Layered`,
     state-inclusive or not, run as one batch of matrix products.
+
     Source: Liu, Ding, Chen, Yeung 2020, Assumption 3.
     """
 

@@ -92,8 +92,11 @@ class Monomials(_Fixed):
 class RadialBasis(_Fixed):
     """ψ_k(x) = exp(-‖x - c_k‖² / 2 width²) around given centres.
 
-    centres: (h, n) as nested tuples or an array, in the unit of the (standardized) state.
+    Args:
+        centres: (h, n) as nested tuples or an array, in the unit of the (standardized) state.
+
     Not for many states: centres that cover a volume grow as its dimension's power.
+
     Source: Williams, Kevrekidis, Rowley 2015.
     """
 

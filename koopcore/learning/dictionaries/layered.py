@@ -18,9 +18,13 @@ from koopcore.types import FloatArray
 class Layered:
     """ψ(x) = σ(W_L … σ(W_1 x + b_1) … + b_L), the deep dictionary of one worker.
 
-    n_states: n. widths: of the layers, the last is h. bias, scale: standard deviations of the
-    first biases, and of W_l times √fan_in. θ holds b_1, W_1 (fan_in, fan_out), b_2, W_2, ….
-    Leading axes of θ (…, p) and states (…, M, n) are a batch: equal blocks run as one.
+    Args:
+        n_states: n.
+        widths: of the layers, the last is h.
+        bias, scale: standard deviations of the first biases, and of W_l times √fan_in.
+
+    θ holds b_1, W_1 (fan_in, fan_out), b_2, W_2, …. Leading axes of θ (…, p) and states (…, M, n)
+    are a batch: equal blocks run as one.
 
     Cost of a linearization: 6 M Σ fan_in·fan_out flops. Not for networks with other structure:
     `TorchDictionary` takes any module, at torch's price per call.

@@ -17,14 +17,17 @@ from koopcore.types import FloatArray
 class OneLayer:
     """ψ(x) = σ(Wx + b); with ``bias=None`` σ(Wx), as in Liu, Ding, Chen, Yeung 2020 (Assumption 2).
 
-    n_states, n_features: n and h; θ is W (h, n) by rows, then b (h,). activation: "tanh",
-    "logistic" or "arctan". scale, bias: W and b start with independent normal entries of these
-    standard deviations; choose ``scale`` so that Wx reaches the curved part of σ and not beyond,
-    about 1/|x|, which is 1/√n for standardized states.
+    Args:
+        n_states, n_features: n and h; θ is W (h, n) by rows, then b (h,).
+        activation: "tanh", "logistic" or "arctan".
+        scale, bias: W and b start with independent normal entries of these standard deviations;
+            choose ``scale`` so that Wx reaches the curved part of σ and not beyond, about
+            1/|x|, which is 1/√n for standardized states.
 
     Without b, tanh and arctan are odd: no combination of them is even, such as x². σ(Wx) without a
     constant can be made small by a small W: F = 0 at W = 0 is a minimum that says nothing about
     the system. Prefer `StateInclusive` where the state is to be predicted.
+
     Cost of a linearization: 4 M h n flops. Leading axes of θ and states are a batch.
     """
 

@@ -20,7 +20,14 @@ from koopcore.learning.history import History
 from koopcore.learning.objective import objective
 from koopcore.learning.step_sizes import Diminishing, check_step, scheduled
 from koopcore.learning.trajectories import Trajectories
-from koopcore.learning.workers.messages import FINAL, Mailbox, Network, PeerLost, Transport
+from koopcore.learning.workers.messages import (
+    FINAL,
+    Mailbox,
+    MessageDtype,
+    Network,
+    PeerLost,
+    Transport,
+)
 from koopcore.learning.workers.parallel import ParallelLearner, whole_of
 from koopcore.learning.workers.share import Part, Share
 from koopcore.learning.workers.supervisor import STARTING, Complaint, Report, tell
@@ -41,12 +48,17 @@ class AsynchronousLearner(ParallelLearner):
     mixed, and K with them), and at F equal to all digits K was found to differ by 0.006 to 0.017.
     Compare F and predictions, not K.
 
-    dictionary: `Blocks`. workers: processes, at most one per block. step_k, step_w: numbers or
-    `Diminishing`; there is no search, which would need everybody's F. timeout: seconds of silence
-    after which a peer counts as lost. report_every: iterations between the states the caller is
-    sent; the last of them remain if a worker is lost (`WorkerError` names it), and are saved in
-    ``checkpoint``. network: delays and losses to simulate, a picklable function of an `Envelope`
-    (seconds, or None to lose the message). Other parameters as in `AlternatingLearner`.
+    Args:
+        dictionary: `Blocks`.
+        workers: processes, at most one per block.
+        step_k, step_w: numbers or `Diminishing`; there is no search, which would need
+            everybody's F.
+        timeout: seconds of silence after which a peer counts as lost.
+        report_every: iterations between the states the caller is sent; the last of them remain
+            if a worker is lost (`WorkerError` names it), and are saved in ``checkpoint``.
+        network: delays and losses to simulate, a picklable function of an `Envelope` (seconds,
+            or None to lose the message).
+        messages: as in `DistributedLearner`. Other parameters as in `AlternatingLearner`.
 
     After ``fit``: ``operator_`` (the last iterate), ``history_`` (one entry per report), and
     ``delays_``: how many messages of which age were used. Not deterministic unless delay=0.
@@ -115,6 +127,7 @@ class AsynchronousLearner(ParallelLearner):
             self.timeout,
             self.report_every,
             self.network,
+            self.messages,
         )
 
     def _measure(self, outcomes: list[Outcome]) -> None:
@@ -166,6 +179,7 @@ class Rules(NamedTuple):
     timeout: float
     report_every: int
     network: Network | None
+    messages: MessageDtype
 
 
 class Outcome(NamedTuple):
@@ -182,7 +196,7 @@ def run_worker(
     """Body of a worker process: join the mesh, iterate, report through the pipe."""
     peers = [p for p in range(len(slices)) if p != number]
     mailbox = Mailbox(peers)
-    transport = Transport(number, mailbox, rules.network)
+    transport = Transport(number, mailbox, rules.network, rules.messages)
     with Listener(("127.0.0.1", 0), backlog=len(slices), authkey=key) as listener:
         tell(pipe, Report("address", 0, listener.address))
         try:
@@ -253,20 +267,23 @@ class Worker:
         tell(self.pipe, Report("done", self.done, outcome, Part(share.parameters, share.rows)))
 
     def _exchange(self, t: int, stamp: int) -> tuple[FloatArray, FloatArray]:
-        """Send ψ_i, take everybody's; send K_ivᵀ e^i, take everybody's: e^i and Σ_v K_viᵀ e^v."""
-        share, peers = self.share, self.mailbox.peers
-        features = share.linearize()
+        """Send ψ_i, take everybody's; send K_ivᵀ e^i, take everybody's: e^i and Σ_v K_viᵀ e^v.
+
+        What the others see of this worker is rounded where messages are; it sees the same.
+        """
+        share, peers, dtype = self.share, self.mailbox.peers, self.rules.messages
+        features = share.linearize().astype(dtype, copy=False)
         self._features[:, share.place] = features
         for peer in peers:
             self.transport.post(peer, "features", stamp, features)
         for peer, arrived in self._wait("features", t).items():
             self._features[:, self.slices[peer]] = arrived
         error = share.errors(self._features)
-        contributions = error @ share.rows
+        contributions = (error @ share.rows).astype(dtype, copy=False)
         for peer in peers:
             part = np.ascontiguousarray(contributions[:, self.slices[peer]])
             self.transport.post(peer, "errors", stamp, part)
-        back = contributions[:, share.place].copy()
+        back = contributions[:, share.place].astype(np.float64)
         for arrived in self._wait("errors", t).values():
             back += arrived
         return error, back

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from koopcore.learning.workers.messages import MessageDtype
 from koopcore.types import FloatArray
 
 
@@ -49,7 +50,7 @@ class Collectives:
     widths: list[int]
     rank: int
     device: torch.device
-    messages: Literal["float64", "float32"] = "float64"
+    messages: MessageDtype = "float64"
     traffic: Traffic = field(default_factory=Traffic)
 
     def gather(

@@ -42,17 +42,25 @@ class DistributedLearner(ParallelLearner, SynchronousLearner):
     K that predict its own features. Deciding numbers (F, gradient norms) travel in the same two
     messages.
 
-    dictionary: `Blocks`. workers: ranks, at most one per block; blocks are dealt out in runs.
-    k_step: "gradient", or "exact": every rank solves for its rows of K by the engine, from the
-    features that it has anyway. step_w: a number or `Diminishing`: Algorithm 2; or
-    "backtracking": `AlternatingLearner`'s iterations, K first (which takes no message), where a
-    step of W after which F has not fallen enough is taken back and halved, at the price of one
-    iteration's messages. step_k: "lipschitz" (always so with backtracking), a number or
-    `Diminishing`. backend: "gloo" (CPU) or "nccl" (one GPU per rank for the messages). timeout:
-    seconds that a collective may take. report_every: iterations between the states that the caller
-    is sent, of which the last is what remains if a worker dies; checkpoint: where to save it then.
-    messages: "float32" halves the bytes, and rounds what others see of ψ and of K_viᵀ e^v to 6e-8
-    of its size: F stops falling at about 1e-13 of ‖ψ‖², where a search ends too.
+    Args:
+        dictionary: `Blocks`.
+        workers: ranks, at most one per block; blocks are dealt out in runs.
+        k_step: "gradient", or "exact": every rank solves for its rows of K by the engine, from
+            the features that it has anyway.
+        step_w: a number or `Diminishing`: Algorithm 2; or "backtracking":
+            `AlternatingLearner`'s iterations, K first (which takes no message), where a step of
+            W after which F has not fallen enough is taken back and halved, at the price of one
+            iteration's messages.
+        step_k: "lipschitz" (always so with backtracking), a number or `Diminishing`.
+        backend: "gloo" (CPU) or "nccl" (one GPU per rank for the messages).
+        timeout: seconds that a collective may take.
+        report_every: iterations between the states that the caller is sent, of which the last
+            is what remains if a worker dies.
+        checkpoint: where to save it then.
+        messages: "float32" halves the bytes, and rounds what others see of ψ and of K_viᵀ e^v
+            to 6e-8 of its size: F stops falling at about 1e-13 of ‖ψ‖², where a search ends
+            too.
+
     The other parameters are those of `AlternatingLearner`.
 
     After ``fit``: ``operator_``, ``history_``, ``traffic_`` (one `Traffic` per rank).
@@ -64,7 +72,6 @@ class DistributedLearner(ParallelLearner, SynchronousLearner):
 
     _: KW_ONLY
     backend: Literal["gloo", "nccl"] = "gloo"
-    messages: Literal["float64", "float32"] = "float64"
     traffic_: list[Traffic] = field(init=False)
 
     def fit(
@@ -116,7 +123,9 @@ class DistributedLearner(ParallelLearner, SynchronousLearner):
     ) -> DistributedLearner:
         """Learn as one rank of the process group that ``torchrun`` or the caller has made.
 
-        part: trajectories of `own_states` only, in that order; all ranks the same times.
+        Args:
+            part: trajectories of `own_states` only, in that order; all ranks the same times.
+
         The group's size stands for ``workers``; random_state must be a seed, the same on all ranks.
         Every rank gets the whole operator. initial: (θ, K), whole. Raises RuntimeError without a
         group, ValueError for a group with more ranks than blocks, `FloatingPointError` as ``fit``,
@@ -237,5 +246,3 @@ class DistributedLearner(ParallelLearner, SynchronousLearner):
         super()._check()
         if self.backend not in ("gloo", "nccl"):
             raise ValueError(f"backend is {self.backend!r}; 'gloo' or 'nccl' is needed")
-        if self.messages not in ("float64", "float32"):
-            raise ValueError(f"messages is {self.messages!r}; 'float64' or 'float32' is needed")

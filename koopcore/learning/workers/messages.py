@@ -13,11 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Client, Connection, Listener
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from koopcore.types import FloatArray
+
+MessageDtype: TypeAlias = Literal["float64", "float32"]
+"""What arrays travel in between workers."""
 
 FINAL = 2**62
 """Stamp of a worker's last message: never too old."""
@@ -123,11 +126,15 @@ class Transport:
     """A full mesh of TCP connections between workers, with one sender and receiver per peer.
 
     A message that has not left when the next of its kind is posted is replaced by it: a slow
-    connection loses iterations, not the newest state, and holds nobody up.
+    connection loses iterations, not the newest state, and holds nobody up. ``dtype``: of all
+    workers' numbers on their way.
     """
 
-    def __init__(self, number: int, mailbox: Mailbox, network: Network | None) -> None:
+    def __init__(
+        self, number: int, mailbox: Mailbox, network: Network | None, dtype: MessageDtype
+    ) -> None:
         self.number, self.mailbox, self.network = number, mailbox, network
+        self.dtype = np.dtype(dtype).newbyteorder("<")
         self.sent_bytes = 0
         self._posts: dict[int, _Post] = {}
 
@@ -166,7 +173,7 @@ class Transport:
             while True:
                 data = connection.recv_bytes()
                 kind, stamp, rows, columns = _HEADER.unpack_from(data)
-                numbers = np.frombuffer(data, dtype="<f8", offset=_HEADER.size)
+                numbers = np.frombuffer(data, self.dtype, offset=_HEADER.size).astype(np.float64)
                 name = kind.rstrip(b"\0").decode()
                 self.mailbox.put(name, peer, stamp, numbers.reshape(rows, columns))
         except (EOFError, OSError, TypeError):  # TypeError: closed by ourselves during the read
@@ -185,7 +192,8 @@ class _Post:
 
     def put(self, kind: str, stamp: int, content: FloatArray) -> None:
         rows, columns = content.shape
-        data = _HEADER.pack(kind.encode(), stamp, rows, columns) + content.astype("<f8").tobytes()
+        numbers = content.astype(self._transport.dtype).tobytes()
+        data = _HEADER.pack(kind.encode(), stamp, rows, columns) + numbers
         with self._changed:
             self._latest[kind] = (stamp, data)
             self._pending.add(kind)

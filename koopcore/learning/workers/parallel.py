@@ -16,6 +16,7 @@ from koopcore.learning.estimator import Learner
 from koopcore.learning.persistence import save
 from koopcore.learning.progress import bar
 from koopcore.learning.trajectories import Scaled
+from koopcore.learning.workers.messages import MessageDtype
 from koopcore.learning.workers.share import Division, divide, joined
 from koopcore.learning.workers.supervisor import Report, Supervisor, WorkerError
 from koopcore.types import FloatArray
@@ -31,7 +32,7 @@ class ParallelLearner(Learner):
     dictionary: `Blocks`. workers: processes, at most one per block; blocks are dealt out in runs.
     timeout: seconds of silence after which a worker counts as lost. report_every: iterations
     between the states that the caller is sent, of which the last is what remains if a worker is
-    lost. checkpoint: the directory to save it in then.
+    lost. checkpoint: the directory to save it in then. messages: the dtype of numbers on their way.
     """
 
     dictionary: Blocks
@@ -40,6 +41,7 @@ class ParallelLearner(Learner):
     timeout: float = 60.0
     report_every: int = 100
     checkpoint: str | Path | None = None
+    messages: MessageDtype = "float64"
 
     def _division(self, workers: int) -> Division:
         """The blocks dealt out to workers; raises for settings that cannot work."""
@@ -51,6 +53,8 @@ class ParallelLearner(Learner):
         super()._check()
         whole("report_every", self.report_every)
         positive_seconds("timeout", self.timeout)
+        if self.messages not in ("float64", "float32"):
+            raise ValueError(f"messages is {self.messages!r}; 'float64' or 'float32' is needed")
 
     @contextmanager
     def _team(

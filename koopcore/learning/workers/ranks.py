@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from koopcore.learning.step_sizes import (
     scheduled,
 )
 from koopcore.learning.workers.collectives import Collectives, RanksLost, ranks_together
+from koopcore.learning.workers.messages import MessageDtype
 from koopcore.learning.workers.share import Part, Share
 from koopcore.learning.workers.supervisor import Complaint, Report, tell
 from koopcore.types import FloatArray
@@ -42,7 +43,7 @@ class Rules(NamedTuple):
     ridge: float
     engine: str | None  # the backend that exact steps use; None where there are none
     report_every: int
-    messages: Literal["float64", "float32"] = "float64"
+    messages: MessageDtype = "float64"
 
 
 @dataclass

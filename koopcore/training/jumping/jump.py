@@ -21,6 +21,9 @@ from koopcore.training.policy import Policy
 from koopcore.training.recording.recording import Recording
 from koopcore.training.settings import Settings
 
+#: Groups whose eigenvalues are kept for a report.
+SHOWN = 16
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -54,6 +57,7 @@ class Jump:
         self.optimizer = optimizer
         self.guarded = guarded
         self.kinds = settings.candidates
+        self.eigenvalues: tuple[complex, ...] = ()  # of the last operators, where they are few
         self._compared = 0  # attempts whose winner was compared between processes
 
     def attempt(
@@ -74,6 +78,7 @@ class Jump:
             return Outcome(False, reason="the parameters are not finite", postponed=True)
         options = self.settings
         operators = recording.operators(options)
+        self.eigenvalues = spectrum(operators, recording.n_groups)
         hindcast = processes.mean(lambda: median_hindcast(operators, recording.n_groups))
         growth = 0.0
         if not policy.ready:
@@ -227,6 +232,18 @@ def median_hindcast(operators: Any, n_groups: int) -> float:
     errors = np.asarray(operators.hindcast_error, dtype=np.float64)[:n_groups]
     known = np.sort(errors[~np.isnan(errors)])  # windows of few snapshots have no hindcast
     return float(known[known.size // 2]) if known.size else math.inf
+
+
+def spectrum(operators: Any, n_groups: int) -> tuple[complex, ...]:
+    """Return the eigenvalues of the weights' operators, largest first; none where there are many.
+
+    Of parameters spread over ranks only the radius is known, and none are returned either.
+    """
+    if isinstance(operators, SpreadOperators) or n_groups > SHOWN:
+        return ()
+    values = operators.eigenvalues()[:n_groups].ravel()
+    known = values[~np.isnan(values)]
+    return tuple(complex(value) for value in known[np.argsort(-np.abs(known), kind="stable")])
 
 
 def window_growth(operators: Any, recording: Recording) -> float:

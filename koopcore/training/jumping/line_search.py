@@ -24,9 +24,10 @@ class Candidate:
 class Ladder:
     """Candidates of one kind at ascending horizons, taken one by one.
 
-    rungs: how many are always tried; beyond them the ladder goes on while its last rung is the
-        best of it so far.
-    fallback: tried only if nothing before it beat the present loss.
+    Args:
+        rungs: how many are always tried; beyond them the ladder goes on while its last rung is
+            the best of it so far.
+        fallback: tried only if nothing before it beat the present loss.
     """
 
     candidates: Iterable[Candidate]

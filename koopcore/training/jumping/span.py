@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from koopcore.training.averaging import AverageFamily
+from koopcore.training.jumping.batched import BatchedResiduals
 from koopcore.training.jumping.guarded_loss import SAME, GuardedLoss, check_arguments
 from koopcore.training.jumping.jump import Outcome
 from koopcore.training.optimizers import Stepper, members
@@ -80,6 +82,14 @@ class Residuals:
         if count != len(self._lengths):
             self._changed(f"there are {count} pieces", len(self._lengths))
 
+    def single(self) -> Tensor:
+        """Return the one piece; ValueError if there are more."""
+        pieces = self.pieces()
+        first = next(pieces)
+        if next(pieces, None) is not None:
+            raise ValueError("the residuals come in more than one piece")
+        return first
+
     def __call__(self) -> Tensor | float:
         """Return the sum of squares, added up in float64; differentiable where they are."""
         squares = [piece.double().square().sum() for piece in self.pieces()]
@@ -125,7 +135,8 @@ class SpanJump:
     and the lowest of the six losses wins, or all is put back bit by bit. It is Gauss-Newton, not a
     Koopman prediction: what it needs of the snapshots is the space in which training moves.
 
-    Cost: about 40 evaluations of the residuals without gradients, ``O(30 P)`` writes and
+    Cost: about 40 evaluations of the residuals without gradients, together where that is possible
+    (:class:`BatchedResiduals`, which is checked at one place each time), ``O(30 P)`` writes and
     ``O(30^2 R)`` for ``R`` residuals a piece; memory of the window, the directions, and ``31 R``.
     Where residuals come in more than one piece the corrections are left out.
     Source: Transtrum & Sethna 2012 (geodesic acceleration).
@@ -138,6 +149,8 @@ class SpanJump:
         self.damping = FIRST_DAMPING
         self.last: Tensor | None = None  # the last jump, a row of the ring
         self._evaluations = 0
+        self._attempts = 0
+        self._batched = BatchedResiduals(residuals.single, guarded.run)
 
     def attempt(
         self, recording: Recording, policy: Policy, averages: AverageFamily | None = None
@@ -193,62 +206,110 @@ class SpanJump:
         self, recording: Recording, present: Tensor, directions: Tensor, gram: Tensor
     ) -> tuple[float, list[tuple[float, float, Tensor]]]:
         """The loss at ``present``, and (loss, damping, step) of all that was tried."""
-        h = PROBE.get(recording.parameters.sources[0].dtype, PROBE_NARROW)
-        places = [present, *(present + h * d for d in directions)]
-        iterators = [self.residuals.pieces() for _ in places]
-        k = len(directions)
-        a, b = torch.zeros(k, k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
-        base_here, pieces = 0.0, 0
-        jacobian, here = torch.empty(0), torch.empty(0)
-        while True:
-            piece = self._at(recording, present, partial(next, iterators[0], None))
-            if piece is None:
-                break
-            pieces += 1
-            here = piece.double()
-            probed = [
-                self._at(recording, place, partial(next, iterator)).double()
-                for place, iterator in zip(places[1:], iterators[1:], strict=True)
-            ]
-            jacobian = (torch.stack(probed) - here) / h
-            base_here += float(here.square().sum())
-            a += (jacobian @ jacobian.T).cpu()
-            b += (jacobian @ here).cpu()
-        self._evaluations = len(places)  # in however many pieces
-        processes = recording.processes  # each has residuals of its own part of the batch
-        base = processes.mean(lambda: base_here)
-        a, b = averaged(processes, a), averaged(processes, b)
+        base, a, b, probes = self._probe(recording, present, directions)
         if not (math.isfinite(base) and bool(a.isfinite().all()) and bool(b.isfinite().all())):
             return base, []
-        whole = processes.all(pieces == 1)
-        tried = []
+        solvers: list[tuple[float, Callable[[Tensor], Tensor]]] = []
         for factor in DAMPINGS:
             damping = factor * self.damping
             system = a + damping * float(a.diagonal().max()) * gram
             factors, failed = torch.linalg.cholesky_ex(system)
-            if int(failed):
-                continue
-            c = -torch.cholesky_solve(b[:, None], factors)[:, 0]
-            step = c.to(directions) @ directions
-            tried.append((self._loss(recording, present + step), damping, step))
-            if whole:
-                ahead = self._at(recording, present + CURVATURE * step, self._only).double()
-                slope = (ahead - here) / CURVATURE - c.to(jacobian) @ jacobian
-                bend = averaged(processes, (jacobian @ slope).cpu() / CURVATURE)  # half of J . r''
-                if bool(bend.isfinite().all()):
-                    c = -torch.cholesky_solve(bend[:, None], factors)[:, 0]
-                    correction = c.to(directions) @ directions
-                    if float(correction.norm()) < CORRECTION * float(step.norm()):
-                        both = step + correction
-                        tried.append((self._loss(recording, present + both), damping, both))
+            if not int(failed):
+                solvers.append((damping, partial(_solved, factors)))
+        if not solvers:
+            return base, []
+        weights = [solve(b) for _, solve in solvers]
+        steps = torch.stack(weights).to(directions) @ directions
+        ends, parts = present + steps, present + CURVATURE * steps
+        rows = self._together(recording, ends if probes is None else torch.cat((ends, parts)))
+        losses = self._losses(recording, ends, rows)
+        tried = [(x, d, v) for x, (d, _), v in zip(losses, solvers, steps, strict=True)]
+        if probes is None:
+            return base, tried
+        here, jacobian = probes
+        ahead: Iterable[Tensor] = [] if rows is None else rows[len(ends) :]
+        if rows is None:
+            ahead = [self._at(recording, place, self.residuals.single) for place in parts]
+        bent: list[tuple[float, Tensor]] = []
+        for step, c, place, (damping, solve) in zip(steps, weights, ahead, solvers, strict=True):
+            slope = (place.double() - here) / CURVATURE - c.to(jacobian) @ jacobian
+            bend = averaged(recording.processes, (jacobian @ slope).cpu() / CURVATURE)
+            if bool(bend.isfinite().all()):  # half of J . r''
+                correction = solve(bend).to(directions) @ directions
+                if float(correction.norm()) < CORRECTION * float(step.norm()):
+                    bent.append((damping, step + correction))
+        if bent:
+            ends = torch.stack([present + v for _, v in bent])
+            losses = self._losses(recording, ends, self._together(recording, ends))
+            tried += [(x, d, v) for x, (d, v) in zip(losses, bent, strict=True)]
         return base, tried
 
-    def _only(self) -> Tensor:
-        return next(self.residuals.pieces())
+    def _probe(
+        self, recording: Recording, present: Tensor, directions: Tensor
+    ) -> tuple[float, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """The loss at ``present``, ``A``, ``b``, and ``r``, ``J`` where they are of one piece."""
+        h = PROBE.get(recording.parameters.sources[0].dtype, PROBE_NARROW)
+        processes, k = recording.processes, len(directions)
+        places = torch.cat((present[None], present + h * directions))
+        together = self._batched(recording, places)
+        if together is not None:
+            number = 1 + self._attempts % k  # another one each time
+            single = self._at(recording, places[number], self.residuals.single)
+            if not self._batched.agree(together, number, single):
+                together = None
+        self._attempts += 1
+        a, b = torch.zeros(k, k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
+        base, pieces = 0.0, 0
+        jacobian, here = torch.empty(0), torch.empty(0)
+        iterators = [self.residuals.pieces() for _ in places]
+        while True:
+            if together is not None:
+                rows = together.double() if not pieces else None
+            else:
+                rows = self._next(recording, places, iterators)
+            if rows is None:
+                break
+            pieces += 1
+            here = rows[0]
+            jacobian = (rows[1:] - here) / h
+            base += float(here.square().sum())
+            a += (jacobian @ jacobian.T).cpu()
+            b += (jacobian @ here).cpu()
+        checks = together is not None
+        self._evaluations = len(places) + checks  # in however many pieces
+        base = processes.mean(lambda: base)
+        whole = processes.all(pieces == 1)  # each has residuals of its own part of the batch
+        probes = (here, jacobian) if whole else None
+        return base, averaged(processes, a), averaged(processes, b), probes
+
+    def _next(
+        self, recording: Recording, places: Tensor, iterators: list[Iterator[Tensor]]
+    ) -> Tensor | None:
+        """The next piece of the residuals at each place, in float64; None after the last."""
+        rows = []
+        for place, iterator in zip(places, iterators, strict=True):
+            piece = self._at(recording, place, partial(next, iterator, None))
+            if piece is None:
+                return None
+            rows.append(piece.double())
+        return torch.stack(rows)
+
+    def _together(self, recording: Recording, places: Tensor) -> Tensor | None:
+        """The residuals at all places, one a row; None where they are computed one by one."""
+        rows = self._batched(recording, places)
+        self._evaluations += 0 if rows is None else len(places)
+        return rows
+
+    def _losses(self, recording: Recording, places: Tensor, rows: Tensor | None) -> list[float]:
+        """The loss at each place, of the rows if they are there."""
+        if rows is not None:
+            losses = rows[: len(places)].double().square().sum(1).tolist()
+        else:
+            losses = [self._loss(recording, place) for place in places]
+        return [loss if math.isfinite(loss) else math.inf for loss in losses]
 
     def _loss(self, recording: Recording, place: Tensor) -> float:
-        loss = recording.processes.mean(lambda: self._at(recording, place, self.residuals))
-        return loss if math.isfinite(loss) else math.inf
+        return recording.processes.mean(lambda: self._at(recording, place, self.residuals))
 
     def _at(self, recording: Recording, place: Tensor, function: Callable[[], Any]) -> Any:
         self._evaluations += 1
@@ -286,23 +347,24 @@ def pivots(gram: Tensor, most: int, least: float) -> list[int]:
 
     most: of them. least: the pivot, relative to the largest of ``gram``, below which it stops.
     """
-    left = gram.diagonal().clone()
+    matrix = gram.numpy()
+    left = matrix.diagonal().copy()
     limit = least * float(left.max()) if len(left) else 0.0
-    columns: list[Tensor] = []
+    factor = np.empty((min(most, len(matrix)), len(matrix)))
     picked: list[int] = []
-    while len(picked) < min(most, len(gram)):
+    for k, row in enumerate(factor):
         pivot = int(left.argmax())
-        if not float(left[pivot]) > limit:
+        if not left[pivot] > limit:
             break
-        column = gram[pivot].clone()
-        for known in columns:
-            column -= known[pivot] * known
-        column /= math.sqrt(float(left[pivot]))
-        left -= column.square()
+        row[:] = (matrix[pivot] - factor[:k, pivot] @ factor[:k]) / math.sqrt(left[pivot])
+        left -= row * row
         left[pivot] = -math.inf
-        columns.append(column)
         picked.append(pivot)
     return picked
+
+
+def _solved(factors: Tensor, right: Tensor) -> Tensor:
+    return -torch.cholesky_solve(right[:, None], factors)[:, 0]
 
 
 def averaged(processes: Processes, sums: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class Group(Processes):
             yield
             self._header("end", 0.0)
         except BaseException as error:
-            if error is not self._told and not self._lost:
+            if not (self._lost or _stems_from(error, self._told)):
                 self._header("end", 0.0, error)
             raise
         finally:
@@ -246,6 +246,13 @@ class Group(Processes):
     def _key(self, rank: int) -> str:
         group = self._group or dist.group.WORLD
         return f"koopcore/{getattr(group, 'group_name', '')}/{rank}"
+
+
+def _stems_from(error: BaseException | None, told: BaseException | None) -> bool:
+    """Whether ``error`` is ``told``, or was raised because of it."""
+    while error is not None and error is not told:
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 ALONE = Processes()

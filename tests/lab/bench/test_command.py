@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from matplotlib.figure import Figure
 
 from koopcore import cli
 from koopcore.lab.bench import report, run
@@ -43,7 +44,7 @@ def undrawn(monkeypatch):
         def savefig(self, path):
             path.write_bytes(b"")
 
-    monkeypatch.setattr(report, "_plot", lambda study, rows: "")
+    monkeypatch.setattr(report, "_plot", lambda study, rows, dark=False: Figure())
     monkeypatch.setattr(run, "picture", lambda contents, studies: Picture())
 
 
@@ -89,8 +90,8 @@ def test_a_run_writes_json_a_picture_and_a_report_that_stands_alone(bench, tmp_p
     assert list(contents["studies"]) == ["made-up", "another"]
     assert len(contents["studies"]["made-up"]["rows"]) == 2
     page = (folder / "bench.html").read_text(encoding="utf-8")
-    assert page.count("data:image/svg+xml;base64,") == 2
-    for outside in ("http://", "https://", "<script", "<link", "src='/"):
+    assert page.count("data:image/svg+xml;base64,") == 2 * 2  # for light and for dark ground
+    for outside in ("http://", "https://", "<script", 'rel="stylesheet"', 'src="/'):
         assert outside not in page
     assert "35 %" in page
     assert "Is &lt;it&gt; &amp; is it?" in page

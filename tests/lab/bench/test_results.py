@@ -1,5 +1,6 @@
 """Result files and comparison: what is written is read back, regressions are found, no others."""
 
+import dataclasses
 import json
 import math
 
@@ -171,11 +172,14 @@ def test_runs_with_nothing_in_common_are_not_compared(tmp_path):
 
 def test_troubles_name_what_is_wrong_and_what_did_not_run(tmp_path):
     path = tmp_path / "r.json"
-    written(path, ROWS)
+    elsewhere = [dataclasses.replace(row, race="elsewhere") for row in ROWS if row.missing]
+    written(path, [*ROWS, *elsewhere])
     lines = troubles(load(path)["studies"]["made-up"])
     assert len(lines) == 2
     assert "wrong, no time" in lines[0]
     assert "not installed" in lines[1]
+    assert f"({elsewhere[0].race}" not in lines[1]  # one line for all races
+    assert "elsewhere)" in lines[1]
 
 
 @pytest.mark.parametrize(

@@ -234,3 +234,25 @@ def test_adagrad_is_predicted_over_two_and_a_half_windows():
     assert result.horizon == 2.5 * (DemoSettings().window - 1)
     assert result.success == 1.0
     assert np.median(result.relative) >= 0.99
+
+
+def test_a_network_that_was_predicted_too_far_is_explained(outcome):
+    losses = np.linspace(2.0, 1.0, len(outcome.losses))[:, None] * np.ones_like(outcome.losses)
+    good = {**vars(outcome), "losses": losses, "equivalent": 0.95 * _whole(outcome)}
+    assert "rises behind" not in rendered([type(outcome)(**good)])
+    turned = losses.copy()
+    turned[-2:, 0] = 3.0  # the lowest is two snapshots before the end
+    short = 0.95 * _whole(outcome)
+    short[0] = 0.3 * _whole(outcome)[0]
+    text = " ".join(
+        rendered([type(outcome)(**{**good, "losses": turned, "equivalent": short})]).split()
+    )
+    steps = (outcome.horizon - 2) * outcome.stride
+    assert (
+        f"Network 0 of Adagrad, network, is at 0.30: its predicted loss is lowest after {steps}"
+        in text
+    )
+
+
+def _whole(outcome):
+    return np.full(outcome.losses.shape[1], float(outcome.horizon * outcome.stride))

@@ -1,6 +1,7 @@
 """End to end on the oscillator: a race counts what it took, methods are compared at their best."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ def test_a_race_stops_at_its_target_and_counts_what_it_took():
     plain = end_to_end.OscillatorNetwork(problem, 0)
     stepper = torch.optim.Adagrad(plain.parameters(), lr=0.1)
     _, _, target = end_to_end.descend(plain, stepper, -math.inf, 600)
-    run = end_to_end.race(problem, 0, "adagrad", Pace(0.1), target, 600, {}, probe=10)
+    network = partial(end_to_end.OscillatorNetwork, problem, 0)
+    run = end_to_end.race(network, "adagrad", Pace(0.1), target, 600, {}, probe=10)
     assert run.reached
     assert run.loss <= target
     assert 0 < run.steps < 400  # measured: a third of plain training and less
     assert run.accepted > 0
     assert run.seconds > 0
-    never = end_to_end.race(problem, 0, "adagrad", Pace(0.1), 0.0, 20, {}, probe=1)
+    never = end_to_end.race(network, "adagrad", Pace(0.1), 0.0, 20, {}, probe=1)
     assert (never.reached, never.steps) == (False, 20)
 
 
@@ -42,6 +44,8 @@ def test_end_to_end_compares_every_method_of_one_optimizer():
     assert 0 < results["adagrad/same time"]["ratios"]["0.3"][0] < 1
     assert results["adagrad/cosine"]["rate"] == "0.2, cosine 500"
     assert min(results["adagrad/koopcore, cosine"]["factors"]) > 1
+    for cost, steps, run in zip(end_to_end.costs(own), plain["steps"], own["runs"], strict=True):
+        assert cost == pytest.approx(steps / (run["steps"] + run["evaluations"] / 3))
     squares = results["adagrad/residuals"]
     assert min(squares["factors"]) > 1
     for precision in ("float32", "float64"):

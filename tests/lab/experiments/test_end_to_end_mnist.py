@@ -41,10 +41,11 @@ def test_the_yardstick_judges_by_digits_that_nothing_decides_by(digits):
 
 def test_an_attachment_that_never_jumps_trains_like_plain_training(digits):
     chosen = small(lawa=[], ema=[0.9])
-    plain = experiment.plain_run(chosen, digits, "sgd", 0.2, 1)
+    plain, weights = experiment.plain_run(chosen, digits, "sgd", 0.2, 1)
     options = {"warmup": 10_000, "averages": 0.9}
     run, totals = experiment.jumping_run(chosen, digits, "sgd", 0.2, 1, options)
     assert run["weights"] == plain["plain"]
+    assert totals["weights"] == weights
     assert (totals["jumps"], totals["accepted"]) == (0, 0)
     # A young average of a family forgets its beginning sooner, and then at the same pace.
     own, each_step = np.array(run["averaged"]), np.array(plain["EMA 0.9"])
@@ -54,18 +55,31 @@ def test_an_attachment_that_never_jumps_trains_like_plain_training(digits):
 
 def test_averages_are_those_of_the_weights_seen(digits):
     chosen = small(steps=40, ema=[0.0])
-    run = experiment.plain_run(chosen, digits, "adam", 0.004, 3)
+    run, weights = experiment.plain_run(chosen, digits, "adam", 0.004, 3)
     assert set(run) == {"plain", "EMA 0", "LAWA 2 x 20"}
     assert run["EMA 0"] == run["plain"]  # no memory
     assert run["LAWA 2 x 20"][0] == run["plain"][0]  # one snapshot so far
     assert run["LAWA 2 x 20"][1] != run["plain"][1]
-    assert set(experiment.plain_run(chosen, digits, "adam", 0.004, 3, averages=False)) == {"plain"}
+    alone, same = experiment.plain_run(chosen, digits, "adam", 0.004, 3, averages=False)
+    assert set(alone) == {"plain"}
+    assert same == weights
+    _, other = experiment.plain_run(chosen, digits, "adam", 0.004, 4, averages=False)
+    assert other != weights
 
 
 def test_the_first_step_at_which_a_target_is_reached():
     curves = [[[3.0, 9.0], [1.0, 8.0], [2.0, 7.0]], [[5.0, 5.0], [5.0, 5.0], [math.nan, 5.0]]]
     targets = np.array([[1.5, 7.0], [1.0, 5.0]])
     assert experiment.first_steps(curves, targets, 20).tolist() == [[40.0, 60.0], [math.inf, 20.0]]
+
+
+def test_in_the_same_time_a_dearer_run_comes_less_far():
+    losses = np.linspace(1.0, 0.5, 20)[:, None].repeat(2, 1)
+    curves = {"plain": losses[None], experiment.BESIDE: 0.9 * losses[None]}
+    (free,) = experiment._same_time(curves, [0.99])
+    assert free == pytest.approx([0.9, 0.9])
+    (dear,) = experiment._same_time(curves, [1.25])
+    assert dear == pytest.approx([0.9 * losses[14:16].mean() / losses[18:].mean()] * 2)
 
 
 def test_every_method_of_one_optimizer_is_compared():
@@ -77,9 +91,13 @@ def test_every_method_of_one_optimizer_is_compared():
         results[cell.name] = cell.work(Context(lambda: ticks.append(1), results, Path()))
         assert 0 < len(ticks) <= cell.ticks
     plain = results["mnist/sgd/plain"]
+    for rate, beside in plain["beside"].items():
+        assert beside["identical"] == [True], rate
+        assert np.shape(beside["ratio"]) == (1, len(experiment.LOSSES))
     for loss in experiment.LOSSES:
         own = plain[loss]
         assert own["rivals"]["plain"]["factors"] == [1.0]
+        assert len(own["rivals"][experiment.BESIDE]["factors"]) == 1
         assert str(own["rate"]) == min(own["medians"], key=own["medians"].get)
         for method in experiment.METHODS:
             scores = results[f"mnist/sgd/{method}"][loss]

@@ -13,7 +13,15 @@ from koopcore.lab.experiments import experiment, glycolysis
 from koopcore.lab.experiments.experiment import Cell, packed, unpacked
 
 MNIST = ("table2", "figure3", "end-to-end-mnist")
-COMMANDS = (*MNIST, "table1", "figure2", "end-to-end", "van-der-pol", "glycolysis")
+COMMANDS = (
+    *MNIST,
+    "table1",
+    "figure2",
+    "end-to-end",
+    "end-to-end-small",
+    "van-der-pol",
+    "glycolysis",
+)
 
 
 class Sums:

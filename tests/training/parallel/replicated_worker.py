@@ -118,6 +118,7 @@ def misuse():
         options=message(lambda: attach(stride=2 + RANK)),
         one=message(lambda: attach((lambda: net(x).square().mean()) if RANK else None)),
         failed=message(lambda: attach(window=9 if RANK else 2)),
+        raised=message(lambda: attach(lambda: [net(x).square().mean()][RANK == 1])),
         wide=message(lambda: attach(net=wide)),
         deep=message(lambda: attach(net=deep)),
         stranger=message(lambda: attach(process_group=half)) if RANK else "",

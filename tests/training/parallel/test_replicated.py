@@ -71,6 +71,10 @@ def test_misuse_is_said_on_all_ranks_and_names_them(ranks):
         else:
             assert "attach failed on rank 0: ValueError: window is 2" in report["failed"]
             assert f"rank {rank} is not in the process group" in report["stranger"]
+        if rank == 1:  # whose own error it is, told to the others once
+            assert report["raised"].startswith("ValueError: the loss failed")
+        else:
+            assert "attach failed on rank 1: IndexError: list index" in report["raised"]
 
 
 def test_an_attempt_sends_what_the_page_says(ranks):

@@ -231,7 +231,6 @@ def summary(rows: Sequence[Row]) -> Summary:
         ours = seconds_of(rows, race, BACKENDS[0])
         peers = [row for row in rows if row.race == race and row.case not in BACKENDS]
         ratios = {row.case: row.seconds / ours for row in peers if row.seconds}
-        notes += [f"{race}: {row.case}: {row.missing}" for row in peers if row.missing]
         notes += [
             f"{race}: {row.case} / {BACKENDS[0]} = {ratios[row.case]:.3g}, error {row.error:.2g}"
             for row in peers
