@@ -195,7 +195,7 @@ def one_iteration(name: str) -> dict[str, Any]:
         work = lambda: gradient(layer, theta, k, data).value  # noqa: E731
     else:
         from koopcore.learning import MinibatchLearner
-        from koopcore.learning.minibatches import Work
+        from koopcore.learning.learners.minibatches import Work
 
         learner = MinibatchLearner(layer, k_step="gradient", dtype=dtype)
         torch_work = Work(learner, data, theta, k)

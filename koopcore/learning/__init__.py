@@ -10,27 +10,27 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from koopcore.learning.alternating import AlternatingLearner
 from koopcore.learning.dictionaries.blocks import Blocks
 from koopcore.learning.dictionaries.fixed import Monomials, RadialBasis
 from koopcore.learning.dictionaries.layered import Layered
 from koopcore.learning.dictionaries.one_layer import OneLayer
 from koopcore.learning.dictionaries.protocol import Dictionary
 from koopcore.learning.dictionaries.state_inclusive import StateInclusive
-from koopcore.learning.divergence import DivergenceWarning
-from koopcore.learning.history import History
 from koopcore.learning.learned_operator import LearnedOperator, PredictionErrors, prediction_errors
+from koopcore.learning.learners.alternating import AlternatingLearner
+from koopcore.learning.learners.divergence import DivergenceWarning
+from koopcore.learning.learners.history import History
+from koopcore.learning.learners.step_sizes import Diminishing, lemma_k, lemma_w, lipschitz_k
+from koopcore.learning.learners.variable_projection import VariableProjectionLearner
 from koopcore.learning.objective import simultaneous_step
 from koopcore.learning.persistence import load, load_parts, save
-from koopcore.learning.step_sizes import Diminishing, lemma_k, lemma_w, lipschitz_k
-from koopcore.learning.variable_projection import VariableProjectionLearner
 from koopcore.learning.workers.asynchronous import AsynchronousLearner
 from koopcore.learning.workers.distributed import DistributedLearner
 from koopcore.learning.workers.supervisor import WorkerError
 
 if TYPE_CHECKING:
     from koopcore.learning.dictionaries.torch import TorchDictionary as TorchDictionary
-    from koopcore.learning.minibatches import MinibatchLearner as MinibatchLearner
+    from koopcore.learning.learners.minibatches import MinibatchLearner as MinibatchLearner
 
 __all__ = [
     "AlternatingLearner",
@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 _TORCH = {
-    "MinibatchLearner": "koopcore.learning.minibatches",
+    "MinibatchLearner": "koopcore.learning.learners.minibatches",
     "TorchDictionary": "koopcore.learning.dictionaries.torch",
 }
 

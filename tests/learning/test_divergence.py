@@ -21,7 +21,7 @@ from koopcore.learning import (
     StateInclusive,
     TorchDictionary,
 )
-from koopcore.learning.divergence import check_finite, diverges
+from koopcore.learning.learners.divergence import check_finite, diverges
 from koopcore.learning.trajectories import pairs
 
 X = rotation()

@@ -16,7 +16,7 @@ from koopcore.learning import (
     TorchDictionary,
 )
 from koopcore.learning.dictionaries.torch import torch_features
-from koopcore.learning.minibatches import Work
+from koopcore.learning.learners.minibatches import Work
 from koopcore.learning.objective import exact_operator, gradient
 from koopcore.learning.trajectories import pairs
 

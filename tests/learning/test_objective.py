@@ -7,8 +7,8 @@ from learning_cases import by_points, rotation
 from koopcore.backends import backend_for
 from koopcore.lab.problems.van_der_pol import paper_split
 from koopcore.learning import OneLayer, StateInclusive, objective, simultaneous_step
+from koopcore.learning.learners.step_sizes import joint_lipschitz
 from koopcore.learning.objective import exact_operator, gradient, solved
-from koopcore.learning.step_sizes import joint_lipschitz
 from koopcore.learning.trajectories import pairs
 
 

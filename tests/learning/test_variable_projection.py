@@ -14,9 +14,9 @@ from koopcore.learning import (
     load,
     save,
 )
-from koopcore.learning.rollouts import bounded, excess, spectral_radius
+from koopcore.learning.learners.rollouts import bounded, excess, spectral_radius
+from koopcore.learning.learners.variable_projection import Projection
 from koopcore.learning.trajectories import pairs, samples
-from koopcore.learning.variable_projection import Projection
 
 DICTIONARY = StateInclusive(OneLayer(2, 4), constant=True)
 

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore.learning.checks import whole
-from koopcore.learning.divergence import runs_away
-from koopcore.learning.history import History
+from koopcore.learning.learners.divergence import runs_away
+from koopcore.learning.learners.history import History
+from koopcore.learning.learners.step_sizes import Diminishing, check_step, scheduled
 from koopcore.learning.objective import objective
-from koopcore.learning.step_sizes import Diminishing, check_step, scheduled
 from koopcore.learning.trajectories import Trajectories
 from koopcore.learning.workers.messages import (
     FINAL,

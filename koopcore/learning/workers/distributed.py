@@ -11,9 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore.backends import backend_for
-from koopcore.learning.divergence import check_finite, check_sizes, lost, warn_of_divergence
-from koopcore.learning.estimator import SynchronousLearner, largest
 from koopcore.learning.learned_operator import LearnedOperator, check_readout, fit_readout
+from koopcore.learning.learners.divergence import (
+    check_finite,
+    check_sizes,
+    lost,
+    warn_of_divergence,
+)
+from koopcore.learning.learners.estimator import SynchronousLearner, largest
 from koopcore.learning.objective import exact_operator
 from koopcore.learning.persistence import save_part
 from koopcore.learning.trajectories import Trajectories, pairs, scaled

@@ -12,7 +12,7 @@ import numpy as np
 
 from koopcore.learning.checks import positive_seconds, whole
 from koopcore.learning.dictionaries.blocks import Blocks
-from koopcore.learning.estimator import Learner
+from koopcore.learning.learners.estimator import Learner
 from koopcore.learning.persistence import save
 from koopcore.learning.progress import bar
 from koopcore.learning.trajectories import Scaled

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from koopcore.learning.divergence import diverges
-from koopcore.learning.history import Criterion, History, Tracker
-from koopcore.learning.objective import exact_operator
-from koopcore.learning.step_sizes import (
+from koopcore.learning.learners.divergence import diverges
+from koopcore.learning.learners.history import Criterion, History, Tracker
+from koopcore.learning.learners.step_sizes import (
     POWERS,
     Backtracking,
     StepK,
@@ -25,6 +24,7 @@ from koopcore.learning.step_sizes import (
     lipschitz_k,
     scheduled,
 )
+from koopcore.learning.objective import exact_operator
 from koopcore.learning.workers.collectives import Collectives, RanksLost, ranks_together
 from koopcore.learning.workers.messages import MessageDtype
 from koopcore.learning.workers.share import Part, Share

@@ -13,8 +13,8 @@ from koopcore.learning import (
     lemma_w,
     lipschitz_k,
 )
+from koopcore.learning.learners.step_sizes import check_step, scheduled
 from koopcore.learning.objective import gradient
-from koopcore.learning.step_sizes import check_step, scheduled
 from koopcore.learning.trajectories import pairs
 
 STEP = 0.23  # the paper's

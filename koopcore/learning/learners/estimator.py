@@ -15,11 +15,11 @@ import numpy.typing as npt
 from koopcore.backends import backend_for
 from koopcore.learning.checks import finite_array, not_negative, whole
 from koopcore.learning.dictionaries.protocol import Dictionary, check_dictionary
-from koopcore.learning.divergence import Point, check_finite, check_sizes, recover
-from koopcore.learning.history import Criterion, History
 from koopcore.learning.learned_operator import LearnedOperator, Readout, check_readout, fit_readout
+from koopcore.learning.learners.divergence import Point, check_finite, check_sizes, recover
+from koopcore.learning.learners.history import Criterion, History
+from koopcore.learning.learners.step_sizes import StepK, StepW, check_step
 from koopcore.learning.objective import exact_operator
-from koopcore.learning.step_sizes import StepK, StepW, check_step
 from koopcore.learning.trajectories import (
     Scaled,
     Trajectories,

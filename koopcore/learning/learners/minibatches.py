@@ -16,10 +16,10 @@ from koopcore.learning.checks import positive, truth, whole
 from koopcore.learning.dictionaries.blocks import Blocks
 from koopcore.learning.dictionaries.protocol import Dictionary
 from koopcore.learning.dictionaries.torch import torch_features
-from koopcore.learning.divergence import REMEDY
-from koopcore.learning.estimator import Learner
-from koopcore.learning.history import History
 from koopcore.learning.learned_operator import LearnedOperator, check_readout, fit_readout
+from koopcore.learning.learners.divergence import REMEDY
+from koopcore.learning.learners.estimator import Learner
+from koopcore.learning.learners.history import History
 from koopcore.learning.objective import solved
 from koopcore.learning.progress import counted
 from koopcore.learning.trajectories import Pairs, Scaled, Trajectories, pairs, standardized

@@ -13,9 +13,17 @@ import numpy.typing as npt
 from koopcore.learning.checks import not_negative
 from koopcore.learning.dictionaries.one_layer import OneLayer
 from koopcore.learning.dictionaries.protocol import Dictionary, Pullback
-from koopcore.learning.divergence import Point, diverges
-from koopcore.learning.estimator import SynchronousLearner
-from koopcore.learning.history import History, Tracker
+from koopcore.learning.learners.divergence import Point, diverges
+from koopcore.learning.learners.estimator import SynchronousLearner
+from koopcore.learning.learners.history import History, Tracker
+from koopcore.learning.learners.step_sizes import (
+    Backtracking,
+    StepK,
+    StepW,
+    lemma_w,
+    lipschitz_k,
+    scheduled,
+)
 from koopcore.learning.objective import (
     errors,
     exact_operator,
@@ -24,7 +32,6 @@ from koopcore.learning.objective import (
     value,
 )
 from koopcore.learning.progress import counted
-from koopcore.learning.step_sizes import Backtracking, StepK, StepW, lemma_w, lipschitz_k, scheduled
 from koopcore.learning.trajectories import Pairs, Trajectories
 from koopcore.types import FloatArray
 

@@ -14,12 +14,12 @@ import numpy.typing as npt
 from koopcore.backends.protocol import rank_tolerance
 from koopcore.learning.checks import finite_array, not_negative, positive, whole
 from koopcore.learning.dictionaries.protocol import Dictionary, state_features
-from koopcore.learning.divergence import check_finite
-from koopcore.learning.estimator import Learner
-from koopcore.learning.history import History
 from koopcore.learning.learned_operator import LearnedOperator, check_readout, fit_readout
+from koopcore.learning.learners.divergence import check_finite
+from koopcore.learning.learners.estimator import Learner
+from koopcore.learning.learners.history import History
+from koopcore.learning.learners.rollouts import Windows, bounded, excess, spectral_radius
 from koopcore.learning.progress import bar
-from koopcore.learning.rollouts import Windows, bounded, excess, spectral_radius
 from koopcore.learning.trajectories import Samples, Scaled, Trajectories, beside, samples
 from koopcore.types import FloatArray
 

@@ -8,9 +8,9 @@ from typing import TypeAlias
 import numpy as np
 
 from koopcore.learning.dictionaries.protocol import Dictionary
-from koopcore.learning.history import History
+from koopcore.learning.learners.history import History
+from koopcore.learning.learners.step_sizes import joint_lipschitz
 from koopcore.learning.objective import errors, objective, value
-from koopcore.learning.step_sizes import joint_lipschitz
 from koopcore.learning.trajectories import Pairs
 from koopcore.types import FloatArray
 

@@ -1,0 +1,1 @@
+"""What learns: a module for each algorithm, and what they share."""
