@@ -29,6 +29,11 @@ def test_sharded_runs_make_the_jumps_of_the_whole_one(reports, size, how):
         for name, found in compared.items():
             assert found["same"], name
             assert found["accepted"] > 0, name
+            whole, sharded = found["regimes"]
+            assert sharded == whole, name
+            # Where full batches look like noise, the gradient said of both that they are none.
+            assert found["proved"][0] == found["proved"][1], name
+            assert (found["proved"][0] > 0) == name.endswith("fast"), name
             # Well-conditioned operators leave 1e-14. Of full rank they amplify the rounding of
             # sums: the unsharded run itself is 3e-6 off by another backend.
             assert found["worst"] < (1e-4 if name.endswith("auto") else 1e-6), name
