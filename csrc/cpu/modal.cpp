@@ -123,6 +123,7 @@ public:
     squares_ = take(size_);
     vectors_ = take(size_ * r_);
     image_ = take(size_ * r_);
+    ahead_ = take(size_ * r_);
     small_ = take(r_ * r_);
     values_ = reinterpret_cast<Complex *>(take(2 * r_));
     unit_ = reinterpret_cast<Complex *>(take(2 * r_ * r_));
@@ -254,12 +255,11 @@ private:
     return {panel_ + std::size_t(from) * stride_, 1, stride_};
   }
 
-  // a and h, on the side of which there are fewer.
+  // a, and of snapshots h, on the side of which there are fewer.
   void products() {
     if (!on_snapshots()) {
       long_product(features(0), m_, features(0), m_, n_ - 1, a_, kLower);
       mirror(a_, m_);
-      long_product(features(1), m_, features(0), m_, n_ - 1, h_);
       return;
     }
     long_product(snapshots(0), n_, snapshots(0), n_, m_, gram_, kLower);
@@ -302,17 +302,32 @@ private:
       for (int i = 0; i < size_; ++i)
         vectors_[i * w + k] *= over;
     }
-    product({h_, size_, 1}, size_, {vectors_, 1, w}, w, size_, image_);
-    product({vectors_, 1, w}, w, {image_, 1, w}, w, size_, small_);
+    step();
+    product({vectors_, 1, w}, w, {ahead_, 1, w}, w, size_, small_);
     if (job_.ridge > 0.0)
       for (int k = 0; k < w; ++k) {
         const Vec square = rank_ > k + 0.5 ? squares_[k] : Lanes::broadcast(1.0);
         const Vec shrink = square / (square + job_.ridge * mean);
         for (int i = 0; i < w; ++i)
           small_[i * w + k] *= shrink;
-        for (int i = 0; i < size_; ++i)
+        for (int i = 0; i < size_; ++i) {
           vectors_[i * w + k] *= shrink;
+          ahead_[i * w + k] *= shrink;
+        }
       }
+  }
+
+  // `ahead_` (size × width) <- h P: of features F' (Fᵀ P) where h itself would cost more.
+  void step() {
+    const int w = width_;
+    if (!on_snapshots() && 2 * w < m_) {
+      product(snapshots(0), n_ - 1, {vectors_, 1, w}, w, m_, seen_);
+      product(features(1), m_, {seen_, 1, w}, w, n_ - 1, ahead_);
+      return;
+    }
+    if (!on_snapshots())
+      long_product(features(1), m_, features(0), m_, n_ - 1, h_);
+    product({h_, size_, 1}, size_, {vectors_, 1, w}, w, size_, ahead_);
   }
 
   // `mixers_` (n × 2 width) <- what makes the modes' columns F' g, or F g, of the snapshots, and
@@ -334,7 +349,7 @@ private:
     if (on_snapshots())
       product(features(0), m_, {mixers_, 1, 2 * w}, w, size_ + 1, images_);
     else if (job_.exact)
-      product({h_, m_, 1}, m_, {mixed_, 1, w}, w, m_, images_);
+      product({ahead_, w, 1}, m_, {columns_, 1, w}, w, w, images_);
     else
       for (int i = 0; i < m_ * w; ++i)
         images_[i] = image_[i];
@@ -367,7 +382,7 @@ private:
       if (on_snapshots()) {
         product(features(block), m_, {mixers_ + w, 1, 2 * w}, w, size_ + 1, missing_);
       } else {
-        product({h_, m_, 1}, m_, {mixed_, 1, w}, w, m_, missing_);
+        product({ahead_, w, 1}, m_, {columns_, 1, w}, w, w, missing_);
         product({a_, m_, 1}, m_, {turned_, 1, w}, w, m_, mixers_);
         for (int i = 0; i < m_ * w; ++i)
           missing_[i] -= mixers_[i];
@@ -450,9 +465,11 @@ private:
     Vec over[kMostModes];
     for (int k = 0; k < w; ++k)
       over[k] = lengths_[k] > 0.0 ? 1.0 / lengths_[k] : Vec{};
-    Complex scale[kMostModes]; // of growing modes: |λ|^(1-n) and the phase that goes with it
-    for (int k = 0; k < w; ++k)
+    Vec scale[kMostModes]; // of growing modes |λ|^(1-n)
+    for (int k = 0; k < w; ++k) {
+      scale[k] = k > 0 ? scale[k - 1] : Vec{};
       vandermonde(k, last, scale[k]);
+    }
     const Strided powers{powers_, last, 1};
     Vec *squares = sums_, *rights = sums_ + 4 * w * w; // (2 w × 2 w), (2 w × w)
     product(powers, 2 * w, powers, 2 * w, last, squares, kLower);
@@ -472,12 +489,12 @@ private:
     HermitianSolver<Lanes> solver(shared_, w, unit_, work_); // whose room the eigenvectors leave
     solver.solve(right_, amplitudes_);
     for (int k = 0; k < w; ++k)
-      amplitudes_[k] = scale[k].re * amplitudes_[k];
+      amplitudes_[k] = scale[k] * amplitudes_[k];
   }
 
   // Rows 2 k and 2 k + 1 of powers_ (2 w × count) <- λᵗ s, at most one in magnitude, with s =
-  // |λ|^(1 - count) of growing ones.
-  void vandermonde(int k, int count, Complex &scale) {
+  // |λ|^(1 - count) of growing ones, which is `scale`: before, that of the mode before.
+  void vandermonde(int k, int count, Vec &scale) {
     const Vec one = Lanes::broadcast(1.0), zero = Vec{};
     const Vec square = square_of<Lanes>(values_[k]), size = Lanes::sqrt(square);
     const IntVec growing = size > 1.0;
@@ -486,21 +503,31 @@ private:
     const Complex inverse = over * conjugate<Lanes>(phase); // 1/λ where it grows
     const Complex step = choose<Lanes>(growing, inverse, values_[k]);
     Vec *re = powers_ + 2 * k * count, *im = re + count;
-    Complex power = {one, zero};
-    for (int t = 0; t < count; ++t) {
+    if (k > 0 && all_second(k)) // written with those before, whose conjugates they are
+      return;
+    const bool two = k + 1 < width_ && all_second(k + 1);
+    const auto put = [&](int t, const Complex &power) {
       re[t] = power.re;
       im[t] = power.im;
+      if (two) {
+        re[t + 2 * count] = power.re;
+        im[t + 2 * count] = -power.im;
+      }
+    };
+    Complex power = {one, zero};
+    for (int t = 0; t < count; ++t) {
+      put(t, power);
       power = power * step;
     }
-    scale = {one, zero};
+    scale = one;
     if (!Lanes::any(growing))
       return;
-    Complex turn = scale, factor = choose<Lanes>(growing, phase, scale);
+    Complex turn = {one, zero}, factor = choose<Lanes>(growing, phase, turn);
     Vec shrink = over;
     for (int left = count - 1; left > 0; left /= 2) { // turn = factor^(count - 1)
       if (left & 1) {
         turn = turn * factor;
-        scale.re *= shrink;
+        scale *= shrink;
       }
       factor = factor * factor;
       shrink *= shrink;
@@ -508,14 +535,12 @@ private:
     for (int t = 0; 2 * t < count; ++t) { // growing ones: backwards from the end
       const int back = count - 1 - t;
       const Complex early = {re[t], im[t]}, late = {re[back], im[back]};
-      const Complex first = choose<Lanes>(growing, turn * late, early);
-      const Complex last = choose<Lanes>(growing, turn * early, late);
-      re[t] = first.re;
-      im[t] = first.im;
-      re[back] = last.re;
-      im[back] = last.im;
+      put(t, choose<Lanes>(growing, turn * late, early));
+      put(back, choose<Lanes>(growing, turn * early, late));
     }
   }
+
+  bool all_second(int k) const { return !Lanes::any(~(pair_[k] > 1.5)); }
 
   IntVec kept(int k) const {
     if (k >= width_)
@@ -597,7 +622,7 @@ private:
   Vec rank_;
   IntVec fine_, narrow_; // systems that need no other way, and those of a higher rank
   Vec *at_, *end_;
-  Vec *panel_, *gram_, *a_, *h_, *squares_, *vectors_, *image_, *small_, *columns_;
+  Vec *panel_, *gram_, *a_, *h_, *squares_, *vectors_, *image_, *ahead_, *small_, *columns_;
   Vec *pair_, *mixed_, *turned_, *mixers_, *images_, *seen_, *products_, *lengths_, *residuals_;
   Vec *powers_, *sums_, *missing_;
   Vec *out_, *work_;

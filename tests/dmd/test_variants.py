@@ -159,9 +159,8 @@ def test_systems_of_a_batch_have_ranks_of_their_own():
     assert batch.status_.tolist() == [0, 0, 1]
     for k, x in enumerate((one, two)):
         alone = DMD("svht").fit(x)
-        np.testing.assert_allclose(
-            batch.eigenvalues_[k, : alone.rank_], alone.eigenvalues_, atol=1e-9
-        )
+        # Of waves |λ| is one: rounding says which comes first.
+        assert farthest(alone.eigenvalues_, batch.eigenvalues_[k, : alone.rank_]) < 1e-9
     assert np.isnan(batch.eigenvalues_[0, 4:]).all()
     np.testing.assert_array_equal(batch.predict(7)[2], 0.0)
 
