@@ -14,7 +14,7 @@ namespace koopcore {
 // Rotations that are written down: two or three times what a matrix takes.
 KOOPCORE_HD static constexpr int symmetric_rotations(int n) { return 3 * n * n + 16; }
 KOOPCORE_HD static constexpr int symmetric_work(int n) {
-  return 8 * n + 2 * symmetric_rotations(n);
+  return 8 * n + n * n + 2 * symmetric_rotations(n);
 }
 
 // The two halves of an eigendecomposition, and what passes between them.
@@ -55,12 +55,34 @@ template <class L> struct SymmetricEigen {
 
   // v (n × count) <- orthonormal eigenvectors of the largest `count` eigenvalues. After `values`.
   KOOPCORE_HD void vectors(int count, Real *v) {
-    const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
     Real *order = e() + n;
     for (int i = 0; i < n; ++i)
       order[i] = L::broadcast(double(i));
-    if (!split_off(count))
-      split_all(order);
+    const Mask wrong = split_off(count);
+    turn_back(order, count, v);
+    if (!L::any(wrong))
+      return;
+    split_all(order);
+    turn_back(order, count, spare());
+    for (int i = 0; i < n * count; ++i)
+      v[i] = L::select(wrong, spare()[i], v[i]);
+  }
+
+private:
+  int rotations_ = 0, sweeps_ = 0;
+  Real norm_, least_; // of the tridiagonal form, and what is rounding of it
+  Mask fine_;
+
+  // Its diagonal and what is beside it; `held` keeps both while steps are tried on them.
+  KOOPCORE_HD Real *d() const { return work; }
+  KOOPCORE_HD Real *e() const { return work + n; }
+  KOOPCORE_HD Real *held() const { return work + 6 * n; }
+  KOOPCORE_HD Real *spare() const { return work + 8 * n; }    // (n × n)
+  KOOPCORE_HD Real *turns() const { return spare() + n * n; } // cosine and sine of every rotation
+
+  // v (n × count) <- the vectors at the places `order`, through all rotations and reflections.
+  KOOPCORE_HD void turn_back(const Real *order, int count, Real *v) const {
+    const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
     for (int i = 0; i < n; ++i)
       for (int k = 0; k < count; ++k)
         v[i * count + k] = L::select(L::both(order[k] > i - 0.5, order[k] < i + 0.5), one, zero);
@@ -82,17 +104,6 @@ template <class L> struct SymmetricEigen {
           v[i * count + j] = v[i * count + j] - sum * a[i * n + k];
       }
   }
-
-private:
-  int rotations_ = 0, sweeps_ = 0;
-  Real norm_, least_; // of the tridiagonal form, and what is rounding of it
-  Mask fine_;
-
-  // Its diagonal and what is beside it; `held` keeps both while steps are tried on them.
-  KOOPCORE_HD Real *d() const { return work; }
-  KOOPCORE_HD Real *e() const { return work + n; }
-  KOOPCORE_HD Real *held() const { return work + 6 * n; }
-  KOOPCORE_HD Real *turns() const { return work + 8 * n; } // cosine and sine of every rotation
 
   // All rotations, the last one first, of K vectors, rows `width` apart.
   template <int K> KOOPCORE_HD void rotate(Real *v, int width) const {
@@ -235,7 +246,8 @@ private:
   }
 
   // lambda <- the eigenvalues of the diagonal lambda and the squares beside it. Where a square is
-  // zero a step turns nothing, and begins anew behind it: no lane has to know where its blocks end.
+  // zero a step turns nothing, and begins anew behind it: no lane has to know where its blocks end,
+  // and none sees how far the others are.
   KOOPCORE_HD Mask without_roots(Real *lambda, Real *squares) const {
     const Real zero = L::broadcast(0.0), one = L::broadcast(1.0), tiny = L::broadcast(1e-290);
     const Real least = least_ * least_;
@@ -259,6 +271,7 @@ private:
       const Real half = 0.5 * (next - top), root = L::sqrt(half * half + square);
       const Real sigma = top - square / (half + L::select(half < 0.0, -root, root));
       Real c = one, s = zero, gamma = lambda[n - 1] - sigma, p = gamma * gamma;
+      Mask behind = zero > one;
       for (int i = n - 2; i >= begin; --i) {
         const Real beside = squares[i], r = p + (beside + tiny), over = L::inverse(r);
         const Mask some = p > tiny; // else c is zero, and gamma²/c a limit
@@ -268,11 +281,14 @@ private:
         s = beside * over;
         const Real before = gamma, alpha = lambda[i];
         gamma = c * (alpha - sigma) - s * before;
-        lambda[i + 1] = before + (alpha - gamma);
+        const Mask here = beside > zero;
+        lambda[i + 1] = L::select(here, before + (alpha - gamma),
+                                  L::select(behind, before + sigma, lambda[i + 1]));
+        behind = here;
         p = L::select(some, gamma * gamma * up, limit);
       }
       squares[begin] = s * p;
-      lambda[begin] = sigma + gamma;
+      lambda[begin] = L::select(behind, gamma + sigma, lambda[begin]);
     }
     Mask fine = fine_;
     for (int i = begin; i < n - 1; ++i)
@@ -316,9 +332,9 @@ private:
     rotations_ += n - 1 - at.begin;
   }
 
-  // The largest `count` eigenvalues to the leading places, by steps shifted by them. False, and
-  // nothing is changed, where they do not come out: matrices that fall apart, and some clusters.
-  KOOPCORE_HD bool split_off(int count) {
+  // The largest `count` eigenvalues to the leading places, by steps shifted by them. Returns where
+  // they do not come out: in matrices that fall apart, and some clusters.
+  KOOPCORE_HD Mask split_off(int count) {
     const Real *lambda = work + 3 * n;
     const Real zero = L::broadcast(0.0), close = 16.0 * least_, near = 1e-13 * norm_;
     rotations_ = sweeps_ = 0;
@@ -339,16 +355,14 @@ private:
       wrong = L::either(wrong, L::abs(d()[k] - lambda[k]) > near);
       e()[k] = zero;
     }
-    if (!L::any(L::both(fine_, wrong)))
-      return true;
-    for (int i = 0; i < 2 * n; ++i)
-      work[i] = held()[i];
-    return false;
+    return L::both(fine_, wrong);
   }
 
   // QL steps until every e is zero; order <- places of the eigenvalues, the largest first.
   KOOPCORE_HD void split_all(Real *order) {
     rotations_ = sweeps_ = 0;
+    for (int i = 0; i < 2 * n; ++i)
+      work[i] = held()[i];
     Blocks at{L::broadcast(0.0), L::broadcast(0.0), fine_, 0};
     while (next(at) && rotations_ + n <= symmetric_rotations(n))
       step(at, shift(at));

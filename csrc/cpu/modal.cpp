@@ -320,7 +320,7 @@ private:
   // `ahead_` (size × width) <- h P: of features F' (Fᵀ P) where h itself would cost more.
   void step() {
     const int w = width_;
-    if (!on_snapshots() && 2 * w < m_) {
+    if (!on_snapshots() && 2 * r_ < m_) { // whatever other systems' ranks are
       product(snapshots(0), n_ - 1, {vectors_, 1, w}, w, m_, seen_);
       product(features(1), m_, {seen_, 1, w}, w, n_ - 1, ahead_);
       return;
@@ -358,11 +358,13 @@ private:
   // error (width) <- Σ |F' g - F g Λ|² of the real columns; size: Σ |F g|².
   void errors(const Vec *size, Vec *error) {
     const int w = width_;
-    if (on_snapshots() && job_.delays == 1) { // of the products, unless they would cancel
+    IntVec lost[kMostModes];
+    const bool some = on_snapshots() && job_.delays == 1;
+    if (some) { // of the products, unless they would cancel
       const Vec *g = mixers_ + w;
       product({gram_, n_, 1}, n_, {g, 1, 2 * w}, w, n_, missing_of_products());
       const Vec *image = missing_of_products();
-      IntVec lost = {};
+      IntVec any = {};
       for (int k = 0; k < w; ++k) {
         Vec sum = {}, bound = {};
         for (int t = 0; t < n_; ++t) {
@@ -371,13 +373,13 @@ private:
           bound += one * one * gram_[t * n_ + t];
         }
         error[k] = sum;
-        lost |= kept(k) & ~(sum * size[k] > 4e-14 * bound * bound); // to 1e-8
+        lost[k] = kept(k) & fine_ & ~(sum * size[k] > 4e-14 * bound * bound); // to 1e-8
+        any |= lost[k];
       }
-      if (!Lanes::any(lost & fine_))
+      if (!Lanes::any(any))
         return;
     }
-    for (int k = 0; k < w; ++k)
-      error[k] = Vec{};
+    Vec sums[kMostModes] = {};
     for (int block = 0; block < job_.delays; ++block) {
       if (on_snapshots()) {
         product(features(block), m_, {mixers_ + w, 1, 2 * w}, w, size_ + 1, missing_);
@@ -390,9 +392,11 @@ private:
       for (int i = 0; i < m_; ++i)
         for (int k = 0; k < w; ++k) {
           const Vec missing = missing_[i * w + k];
-          error[k] += missing * missing;
+          sums[k] += missing * missing;
         }
     }
+    for (int k = 0; k < w; ++k)
+      error[k] = some ? Lanes::select(lost[k], sums[k], error[k]) : sums[k];
   }
   Vec *missing_of_products() { return seen_; } // (n × width)
 
