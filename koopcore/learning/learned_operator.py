@@ -276,8 +276,8 @@ def check_readout(readout: str, dictionary: Dictionary) -> Readout:
     inclusive = places is not None and len(places) == dictionary.n_states
     if readout == "state-inclusive" and not inclusive:
         raise ValueError(
-            "readout='state-inclusive' needs the state among the features; wrap the dictionary "
-            f"(of every block) as StateInclusive(...), not {dictionary!r}"
+            "readout='state-inclusive' needs all of the state among the features; wrap the "
+            f"dictionary (of every block) as StateInclusive(...), not {dictionary!r}"
         )
     if readout == "least-squares" or not inclusive:
         return "least-squares"

@@ -85,6 +85,7 @@ class MinibatchLearner(Learner):
         """
         self._check()
         problem, (theta, k) = self._begin(X, initial, y)
+        self._check_pairs(problem.data.n_pairs)
         work = Work(self, problem.data, theta, k)
         self.history_ = history = History()
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -161,17 +162,25 @@ class MinibatchLearner(Learner):
                 "distributed=True, but there is no process group: call "
                 "torch.distributed.init_process_group first"
             )
-        h = self.dictionary.n_features
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise ValueError(f"device is {self.device!r}: {error}") from error
         if self.batch_size is not None:
-            together = whole("batch_size", self.batch_size) * self._ranks()
-            if self.k_step == "exact" and together < h:
-                raise ValueError(
-                    f"batch_size is {self.batch_size}, {together} pairs an iteration, fewer than "
-                    f"the {h} features: an exact K would fit every batch without error. Use at "
-                    f"least {h}, better several times as many, or k_step='average'"
-                )
+            whole("batch_size", self.batch_size)
         if self.couplings is not None:
             _mask(self.dictionary, self.couplings)
+
+    def _check_pairs(self, n_pairs: int) -> None:
+        """ValueError where an exact K has fewer pairs than features to be solved from."""
+        h, size = self.dictionary.n_features, min(self.batch_size or n_pairs, n_pairs)
+        together = size * self._ranks()
+        if self.k_step == "exact" and together < h and self.ridge == 0.0:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, {together} pairs an iteration, fewer than the "
+                f"{h} features: an exact K would fit them without error, whatever θ is. Use at "
+                f"least {h}, better several times as many, k_step='average', or a ridge"
+            )
 
     def _ranks(self) -> int:
         return dist.get_world_size() if self.distributed else 1

@@ -140,14 +140,19 @@ class VariableProjectionLearner(Learner):
 
         Only Gram matrices are kept, (h + m)² numbers, so that any number of calls give the K of
         all their data at once (to rounding). Trajectories of two calls are not joined. Raises
-        TypeError for a dictionary that learns, ValueError with ``standardize`` (of what is not all
-        there) and validation.
+        TypeError for a dictionary that learns, ValueError for one without the state among its
+        features, with ``standardize`` (of what is not all there) and validation.
         """
         self._check()
         if self.dictionary.n_parameters:
             raise TypeError(
                 "partial_fit needs a dictionary with nothing to learn, such as Monomials(...), not "
                 f"{self.dictionary!r}; MinibatchLearner learns from parts"
+            )
+        if len(state_features(self.dictionary) or []) < self.dictionary.n_states:
+            raise ValueError(
+                "partial_fit reads the states out of their own features; wrap the dictionary (of "
+                f"every block) as StateInclusive(...), not {self.dictionary!r}"
             )
         if self.standardize or self._validation() > 0.0 or self.horizon > 1:
             raise ValueError("partial_fit needs standardize=False, horizon=1 and no validation")
