@@ -40,8 +40,9 @@ class Problem:
 
     n_features: h, the constant among them. horizon: steps predicted. degree: of EDMD's monomials;
     0: the state and radial basis functions around random states of the data. depth: states in a row
-    that the learned and the random dictionary see. learner: settings of
-    `VariableProjectionLearner`, chosen with seeds that are not reported.
+    that the random dictionary and, unless it starts from delays, the learned one see. from_delays:
+    the learned features start as those of delay DMD, nearly linear, and see what these see.
+    learner: settings of `VariableProjectionLearner`, chosen with seeds that are not reported.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Problem:
     noise: float = 0.0
     degree: int = 0
     depth: int = 1
+    from_delays: bool = False
     learner: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -64,12 +66,12 @@ PROBLEMS = {
     "duffing": Problem("duffing", 21, 100, degree=5, learner={"horizon": 80, **PRECISE}),
     **{
         f"{name}{' noisy' * bool(noise)}": Problem(
-            name, size, steps, noise, degree, depth, {"horizon": steps, **NOISY, **more}
+            name, size, steps, noise, degree, depth, late, {"horizon": steps, **NOISY, **more}
         )
-        for name, size, steps, degree, depth, more in (
-            ("lorenz-63", 20, 50, 3, 1, {}),
-            ("lorenz-96", 81, 20, 0, 1, {}),
-            ("kuramoto", 121, 50, 0, 5, {"n_iterations": 60}),
+        for name, size, steps, degree, depth, late, more in (
+            ("lorenz-63", 20, 50, 3, 1, False, {}),
+            ("lorenz-96", 81, 20, 0, 1, True, {"n_iterations": 60}),
+            ("kuramoto", 241, 50, 0, 5, True, {"n_iterations": 40}),
         )
         for noise in (0.0, 0.02)
     },
@@ -82,7 +84,7 @@ FLOWS: dict[str, Callable[[], flows.Flow]] = {
     "duffing": flows.duffing,
     "lorenz-63": flows.lorenz63,
     "lorenz-96": flows.lorenz96,
-    "kuramoto": lambda: flows.kuramoto(10),
+    "kuramoto": flows.kuramoto,
 }
 
 
@@ -287,6 +289,10 @@ def _dictionary(method: str, problem: Problem, given: Data, seed: int) -> tuple[
         apart = np.linalg.norm(centres[:, None] - centres, axis=2)
         width = float(np.median(apart[np.triu_indices(size, 1)]))
         return StateInclusive(RadialBasis(centres, width), constant=True), 1
+    if method == "learned" and problem.from_delays:
+        width = n * ((h - 1) // n)
+        layer = OneLayer(width, h - n - 1, scale=width**-0.5, coordinates=tuple(range(n, width)))
+        return StateInclusive(layer, constant=True, states=n), width // n
     width, bare = n * problem.depth, h - n * problem.depth - 1
     return StateInclusive(OneLayer(width, bare, scale=width**-0.5), constant=True), problem.depth
 
