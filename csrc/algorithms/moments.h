@@ -10,8 +10,8 @@ namespace koopcore {
 
 // The coordinates z = H x, H = I - 2 v vᵀ / vᵀv, in which `last` stands in the axis of the first of
 // its largest entries, so that each is as small and as accurate as its parameter (see
-// backends/reflection.py). v = last ± ‖last‖ e_p, (m), times a power of two that keeps its square in
-// range.
+// backends/reflection.py). v = last ± ‖last‖ e_p, (m), times a power of two that keeps its square
+// in range.
 template <class L> struct Reflection {
   typename L::Real *v;
   typename L::Real twice; // 2 / vᵀv, or 0 where last is zero and H is the identity
