@@ -20,7 +20,7 @@ ACCEPTED = (
 )
 
 
-LARGEST = 1e100
+LARGEST = 1e50
 """Numbers up to this, and down to its inverse, have squares that can be summed."""
 
 
