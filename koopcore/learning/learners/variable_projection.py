@@ -29,6 +29,7 @@ RIDGES = tuple(10.0**k for k in range(-10, 1))
 _PENALTY = 1e3  # of Σ max(0, |λ| - radius)², beside the logarithm of an error
 _WINDOWS = 400  # predictions that are compared in an iteration, about
 _LIMIT = 1  # SciPy's status where its iterations or evaluations are used up
+_REFINED = 1e-8  # ridges below are solved for with a step of refinement
 _WORSE = 50.0  # added to the start's value where a trial's K or prediction is not finite
 
 
@@ -556,9 +557,9 @@ class Projection:
         solve = _Solver(gram, self.ridge)
         operator = solve(cross)
         slope = np.zeros_like(features)
+        missed = now @ operator.T
+        np.subtract(ahead, missed, out=missed)
         if self.horizon == 1:
-            missed = now @ operator.T
-            np.subtract(ahead, missed, out=missed)
             pulled = missed * (2.0 * weights)
             # The ridge's term is part of what K minimizes, and of what the envelope holds for.
             columns = np.sum(operator**2, axis=0)
@@ -568,16 +569,22 @@ class Projection:
             slope[self._now] -= pulled @ operator[:, :h]
             slope[self._now] += heavy[:, :h] * (2.0 * self.ridge * columns[:h])
             return value, pullback(slope), operator
+        if self.ridge < _REFINED:
+            # A step of refinement whose residual is that of the data, not of the Gram matrix, has
+            # the accuracy of QR (corrected seminormal equations; Björck 1987).
+            operator += solve(missed.T @ heavy - operator * (self.ridge * np.diag(gram)))
+            np.subtract(ahead, np.matmul(now, operator.T, out=missed), out=missed)
         value, by_operator = self._states_error(features, operator, slope)
         if not math.isfinite(value):
             return math.inf, np.zeros_like(theta), operator
-        # Back through K = cross (gram + ridge diag gram)⁻¹.
+        # Back through K = cross (gram + ridge diag gram)⁻¹, by what is missed: differences of
+        # products with the features themselves would lose its digits.
         by_cross = solve(by_operator)
-        by_gram = -(operator.T @ by_cross)
-        by_gram = by_gram + by_gram.T
-        by_gram.flat[:: len(by_gram) + 1] *= 1.0 + self.ridge
-        slope[self._ahead] += heavy @ by_cross.T
-        slope[self._now] += weights * (ahead @ by_cross[:, :h] + now @ by_gram[:, :h])
+        pulled = heavy @ by_cross.T
+        slope[self._ahead] += pulled
+        slope[self._now] += weights * (missed @ by_cross[:, :h]) - pulled @ operator[:, :h]
+        by_diagonal = np.einsum("ij,ij->j", operator[:, :h], by_cross[:, :h])
+        slope[self._now] -= heavy[:, :h] * (2.0 * self.ridge * by_diagonal)
         return value, pullback(slope), operator
 
     def value(self, features: FloatArray, operator: FloatArray) -> float:
