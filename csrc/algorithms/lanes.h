@@ -2,8 +2,8 @@
 //
 // The small-matrix algorithms of this directory are templates on a policy L with
 //   L::Real, L::Mask   one number, one truth value per lane; Real has + - * / and < > with scalars
-//   L::broadcast, select, equal, both, opposite, any, sqrt, inverse_sqrt, max, abs,
-//   power_of_two_scale
+//   L::broadcast, select, equal, both, either, opposite, any, sqrt, inverse_sqrt, inverse, max,
+//   abs, power_of_two_scale
 // The SIMD form is in cpu/simd.h. Nothing here allocates, throws or uses a container. Functions are
 // templates on L or static, so that files compiled for other instruction sets never share them.
 #pragma once

@@ -197,7 +197,7 @@ private:
     norm_ = L::broadcast(0.0);
     for (int i = 0; i < n; ++i)
       norm_ = L::max(norm_, L::abs(d()[i]) + L::abs(e()[i]));
-    least_ = norm_ * 0x1p-54;
+    least_ = norm_ * 0x1p-50;
     fine_ = norm_ < 1e300;
     for (int i = 0; i < n - 1; ++i)
       e()[i] = L::select(L::abs(e()[i]) > least_, e()[i], L::broadcast(0.0));
@@ -274,14 +274,14 @@ private:
       Mask behind = zero > one;
       for (int i = n - 2; i >= begin; --i) {
         const Real beside = squares[i], r = p + (beside + tiny), over = L::inverse(r);
-        const Mask some = p > tiny; // else c is zero, and gamma²/c a limit
-        const Real up = r * L::inverse(L::max(p, tiny)), limit = c * beside;
+        const Mask here = beside > zero;
+        const Mask some = L::either(p > tiny, L::opposite(here)); // else c is zero: a limit
+        const Real up = L::select(here, r * L::inverse(L::max(p, tiny)), one), limit = c * beside;
         squares[i + 1] = s * r;
-        c = p * over;
+        c = L::select(here, p * over, one);
         s = beside * over;
         const Real before = gamma, alpha = lambda[i];
         gamma = c * (alpha - sigma) - s * before;
-        const Mask here = beside > zero;
         lambda[i + 1] = L::select(here, before + (alpha - gamma),
                                   L::select(behind, before + sigma, lambda[i + 1]));
         behind = here;
@@ -336,7 +336,7 @@ private:
   // they do not come out: in matrices that fall apart, and some clusters.
   KOOPCORE_HD Mask split_off(int count) {
     const Real *lambda = work + 3 * n;
-    const Real zero = L::broadcast(0.0), close = 16.0 * least_, near = 1e-13 * norm_;
+    const Real zero = L::broadcast(0.0), close = 4.0 * least_, near = 1e-13 * norm_;
     rotations_ = sweeps_ = 0;
     for (int i = 0; i < 2 * n; ++i)
       held()[i] = work[i];

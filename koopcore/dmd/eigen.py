@@ -43,7 +43,7 @@ def eig(matrices: npt.NDArray[Any], ranks: IntArray) -> tuple[ComplexArray, Comp
         some, full = np.linalg.eig(matrices[at, :rank, :rank])
         order = np.argsort(-np.abs(some), axis=1, kind="stable")
         values[at, :rank] = np.take_along_axis(some, order, 1)
-        vectors[at[:, None], :rank, :rank] = np.take_along_axis(full, order[:, None], 2)
+        vectors[at, :rank, :rank] = np.take_along_axis(full, order[:, None], 2)
     return values, vectors
 
 

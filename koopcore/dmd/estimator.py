@@ -512,7 +512,7 @@ class DMD(Decomposing):
         check_choice("amplitudes", self.amplitudes, ("optimal", "first"))
         check_flag("forward_backward", self.forward_backward)
         check_flag("tls", self.tls)
-        if self.noise != "median":
+        if not (isinstance(self.noise, str) and self.noise == "median"):
             check_number("noise", self.noise, 0.0, np.inf, "a variance >= 0 or 'median'")
         check_number("ridge", self.ridge, 0.0, np.inf, "a finite number >= 0")
         check_number("forgetting", self.forgetting, 1e-12, 1.0, "a weight, 0 < forgetting <= 1,")

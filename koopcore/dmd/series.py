@@ -20,7 +20,7 @@ ACCEPTED = (
 )
 
 
-LARGEST = 1e100
+LARGEST = 1e50
 """Numbers up to this, and down to its inverse, have squares that can be summed."""
 
 
@@ -300,7 +300,14 @@ def _numbers(value: Any, name: str) -> npt.NDArray[Any]:
                 f"{name}: {error}; argument must be a string or a real number"
             ) from error
         except ValueError as error:
-            raise ValueError(f"{name} holds what is no number: {error}") from error
+            several = array.dtype.kind == "O" and any(np.ndim(one) for one in array.flat)
+            hint = (
+                ". Systems of different lengths do not fit into one array; fit them one by one, or "
+                "give trajectories of one system as a list"
+            )
+            raise ValueError(
+                f"{name} holds what is no number: {error}{hint if several else ''}"
+            ) from error
     if array.dtype.kind in "iub" or array.dtype.char == "e":
         return array.astype(np.float64)
     if array.dtype.char not in "fdFD":

@@ -283,6 +283,7 @@ def test_settings_that_cannot_work_are_named(settings, error, message, estimator
         ({"tls": 1}, TypeError, "True or False"),
         ({"ridge": -1.0}, ValueError, "ridge is -1"),
         ({"noise": -1.0}, ValueError, "variance"),
+        ({"noise": np.ones(3)}, TypeError, "variance"),
         ({"forgetting": 0.0}, ValueError, "0 < forgetting <= 1"),
         ({"forgetting": 1.1}, ValueError, "0 < forgetting <= 1"),
         ({"window": 1}, ValueError, "window is 1"),
@@ -375,3 +376,11 @@ def test_what_is_no_series_is_named(given, error, says):
 def test_a_horizon_is_a_whole_number(horizon):
     with pytest.raises(TypeError, match="a whole number of snapshots"):
         DMD(2).fit(waves()[0][0]).predict(horizon)
+
+
+def test_systems_of_different_lengths_in_one_array_are_named():
+    x = waves(n=30, m=5)[0][0]
+    ragged = np.empty(2, dtype=object)
+    ragged[:] = [x, x[:9]]
+    with pytest.raises(ValueError, match="different lengths do not fit"):
+        DMD(2).fit(ragged)

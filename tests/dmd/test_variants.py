@@ -281,3 +281,25 @@ def test_fixed_points_of_a_batch_are_those_of_its_systems():
             fixed_point(bad)
     with pytest.raises(ValueError, match="ridge"):
         fixed_point(x, ridge=-1.0)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_series_of_any_size_have_the_same_eigenvalues(backend):
+    x = waves(noise=0.02)[0][0]
+    truth = DMD(4, backend=backend).fit(x)
+    for size in (2.0**-320, 2.0**-230, 2.0**250, 2.0**330):  # squares, or theirs, leave the range
+        found = DMD(4, backend=backend).fit(size * x)
+        assert farthest(truth.eigenvalues_, found.eigenvalues_) < 1e-12
+        np.testing.assert_allclose(
+            found.singular_values_, size * truth.singular_values_, rtol=1e-9, atol=1e-7 * size
+        )
+
+
+def test_more_modes_than_the_small_solvers_take():
+    x = np.random.default_rng(0).standard_normal((3, 40, 50))
+    batch = DMD(30).fit(x)
+    for one, values in zip(x, batch.eigenvalues_, strict=True):
+        f, following = one[:-1].T, one[1:].T
+        u, s, v = np.linalg.svd(f, full_matrices=False)
+        operator = u[:, :30].T @ following @ v[:30].T / s[:30]
+        assert farthest(np.linalg.eigvals(operator), values) < 1e-9
