@@ -11,6 +11,8 @@ import numpy.typing as npt
 from koopcore.learning.checks import finite_array, real_array
 from koopcore.types import FloatArray, IntArray
 
+_SQUARES = 1e-150, 1e150  # numbers whose squares, and sums of them, float64 holds
+
 Trajectories: TypeAlias = npt.ArrayLike | Sequence[npt.ArrayLike]
 
 
@@ -172,6 +174,12 @@ def samples(data: Pairs, u: Trajectories | None, sample_weight: Trajectories | N
     of x_n is the pair's (x_n, x_{n+1}). Raises ValueError for other lengths.
     """
     inputs = np.zeros((len(data.states), 0)) if u is None else beside("u", u, data)
+    largest = float(np.abs(inputs).max(initial=0.0))
+    if largest and not _SQUARES[0] < largest < _SQUARES[1]:
+        raise ValueError(
+            f"the largest number of u is {largest:.3g}, whose square float64 cannot hold; give u "
+            "in another unit"
+        )
     if sample_weight is None:
         return Samples(data, inputs, np.ones(len(data.states)))
     weights = beside("sample_weight", sample_weight, data)

@@ -230,6 +230,7 @@ class Complex(torch.nn.Module):
     [
         (lambda: OneLayer(2.0, 3, bias=None), "n_states is 2.0; a whole number"),
         (lambda: OneLayer(2, 3, ["tanh"], bias=None), "activation is"),
+        (lambda: OneLayer(2, 3, coordinates=1), "coordinates is 1; several whole numbers"),
         (lambda: Layered(2, (3, True)), r"widths\[1\] is True"),
         (lambda: Monomials(2, 2.5), "degree is 2.5"),
         (lambda: Monomials(2, 2, "yes"), "constant is 'yes'; True or False"),

@@ -273,6 +273,7 @@ def test_eigenfunctions_and_rates_are_those_of_the_flow():
     ("settings", "call", "message"),
     [
         ({}, {"u": np.zeros((19, 1))}, r"u has \[19\] rows, the data \[20\]: one row of it"),
+        ({}, {"u": np.full((20, 1), 1e200)}, "the largest number of u is 1e.200, whose square"),
         ({}, {"outputs": np.zeros((21, 1))}, r"u has \[21\]|outputs has \[21\] rows"),
         ({}, {"y": np.zeros((19, 2))}, "X has 20 rows of 2 states and Y 19 of 2"),
         ({}, {"y": np.zeros((20, 3))}, "X has 20 rows of 2 states and Y 20 of 3"),

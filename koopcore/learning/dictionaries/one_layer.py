@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,6 +50,10 @@ class OneLayer:
         object.__setattr__(self, "scale", not_negative("scale", self.scale))
         if self.bias is not None:
             object.__setattr__(self, "bias", not_negative("bias", self.bias))
+        if not isinstance(self.coordinates, Iterable):
+            raise TypeError(
+                f"coordinates is {self.coordinates!r}; several whole numbers are needed"
+            )
         places = tuple(whole("a coordinate", place, 0) for place in self.coordinates)
         object.__setattr__(self, "coordinates", places)
         if len(places) > self.n_features or max(places, default=0) >= self.n_states:
