@@ -33,7 +33,7 @@ SANITIZERS = ("memcheck", "racecheck")
 OWN = (
     "facts", "copy", "endpoint W1", "endpoint W2", "endpoint W3", "stages W1", "stages W2",
     "endpoint W1 deficient", "endpoint W1 misaligned", "endpoint W2 misaligned",
-    "endpoint strided", "endpoint W2 T=1000", "capture",
+    "endpoint strided", "endpoint W2 T=1000", "capture", "costs",
 )  # fmt: skip
 PEERS = ("peer cholesky W1", "peer pinv of 256 groups of W1", "peer cholesky W2")
 

@@ -278,6 +278,29 @@ def stages(device: Any, of: Workload) -> dict[str, Any]:
     return {"seconds": seconds, "floor_bytes": of.floor_bytes}
 
 
+def costs(device: Any, shapes: list[Workload]) -> dict[str, Any]:
+    """The constants of the model that decides between stages and one pass, from both ways timed."""
+    from koopcore.backends.native_cuda.cost import Timing, fitted
+
+    native, timings = device.native, []
+    for of in shapes:
+        part, out = partition(of), device.empty(1, of.size)
+        window = Snapshots(ring(device, of), np.arange(of.n))
+
+        def seconds(way: Any, given: Any = (window, part, True, [of.horizon], out)) -> float:
+            found = device.seconds([lambda: way(*given)])
+            return float(found["graph"] if "graph" in found else found["python"])
+
+        both = seconds(native.endpoint_in_stages), seconds(native.endpoint_in_one_pass)
+        timings.append(Timing(of.groups, of.m, of.n, of.horizon, 4, *both))
+    found, misfit = fitted(timings)
+    return {
+        "costs": found._asdict(),
+        "misfit": misfit,
+        "timings": [timing._asdict() for timing in timings],
+    }
+
+
 def copy(device: Any, numbers: int) -> dict[str, Any]:
     """The floor: a copy, reads and writes counted."""
     source, target = device.random(numbers), device.empty(numbers)
@@ -355,10 +378,13 @@ def items(rehearsed: bool) -> dict[str, Callable[[Any], dict[str, Any]]]:
         return of._replace(groups=12, m=min(of.m, 150)) if rehearsed else of
 
     few, many = (64, 8) if rehearsed else (2**28, 2**20)
+    kinds = [(65, 16, 100), (257, 24, 100), (129, 8, 20), (257, 16, 1000)]
+    shapes = [Workload(g, *kind) for g in (500, 5_000, 50_000) for kind in kinds]
     found: dict[str, Callable[[Any], dict[str, Any]]] = {
         "facts": lambda device: device.facts(),
         "copy": partial(copy, numbers=few),
         "capture": partial(capture, tensors=148, numbers=many),
+        "costs": partial(costs, shapes=[*map(size, shapes[4:8] if rehearsed else shapes)]),
         "sanitized": sanitized,
     }
     for name, of in (NAMED | CASES).items():

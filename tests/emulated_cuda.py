@@ -12,10 +12,12 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from koopcore import arrays, operators
+from koopcore.backends.native_cuda import launch, plan
 from koopcore.backends.native_cuda.backend import NativeCuda
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,6 +140,13 @@ def load(name: str, path: Path) -> ModuleType:
 def backend(cuda: ModuleType) -> NativeCuda:
     """The backend whose kernels are those of ``cuda``."""
     return NativeCuda(cuda)
+
+
+def one_pass_for_all(monkeypatch, least=0):
+    """One pass takes every group of more than ``least`` parameters that fits it."""
+    monkeypatch.setattr(plan, "ONE_PASS_SIZE", least)
+    monkeypatch.setattr(plan, "COSTS", plan.COSTS._replace(fit=0.0, step=0.0))
+    monkeypatch.setattr(launch, "_divided", WeakKeyDictionary())
 
 
 def host_memory(array=None):

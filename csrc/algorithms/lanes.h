@@ -18,6 +18,12 @@
 #define KOOPCORE_HD
 #endif
 
+// Before large functions that many places call: a file for CUDA that has many of these places says
+// __noinline__ first, and its compiler takes half as long.
+#ifndef KOOPCORE_CALLED
+#define KOOPCORE_CALLED
+#endif
+
 // Before loops of at most eight turns over arrays that belong in registers.
 #if defined(__CUDACC__) || defined(__clang__)
 #define KOOPCORE_UNROLL _Pragma("unroll")

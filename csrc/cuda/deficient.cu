@@ -5,6 +5,9 @@
 // their rank. What needs the snapshots of a group again the whole warp does, one group after
 // another: a Gram matrix in the group's own unit and in fp64 sums, where the one at hand is not,
 // and the products of the second pass, where that resolves too little.
+#ifdef __CUDACC__
+#define KOOPCORE_CALLED __noinline__
+#endif
 #include "algorithms/dense_rollout.h"
 #include "algorithms/window_refit.h"
 #include "cuda/batch_lanes.h"

@@ -8,7 +8,6 @@ step of every thread. (m = 3073 passes too, in five more minutes.)
 from __future__ import annotations
 
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import emulated_cuda
 import pytest
@@ -16,8 +15,6 @@ from accuracy_tables import HORIZONS, KINDS, check
 
 import koopcore as kc
 from koopcore import arrays, operators
-from koopcore.backends.native_cuda import launch as native_cuda_launch
-from koopcore.backends.native_cuda import plan as native_cuda_plan
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,8 +33,7 @@ def predict(monkeypatch):
         monkeypatch.setattr(arrays, name, emulated_cuda.host_memory)
 
     def run(snapshots, part, model, module, least):
-        monkeypatch.setattr(native_cuda_plan, "ONE_PASS_SIZE", least)
-        monkeypatch.setattr(native_cuda_launch, "_divided", WeakKeyDictionary())
+        emulated_cuda.one_pass_for_all(monkeypatch, least)
         monkeypatch.setattr(operators, "backend_for", lambda device, name: module)
         return kc.fit(snapshots, part, model=model, horizon=HORIZONS).predict(HORIZONS)
 

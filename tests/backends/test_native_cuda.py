@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from weakref import WeakKeyDictionary
 
 import emulated_cuda
 import numpy as np
@@ -15,8 +14,6 @@ from trajectories import PROJECTED, altered, assert_predicts_as, generic, projec
 
 import koopcore as kc
 from koopcore import arrays, operators
-from koopcore.backends.native_cuda import launch as native_cuda_launch
-from koopcore.backends.native_cuda import plan as native_cuda_plan
 from koopcore.backends.native_cuda.launch import Launch
 from koopcore.backends.native_cuda.plan import make_plan
 from koopcore.backends.native_cuda.queue import queue_gram
@@ -117,8 +114,7 @@ def test_ranks_where_the_gram_matrix_cannot_tell_are_the_references(native, monk
     assert not full[:5].any()
     assert full[5] == affine
     assert not full[6:8].any()
-    monkeypatch.setattr(native_cuda_plan, "ONE_PASS_SIZE", 0)
-    monkeypatch.setattr(native_cuda_launch, "_divided", WeakKeyDictionary())
+    emulated_cuda.one_pass_for_all(monkeypatch)
     for solved in (
         native.solve(gram, 16, affine, 3),
         native.gram_solve(snapshots, part, affine, 3),
@@ -274,8 +270,6 @@ def on_a_device_of_its_own(module, code, **environment):
 def test_missing_barriers_would_show(kernels):
     """The same results when the threads of a block run in the opposite order."""
     code = """
-from koopcore.backends.native_cuda import plan as native_cuda_plan
-native_cuda_plan.ONE_PASS_SIZE = 0
 x = np.cumsum(np.random.default_rng(0).normal(size=(16, 20000)), axis=0)
 part = Partition.groups(20000, [range(70), range(100, 400), range(500, 20000)])
 window = Snapshots(x.astype(np.float32), np.arange(16))

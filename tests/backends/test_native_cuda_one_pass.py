@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
-
 import emulated_cuda
 import numpy as np
 import pytest
-from backend_cases import REFERENCE, pieced, walks
+from backend_cases import REFERENCE, pieced, side_by_side, walks
 from trajectories import generic, smooth
 
 import koopcore as kc
+from koopcore.backends.native_cuda import cost
 from koopcore.backends.native_cuda import launch as native_cuda_launch
 from koopcore.backends.native_cuda import plan as native_cuda_plan
-from koopcore.backends.native_cuda.launch import Launch
+from koopcore.backends.native_cuda.launch import Launch, divided
 from koopcore.backends.native_cuda.plan import shares, tile_columns
 from koopcore.backends.native_cuda.queue import queue_one_pass
 from koopcore.backends.protocol import Ahead, Snapshots
@@ -26,8 +25,7 @@ MODELS = pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine
 @pytest.fixture
 def launches(native, monkeypatch):
     """The names of what was launched; one pass is for groups of any size here."""
-    monkeypatch.setattr(native_cuda_plan, "ONE_PASS_SIZE", 0)
-    monkeypatch.setattr(native_cuda_launch, "_divided", WeakKeyDictionary())
+    emulated_cuda.one_pass_for_all(monkeypatch)
     names = []
     real = native._cuda
 
@@ -146,7 +144,7 @@ def test_one_pass_and_stages_side_by_side(native, launches, monkeypatch, affine)
 
 
 @pytest.mark.parametrize(
-    ("n", "horizons"), [(33, [3]), (9, [151]), (9, list(range(1, 66)))], ids=str
+    ("n", "horizons"), [(33, [3]), (9, [1025]), (9, list(range(1, 66)))], ids=str
 )
 def test_what_goes_in_stages(native, launches, n, horizons):
     part = Partition.groups(100, [range(50), range(50, 100)])
@@ -156,12 +154,61 @@ def test_what_goes_in_stages(native, launches, n, horizons):
     assert "combine" in launches
 
 
+def for_one_pass(part, most=1000, n=16, steps=100, width=4):
+    return native_cuda_plan.for_one_pass(part, most, n, steps, width).tolist()
+
+
 def test_small_groups_go_in_stages():
     part = Partition.groups(400, [range(48), range(48, 176), range(176, 305)])
-    assert native_cuda_plan.for_one_pass(part, 1000).tolist() == [False, True, True]
-    assert native_cuda_plan.for_one_pass(part, 100).tolist() == [False, False, False]
-    many = pieced([128] * native_cuda_plan.FEW + [129])
-    assert np.flatnonzero(native_cuda_plan.for_one_pass(many, 1000)).tolist() == [30_000]
+    assert for_one_pass(part) == [False, True, True]
+    assert for_one_pass(part, most=100) == [False, False, False]
+    assert not any(for_one_pass(side_by_side([100] * 40_000)))  # work takes longer than reading …
+    assert all(for_one_pass(side_by_side([100] * 4_000)))  # … unless lanes wait for each other
+    assert for_one_pass(side_by_side([100] * 40_000 + [160])) == [False] * 40_000 + [True]
+
+
+def test_far_horizons_go_in_stages():
+    part = side_by_side([257] * 40_000)
+    assert all(for_one_pass(part, n=24, steps=100))
+    assert not any(for_one_pass(part, n=24, steps=400))  # a warp's rollout waits for every step
+
+
+def test_a_group_goes_its_own_way_beside_many_others():
+    sizes = [60] * 40_000 + [300] * 10
+    chosen = for_one_pass(side_by_side(sizes))
+    assert not any(chosen[:40_000])
+    assert all(chosen[40_000:])
+    few = for_one_pass(side_by_side([300] * 40_000 + [60] * 10))  # these wait for each other alone
+    assert all(few)
+
+
+def test_parts_of_a_partition_are_the_same_for_all_steps_that_lead_to_them(native):
+    part = pieced([30, 300, 31])
+    on = Launch(native._cuda, Snapshots(generic(9, part.size), np.arange(9)), part)
+    first, second = divided(on, [3]), divided(on, [4])
+    assert first[0] is second[0]
+    assert first[1] is second[1]
+    assert first[0].n_groups == 1
+    for steps in range(1, 200):
+        divided(on, [steps])
+    assert len(native_cuda_launch._divided[part]) <= native_cuda_launch.MOST_KNOWN + 2
+
+
+def test_costs_are_recovered_from_timings():
+    true = cost.Costs(3e-6, 2.5e-13, 5e-5, 4e-8, 2e-9, 3e-11)
+    shapes = [(g, m, n, t, 4) for g in (500, 10_000, 60_000) for m, n, t in
+              ((65, 16, 100), (257, 24, 400), (129, 8, 20))]  # fmt: skip
+    timings = [
+        cost.Timing(*shape, cost.stages(true, *shape), cost.one_pass(true, *shape))
+        for shape in shapes
+    ]
+    found, misfit = cost.fitted(timings)
+    assert found == pytest.approx(true, rel=1e-6)
+    assert misfit < 1e-9
+    shared = [timing._replace(one_pass=timing.stages / 3) for timing in timings]
+    found, misfit = cost.fitted(shared)  # nothing of the model's kind, and nothing below zero
+    assert min(found) >= 0.0
+    assert misfit > 0.05
 
 
 def test_groups_beyond_shared_memory_are_refused_by_one_pass(native):

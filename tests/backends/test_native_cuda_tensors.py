@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
-
 import emulated_cuda
 import numpy as np
 import pytest
@@ -11,8 +9,6 @@ import torch
 from trajectories import generic
 
 from koopcore import arrays
-from koopcore.backends.native_cuda import launch as native_cuda_launch
-from koopcore.backends.native_cuda import plan as native_cuda_plan
 from koopcore.backends.native_cuda.launch import Launch, divided
 from koopcore.backends.native_cuda.tensors import TensorTable
 from koopcore.backends.protocol import Snapshots
@@ -77,8 +73,7 @@ def test_values_beyond_a_parameters_range_stay_finite(cuda):
 
 @pytest.mark.parametrize("least", [0, 128], ids=["one pass", "in stages"])
 def test_predictions_straight_into_parameters(native, cuda, monkeypatch, least):
-    monkeypatch.setattr(native_cuda_plan, "ONE_PASS_SIZE", least)
-    monkeypatch.setattr(native_cuda_launch, "_divided", WeakKeyDictionary())
+    emulated_cuda.one_pass_for_all(monkeypatch, least)
     parameters = [torch.zeros(8, 5), torch.zeros(24, dtype=torch.bfloat16), torch.zeros(6)]
     starts = [0, 40, 70]
     part = Partition.groups(80, [range(30), range(30, 64), range(70, 76)])

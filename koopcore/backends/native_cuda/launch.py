@@ -28,9 +28,10 @@ from koopcore.partition.partition import Partition
 KINDS = {"float32": 0, "float64": 1, "bfloat16": 2}
 
 _uploaded: WeakKeyDictionary[Partition, dict[Any, Any]] = WeakKeyDictionary()
-# By the most columns of a group: whether one pass is for all groups, or the two parts.
-_divided: WeakKeyDictionary[Partition, dict[int, bool | tuple[Partition, Partition]]]
+# By window and steps, and by which groups these lead to: whether one pass is for all, or the parts.
+_divided: WeakKeyDictionary[Partition, dict[Any, bool | tuple[Partition, Partition]]]
 _divided = WeakKeyDictionary()
+MOST_KNOWN = 64  # of a partition; a search asks for each number of steps once
 
 # Bytes that a group may take in one pass: two groups at least then fit every multiprocessor of a
 # device with fast fp64 (164 KiB on an A100), so that one is read while the other is solved.
@@ -269,20 +270,26 @@ def _most_columns(module: Any, n: int, horizons: int, double: bool) -> int:
 def divided(on: Launch, horizons: Sequence[int]) -> tuple[Partition | None, Partition | None]:
     """The groups of a launch for one pass, and those for which the stages run one by one.
 
-    None stands for no groups. It depends on the sizes of the groups, on the window and on whether
-    the device's code has fast fp64, not on its size.
+    None stands for no groups. It depends on the sizes of the groups, on the window, on how far
+    ahead, and on whether the device's code has fast fp64, not on its size.
     """
     most, part = one_pass_columns(on, horizons), on.part
+    if most == 0:
+        return None, part
     known = _divided.get(part)
     if known is None:
         known = _divided.setdefault(part, {})
-    found = known.get(most)
+    key = (most, on.n, max(horizons, default=1), on.double)
+    found = known.get(key)
     if found is None:
-        small = for_one_pass(part, most)
-        found = bool(small.any())
-        if small.any() and not small.all():
+        small = for_one_pass(part, *key[:3], 8 if on.double else 4)
+        if len(known) > MOST_KNOWN:
+            known.clear()
+        mask = small.tobytes()  # the same parts again, which are on the device
+        found = known.get(mask, bool(small.any()))
+        if found is True and not small.all():
             found = part.subset(np.flatnonzero(small)), part.subset(np.flatnonzero(~small))
-        known[most] = found
+        known[key] = known[mask] = found
     if isinstance(found, tuple):
         return found
     return (part, None) if found else (None, part)

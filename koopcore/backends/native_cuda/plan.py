@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from koopcore.backends.native_cuda.cost import COSTS, worthwhile
 from koopcore.partition.partition import Partition
 from koopcore.partition.segments import cut
 from koopcore.types import IntArray
@@ -27,10 +28,8 @@ MOST_PIECES = 2048  # about so many pieces are made of all parameters
 CHUNK = 16  # columns of shared memory that a warp sums together
 TOGETHER = 1.25  # groups whose columns differ by no more than this factor share a launch
 MOST_WARPS = 4  # kMostWarps of csrc/cuda/one_pass.cu
-ONE_PASS_SIZE = 128  # up to so many parameters, solving takes longer than reading twice …
-ONE_PASS_SIZE_OF_FEW = 48  # … but where groups are fewer than FEW, waiting takes longer than both
-FEW = 30_000
-ONE_PASS_STEPS = 150  # a warp's rollout waits for every step: longer ones are not worth the read
+ONE_PASS_SIZE = 48  # up to so many parameters most lanes of a block have none
+ONE_PASS_STEPS = 1024  # kDirectSteps of csrc/algorithms/lanes.h: longer rollouts square
 SCATTERED = 2  # columns over parameters from which on shared memory is wasted
 
 
@@ -112,14 +111,15 @@ def warps_for(columns: int) -> int:
     return 1 if columns <= 160 else 2 if columns <= 384 else MOST_WARPS
 
 
-def for_one_pass(part: Partition, most: int) -> npt.NDArray[np.bool_]:
-    """Which groups one pass is for: large ones of at most ``most`` columns, few of them empty."""
+def for_one_pass(
+    part: Partition, most: int, n: int, steps: int, width: int
+) -> npt.NDArray[np.bool_]:
+    """Which groups one pass is for: of at most ``most`` columns, few of them empty, and quicker so
+    by the model of cost.py, for n snapshots of numbers of ``width`` bytes and ``steps`` ahead."""
     columns, sizes = tile_columns(part), part.sizes
-    fits = (columns <= most) & (columns <= SCATTERED * sizes + 2 * CHUNK)
-    least = min(ONE_PASS_SIZE, ONE_PASS_SIZE_OF_FEW)
-    chosen: npt.NDArray[np.bool_] = fits & (sizes > least)
-    if np.count_nonzero(chosen & (sizes <= ONE_PASS_SIZE)) >= FEW:
-        chosen = fits & (sizes > ONE_PASS_SIZE)
+    chosen: npt.NDArray[np.bool_] = (columns <= most) & (columns <= SCATTERED * sizes + 2 * CHUNK)
+    chosen &= sizes > ONE_PASS_SIZE
+    chosen[chosen] = worthwhile(COSTS, sizes[chosen], n, steps, width)
     return chosen
 
 

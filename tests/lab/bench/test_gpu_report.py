@@ -13,6 +13,8 @@ import gpu_times
 import numpy as np
 import pytest
 
+from koopcore.backends.native_cuda.cost import Costs
+
 needs_compiler = pytest.mark.skipif(emulated_cuda.COMPILER is None, reason="needs g++")
 
 
@@ -90,6 +92,9 @@ def test_a_rehearsal_runs_to_its_end_and_leaves_what_was_done_when_killed(kernel
         result = report["items"][f"own: {name}"]["result"]
         assert set(result["seconds"]) == {"endpoint", "stages", "one pass"}
         assert result["error endpoint"] < 1e-4
+    costs = report["items"]["own: costs"]["result"]
+    assert set(costs["costs"]) == set(Costs._fields)
+    assert len(costs["timings"]) == 4
     for name in gpu_report.PEERS[:2]:
         assert f"peers: {name}" in done.stdout
 
