@@ -13,7 +13,8 @@ fitted in one call by every backend. What counts as a failure:
                1/2 or none: nothing tells
     wrong      further than the allowance, likewise
     apart      two backends differ by more than the allowance, and neither gives such a warning
-    ahead      ``fit(horizon=T)`` and ``fit().predict(T)`` differ by more than the allowance
+    ahead      ``fit(horizon=T)``, or a device's `endpoint`, and ``fit().predict(T)`` differ by more
+               than the allowance
     truth      ``predict(1)`` is not ``operator`` applied to the last snapshot
 
 The allowance is 1e-3 of the movement, or ten times what the answer itself may be off, or, of
@@ -53,6 +54,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from oracle import Answer, Method, answer, share, spread
 
 import koopcore as kc
+from koopcore import operators
+from koopcore.backends.protocol import Snapshots
 
 HORIZONS = (1, 5, 40)
 CPU = ("native_cpu", "numba_cpu", "reference")
@@ -341,6 +344,7 @@ class Predicted(NamedTuple):
 
     values: np.ndarray  # (n_horizons, groups, m) by fit and predict
     ahead: np.ndarray  # the same by fit(horizon=)
+    endpoint: np.ndarray | None  # the same by `Backend.endpoint`, where there is one
     told: np.ndarray  # (n_horizons, groups) growth or hindcast are a warning
     lost: np.ndarray  # (groups,) no fit, or no numbers
     operator: np.ndarray | None  # (m, m) of one group
@@ -357,12 +361,25 @@ def predicted(problem: Problem, backend: str, probe: int) -> Predicted:
         growth, status, hindcast = ops.growth(HORIZONS), ops.status, ops.hindcast_error
         matrix = ops.operator(probe) if status[probe] == 0 else None
         ahead = kc.fit(problem.snapshots, problem.part, *options, horizon=HORIZONS)
-        both = [
-            y.astype(np.float64).reshape(len(HORIZONS), groups, m)
-            for y in (values, ahead.predict(HORIZONS))
-        ]
-    lost = ~np.isfinite(both).all(axis=(0, 1, 3)) | (status != 0)
-    return Predicted(*both, (hindcast >= 0.5) | (growth >= 10.0), lost, matrix)
+        made = values, ahead.predict(HORIZONS), endpoint(problem, backend)
+    values, other, third = (
+        None if y is None else y.astype(np.float64).reshape(len(HORIZONS), groups, m) for y in made
+    )
+    every = [y for y in (values, other, third) if y is not None]
+    lost = ~np.isfinite(every).all(axis=(0, 1, 3)) | (status != 0)
+    return Predicted(values, other, third, (hindcast >= 0.5) | (growth >= 10.0), lost, matrix)
+
+
+def endpoint(problem: Problem, backend: str) -> np.ndarray | None:
+    """What the backend makes of a problem without a word from the host, if it knows how."""
+    (_, n, m), (affine, rank, ridge) = problem.x.shape, problem.method
+    if rank is not None or ridge > 0.0 or not m >= n - 1 >= 1 + affine:
+        return None
+    x, part = problem.snapshots, problem.part
+    out = np.full((len(HORIZONS), part.size), np.nan, x.dtype)
+    window = Snapshots(x, np.arange(n))
+    on = operators.backend_for("cpu", backend)
+    return out if on.endpoint(window, part, affine, list(HORIZONS), out) else None
 
 
 @contextlib.contextmanager
@@ -449,8 +466,10 @@ def judge(batch: Batch, backends: Iterable[str]) -> Tally:
         tally.note("silent", silent, quiet * known, text)
         wrong = ((quiet > allowed) & certain).any(axis=0) & ~silent
         tally.note("wrong", wrong, quiet * certain, text)
-        between = share(fit.values - fit.ahead, right, problem.x.dtype, 2) * certain
-        tally.note("ahead", (between > allowed).any(axis=0), between, text)
+        for other in (fit.ahead, fit.endpoint):
+            if other is not None:
+                between = share(fit.values - other, right, problem.x.dtype, 2) * certain
+                tally.note("ahead", (between > allowed).any(axis=0), between, text)
         if fit.operator is not None and certain[0, probe]:
             check_operator(tally, problem, probe, fit, text)
     for one, other in pairs:
@@ -470,7 +489,8 @@ def uncertainty(
     Groups of which it has to be known only; ``right`` becomes a better answer where it matters.
     """
     doubt, allowed = np.zeros(right.movement.shape), np.full(right.movement.shape, CLOSE)
-    predictions = [y for fit in fits for y in (fit.values, fit.ahead)]
+    predictions = [y for fit in fits for y in (fit.values, fit.ahead, fit.endpoint)]
+    predictions = [y for y in predictions if y is not None]
 
     def differing():
         least = np.where(doubt < OPEN, allowed / 2.0, np.inf)  # half, as two of them may differ

@@ -108,6 +108,11 @@ WINDOWS = {
         "linear",
         None,
     ),
+    "float32 parameters from 1e-1 to 1e-10, the first of them among the smallest": (
+        fuzz.drawn(fuzz.Batch("oscillating", "graded", 40021, 250)).x[178],
+        "linear",
+        None,
+    ),
 }
 
 
