@@ -1,7 +1,7 @@
 """How do koopcore.dmd and PyDMD compare, on the same data and in the same run?
 
     pip install "koopcore[bench]"
-    python benchmarks/bench_dmd_peers.py [speed | forecasts | stream]
+    python benchmarks/bench_dmd_peers.py [speed | forecasts | stream] [--row K] [--into FILE]
 
 speed: milliseconds a system, of a batch here and of PyDMD in a loop over some of its systems, best
 of several rounds that take turns. forecasts: errors over 40 snapshots after the data, at three
@@ -9,13 +9,14 @@ levels of noise, of PyDMD's variants and ours. stream: 10^6 snapshots of 1,000 f
 by block, with the memory that the process came to need. Prints JSON.
 """
 
+import argparse
 import json
 import resource
-import sys
 import time
 import warnings
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,83 +61,84 @@ def right(truth: np.ndarray, got: np.ndarray) -> bool:
     return bool(np.abs(truth[:, None] - got[None]).min(axis=1).max() < 0.01)
 
 
-def speed() -> dict[str, Any]:
+def decomposition(n: int, m: int, rounds: int) -> dict[str, Any]:
+    """DMD with modes and amplitudes of 10,000 systems."""
     import pydmd
 
-    result: dict[str, Any] = {}
+    x, _ = waves(10_000, n, m, 0.02)
+    some = [row.T.copy() for row in x[:60]]
 
-    def entry(name: str, ours: float, systems: int, theirs: float, some: int, **more: Any) -> None:
-        mine, other = 1e3 * ours / systems, 1e3 * theirs / some
-        result[name] = {"koopcore ms": mine, "PyDMD ms": other, "ratio": other / mine, **more}
-
-    for name, n, m in (("16 snapshots of 65", 16, 65), ("65 snapshots of 16", 65, 16)):
-        x, _ = waves(10_000, n, m, 0.02)
-        some = [row.T.copy() for row in x[:60]]
-
-        def ours(x: np.ndarray = x) -> Any:
-            fitted = DMD(4).fit(x)
-            return fitted.eigenvalues_, fitted.modes_, fitted.amplitudes_
-
-        def theirs(some: list[np.ndarray] = some, optimal: bool = True) -> None:
-            for row in some:
-                fitted = pydmd.DMD(svd_rank=4, exact=True, opt=optimal).fit(row)
-                _ = fitted.eigs, fitted.modes, fitted.amplitudes
-
-        entry(f"DMD, 10,000 systems, {name}", *with_counts(turns(ours, theirs, 3), 10_000, 60))
-
-    series = waves(1, 10_015, 65, 0.02)[0][0]
-    windows = [series[k : k + 16].T.copy() for k in range(60)]
-
-    def slide() -> Any:
-        fitted = sliding(series, 16, rank=4)
+    def ours() -> Any:
+        fitted = DMD(4).fit(x)
         return fitted.eigenvalues_, fitted.modes_, fitted.amplitudes_
 
-    def loop() -> None:
-        for row in windows:
+    def theirs() -> None:
+        for row in some:
             fitted = pydmd.DMD(svd_rank=4, exact=True, opt=True).fit(row)
             _ = fitted.eigs, fitted.modes, fitted.amplitudes
 
-    entry("10,000 windows of 16, 65 features", *with_counts(turns(slide, loop, 3), 10_000, 60))
-
-    for standing in (False, True):
-        x, truth = waves(2_000, 100, 65, 0.1, standing)
-        times = STEP * np.arange(100)
-        optimized = OptimizedDMD(4)
-        found: list[np.ndarray] = []
-
-        def bop(
-            x: np.ndarray = x,
-            found: list[np.ndarray] = found,
-            times: np.ndarray = times,
-        ) -> None:
-            found.clear()
-            for row in x[:20]:
-                fitted = pydmd.BOPDMD(svd_rank=4, num_trials=0).fit(row.T, times)
-                found.append(np.exp(STEP * fitted.eigs))
-
-        def mine(x: np.ndarray = x, optimized: OptimizedDMD = optimized) -> None:
-            optimized.fit(x)
-
-        best = turns(mine, bop, 2)
-        shares = {
-            "koopcore right": float(
-                np.mean([right(a, b) for a, b in zip(truth, optimized.eigenvalues_, strict=True)])
-            ),
-            "BOPDMD right": float(
-                np.mean([right(a, b) for a, b in zip(truth, found, strict=False)])
-            ),
-        }
-        name = "a standing wave" if standing else "travelling waves"
-        entry(
-            f"optimized, 2,000 systems, 100 snapshots of 65, {name}",
-            *with_counts(best, 2_000, 20),
-            **shares,
-        )
-    return result
+    return entry(ours, len(x), theirs, len(some), rounds)
 
 
-def with_counts(best: tuple[float, float], ours: int, theirs: int) -> tuple[float, int, float, int]:
-    return best[0], ours, best[1], theirs
+def windows(rounds: int) -> dict[str, Any]:
+    """The same of 10,000 windows of one series."""
+    import pydmd
+
+    series = waves(1, 10_015, 65, 0.02)[0][0]
+    some = [series[k : k + 16].T.copy() for k in range(60)]
+
+    def ours() -> Any:
+        fitted = sliding(series, 16, rank=4)
+        return fitted.eigenvalues_, fitted.modes_, fitted.amplitudes_
+
+    def theirs() -> None:
+        for row in some:
+            fitted = pydmd.DMD(svd_rank=4, exact=True, opt=True).fit(row)
+            _ = fitted.eigs, fitted.modes, fitted.amplitudes
+
+    return entry(ours, 10_000, theirs, len(some), rounds)
+
+
+def optimized(standing: bool, rounds: int) -> dict[str, Any]:
+    """Optimized DMD of 2,000 systems, BOPDMD of some of them, and who finds the eigenvalues."""
+    import pydmd
+
+    x, truth = waves(2_000, 100, 65, 0.1, standing)
+    times, estimator = STEP * np.arange(100), OptimizedDMD(4)
+    found: list[np.ndarray] = []
+
+    def theirs() -> None:
+        found.clear()
+        for row in x[:20]:
+            fitted = pydmd.BOPDMD(svd_rank=4, num_trials=0).fit(row.T, times)
+            found.append(np.exp(STEP * fitted.eigs))
+
+    row = entry(lambda: estimator.fit(x), len(x), theirs, 20, min(rounds, 2))
+    for name, values in (("koopcore", estimator.eigenvalues_), ("BOPDMD", found)):
+        each = [right(a, b) for a, b in zip(truth, values, strict=False)]
+        row[f"{name} right"] = float(np.mean(each))
+    return row
+
+
+def entry(
+    ours: Callable[[], Any], systems: int, theirs: Callable[[], Any], some: int, rounds: int
+) -> dict[str, Any]:
+    mine, other = (1e3 * best for best in turns(ours, theirs, rounds))
+    mine, other = mine / systems, other / some
+    return {"koopcore ms": mine, "PyDMD ms": other, "ratio": other / mine}
+
+
+ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "DMD, 10,000 systems, 16 snapshots of 65": lambda rounds: decomposition(16, 65, rounds),
+    "DMD, 10,000 systems, 65 snapshots of 16": lambda rounds: decomposition(65, 16, rounds),
+    "10,000 windows of 16, 65 features": windows,
+    "optimized, 2,000 systems, 100 snapshots of 65, travelling waves": lambda rounds: optimized(
+        False, rounds
+    ),
+    "optimized, 2,000 systems, 100 snapshots of 65, a standing wave": lambda rounds: optimized(
+        True, rounds
+    ),
+}
 
 
 def forecasts() -> dict[str, Any]:
@@ -229,8 +231,33 @@ def stream() -> dict[str, Any]:
     }
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("studies", nargs="*", metavar="speed | forecasts | stream")
+    parser.add_argument("--row", type=int, help="of speed, from 0; without it all")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that a row of speed takes")
+    parser.add_argument("--into", type=Path, help="JSON file that each result is added to at once")
+    given = parser.parse_args()
+    report: dict[str, Any] = {}
+    if given.into and given.into.exists():
+        report = json.loads(given.into.read_text())
+    report |= {"PyDMD": metadata.version("pydmd"), "numpy": np.__version__}
+
+    def keep() -> None:
+        if given.into:
+            given.into.write_text(json.dumps(report, indent=2) + "\n")
+
+    for name in given.studies or ["speed", "forecasts", "stream"]:
+        if name == "speed":
+            for k, (row, measure) in enumerate(ROWS.items()):
+                if given.row in (None, k):
+                    report.setdefault(name, {})[row] = measure(given.rounds)
+                    keep()
+        else:
+            report[name] = {"forecasts": forecasts, "stream": stream}[name]()
+            keep()
+    print(json.dumps(report, indent=2))
+
+
 if __name__ == "__main__":
-    studies = {"speed": speed, "forecasts": forecasts, "stream": stream}
-    names = sys.argv[1:] or list(studies)
-    report: dict[str, Any] = {"PyDMD": metadata.version("pydmd"), "numpy": np.__version__}
-    print(json.dumps(report | {name: studies[name]() for name in names}, indent=2))
+    main()

@@ -332,11 +332,15 @@ def regularized(f, last, n, method, rng=None):
 
 
 def reflected(columns: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Columns (n_groups, m, k) in coordinates whose first axis is ``last`` (n_groups, m)."""
+    """Columns (n_groups, m, k) in coordinates whose axis p is ``last`` (n_groups, m).
+
+    p: the first of its largest entries.
+    """
     _, exponent = np.frexp(np.abs(last).max(axis=1))
     v = np.ldexp(last, -exponent[:, None])  # so that squares are in range
     norm = np.sqrt((v * v).sum(axis=1))
-    v[:, 0] += np.where(v[:, 0] < 0.0, -norm, norm)
+    at = np.arange(len(v)), np.abs(v).argmax(axis=1)
+    v[at] += np.where(v[at] < 0.0, -norm, norm)
     square = (v * v).sum(axis=1)
     along = (v[:, None] @ columns)[:, 0] * (2.0 / np.where(square == 0.0, np.inf, square))[:, None]
     return columns - v[:, :, None] * along[:, None, :]

@@ -68,10 +68,12 @@ template <class Tag> struct ScalarLanes {
   KOOPCORE_HD static Real select(Mask m, Real a, Real b) { return m ? a : b; }
   KOOPCORE_HD static Mask equal(Real a, double b) { return a == b; }
   KOOPCORE_HD static Mask both(Mask a, Mask b) { return a && b; }
+  KOOPCORE_HD static Mask either(Mask a, Mask b) { return a || b; }
   KOOPCORE_HD static Mask opposite(Mask m) { return !m; }
   KOOPCORE_HD static bool any(Mask m) { return m; }
   KOOPCORE_HD static Real sqrt(Real x) { return ::sqrt(x); }
   KOOPCORE_HD static Real inverse_sqrt(Real x) { return 1.0 / ::sqrt(x); }
+  KOOPCORE_HD static Real inverse(Real x) { return 1.0 / x; }
   KOOPCORE_HD static Real max(Real a, Real b) { return a > b ? a : b; }
   KOOPCORE_HD static Real abs(Real x) { return ::fabs(x); }
 

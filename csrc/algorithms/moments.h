@@ -8,44 +8,54 @@
 
 namespace koopcore {
 
-// The coordinates z = H x = H (x - last) + H last, H = I - 2 v vᵀ / vᵀv, in which `last` stands in
-// the first axis. v: (m), times a power of two that keeps its square in range.
+// The coordinates z = H x, H = I - 2 v vᵀ / vᵀv, in which `last` stands in the axis of the first of
+// its largest entries, so that each is as small and as accurate as its parameter (see
+// backends/reflection.py). v = last ± ‖last‖ e_p, (m), times a power of two that keeps its square
+// in range.
 template <class L> struct Reflection {
   typename L::Real *v;
   typename L::Real twice; // 2 / vᵀv, or 0 where last is zero and H is the identity
-  typename L::Real norm;  // ±‖last‖, the sign that of last_1
+  typename L::Real size;  // v times this power of two is last ± ‖last‖ e_p
 
   KOOPCORE_HD void set(const typename L::Real *last, int m) {
     using Real = typename L::Real;
-    Real square = L::broadcast(0.0), most = square;
-    for (int i = 0; i < m; ++i)
-      most = L::max(most, L::abs(last[i]));
+    const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
+    Real square = zero, most = zero, head = zero, place = zero;
+    for (int i = 0; i < m; ++i) {
+      const Real entry = L::abs(last[i]);
+      const typename L::Mask larger = entry > most;
+      most = L::select(larger, entry, most);
+      head = L::select(larger, last[i], head);
+      place = L::select(larger, L::broadcast(i), place);
+    }
     Real unit = L::power_of_two_scale(most);
     unit = unit * unit;
+    size = one / unit;
     for (int i = 0; i < m; ++i) {
       v[i] = last[i] * unit;
       square += v[i] * v[i];
     }
-    const Real root = L::sqrt(square), signed_root = L::select(last[0] < 0.0, -root, root);
-    norm = signed_root / unit;
-    v[0] += signed_root;
-    square = L::broadcast(0.0);
-    for (int i = 0; i < m; ++i)
+    const Real root = L::sqrt(square), signed_root = L::select(head < 0.0, -root, root);
+    square = zero;
+    for (int i = 0; i < m; ++i) {
+      v[i] += L::select(L::equal(place, i), signed_root, zero);
       square += v[i] * v[i];
+    }
     const typename L::Mask some = square > 0.0;
-    const Real one = L::broadcast(1.0), zero = L::broadcast(0.0);
     twice = L::select(some, 2.0 / L::select(some, square, one), zero);
   }
 
-  // z from x - last, in place.
-  KOOPCORE_HD void apply(typename L::Real *x, int m) const {
+  // x <- z = H (x - last) + H last, which rounds relative to the motion, but for the position in
+  // axis p: H last = last - size v.
+  KOOPCORE_HD void apply(const typename L::Real *last, typename L::Real *x, int m) const {
     typename L::Real along = L::broadcast(0.0);
     for (int i = 0; i < m; ++i)
-      along += x[i] * v[i];
+      along += (x[i] - last[i]) * v[i];
     along *= twice;
-    for (int i = 0; i < m; ++i)
-      x[i] -= along * v[i];
-    x[0] -= norm;
+    for (int i = 0; i < m; ++i) {
+      const typename L::Real motion = x[i] - size * v[i]; // exact product: one rounding
+      x[i] = motion - along * v[i];
+    }
   }
 };
 

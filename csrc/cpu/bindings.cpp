@@ -9,7 +9,14 @@
 #include "cpu/threads.h"
 
 #include <complex>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
 #include <utility>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace koopcore::cpu {
 namespace {
@@ -296,6 +303,75 @@ void bind_features(py::module_ &m) {
   });
 }
 
+// Memory of large results, which the next ones take over: the first touch of a page costs as much
+// as what is written there. Idle blocks are kept up to kMostIdle bytes in all.
+class ResultMemory {
+public:
+  // An array of complex numbers on a cache line's boundary.
+  static py::array_t<std::complex<double>> complex(std::vector<py::ssize_t> shape) {
+    std::size_t bytes = sizeof(std::complex<double>);
+    for (const py::ssize_t size : shape)
+      bytes *= std::size_t(size);
+    if (bytes < kLarge)
+      return py::array_t<std::complex<double>>(shape);
+    auto block = std::make_unique<Block>(take(bytes));
+    const py::capsule owner(block.get(), [](void *p) { give(static_cast<Block *>(p)); });
+    return py::array_t<std::complex<double>>(
+        shape, static_cast<std::complex<double> *>(block.release()->memory), owner);
+  }
+
+private:
+  struct Block {
+    void *memory;
+    std::size_t bytes;
+  };
+  static constexpr std::size_t kLarge = 1 << 20, kPage = 1 << 21, kMostIdle = 64 << 20;
+
+  struct Idle {
+    std::mutex mutex;
+    std::vector<Block> blocks;
+    std::size_t bytes = 0;
+  };
+  static Idle &idle() { // never destroyed: the last results may be freed after everything else
+    static Idle *const only = new Idle;
+    return *only;
+  }
+
+  static Block take(std::size_t bytes) {
+    bytes = (bytes + kPage - 1) / kPage * kPage;
+    {
+      Idle &all = idle();
+      const std::lock_guard<std::mutex> lock(all.mutex);
+      for (auto at = all.blocks.begin(); at != all.blocks.end(); ++at)
+        if (at->bytes >= bytes && at->bytes / 2 <= bytes) {
+          const Block found = *at;
+          all.blocks.erase(at);
+          all.bytes -= found.bytes;
+          return found;
+        }
+    }
+    void *memory = std::aligned_alloc(kPage, bytes);
+    if (memory == nullptr)
+      throw std::bad_alloc();
+#if defined(__linux__)
+    madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+    return {memory, bytes};
+  }
+
+  static void give(Block *block) {
+    const std::unique_ptr<Block> owned(block);
+    Idle &all = idle();
+    const std::lock_guard<std::mutex> lock(all.mutex);
+    if (all.bytes + block->bytes > kMostIdle) {
+      std::free(block->memory);
+      return;
+    }
+    all.blocks.push_back(*block);
+    all.bytes += block->bytes;
+  }
+};
+
 void bind_modal(py::module_ &m) {
   // (values, modes, amplitudes, singular values, residuals, newest, ranks, status): see ModalJob.
   // rule: 0 to 3 as `RankRule`.
@@ -329,7 +405,7 @@ void bind_modal(py::module_ &m) {
                                   std::to_string(kMostModalRows) + " rows and as many modes");
     using Numbers = py::array_t<std::complex<double>>;
     Numbers values({systems, std::int64_t(width)}), amplitudes({systems, std::int64_t(width)});
-    Numbers modes({systems, features, std::int64_t(width)});
+    Numbers modes = ResultMemory::complex({systems, features, std::int64_t(width)});
     py::array_t<double> residuals({systems, std::int64_t(width)}), singular({systems, size});
     py::array_t<std::int64_t> ranks(systems), status(systems);
     py::array newest(array.dtype(), std::vector<py::ssize_t>{systems, features});

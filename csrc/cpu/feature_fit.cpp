@@ -153,10 +153,10 @@ template <class T> Vec hindcast_of(const FeatureFitJob &job, const Moments &sums
   for (int i = 0; i < m; ++i) { // x_{n-holdout} - x_n
     work.held[i] = gather_at<T>(held_row, sums.offset + i * kLanes) - sums.last[i];
     movement += work.held[i] * work.held[i];
-    work.state[i] = job.affine ? -work.held[i] : Vec{};
+    work.state[i] = -work.held[i];
+    if (!job.affine) // H x_n
+      work.state[i] = sums.last[i] - sums.reflection.size * sums.reflection.v[i];
   }
-  if (!job.affine)
-    work.state[0] = -sums.reflection.norm;
   const Vec missed = norm_of_difference(work.predicted, work.state, m);
   return movement > 0.0 ? missed / SimdLanes::sqrt(movement) : Vec{};
 }
@@ -379,7 +379,7 @@ constexpr double kPlainFloat = 0x1p-8 * 0x1p53, kPlainDouble = 0x1p-40 * 0x1p53;
 
 // What is known of W groups before their sums: x_n, the reflection, the basis V and its way back.
 struct LongBasis {
-  Vec *last, *v, *whitener, *back, *twice, *norm, *condition, *sure, *plain;
+  Vec *last, *v, *whitener, *back, *twice, *size, *condition, *sure, *plain;
   Vec *noise; // 1 for the columns of V that may be of rounding
 
   LongBasis(double *memory, int m) {
@@ -388,13 +388,13 @@ struct LongBasis {
     whitener = v + m;
     back = whitener + m * m;
     twice = back + m * m;
-    norm = twice + 1;
-    condition = norm + 1;
+    size = twice + 1;
+    condition = size + 1;
     sure = condition + 1;
     plain = sure + 1;
     noise = plain + 1;
   }
-  Reflection<SimdLanes> reflection() const { return {v, *twice, *norm}; }
+  Reflection<SimdLanes> reflection() const { return {v, *twice, *size}; }
   bool by_moments() const { return (*plain)[0] > 0.0; }
 };
 
@@ -425,9 +425,7 @@ public:
       }
       return;
     }
-    for (int i = 0; i < m; ++i)
-      out[i] -= basis_.last[i];
-    reflection_.apply(out, m);
+    reflection_.apply(basis_.last, out, m);
   }
 
 private:
@@ -475,7 +473,7 @@ void sample_basis(const FeatureFitJob &job, std::int64_t first, int count, doubl
   if (!job.affine)
     reflection.set(basis.last, m);
   *basis.twice = reflection.twice;
-  *basis.norm = reflection.norm;
+  *basis.size = reflection.size;
   for (int i = 0; i < matrix; ++i)
     c[i] = Vec{};
   const std::int64_t columns = job.window.n - 1 - int(job.affine);

@@ -123,7 +123,8 @@ public:
     squares_ = take(size_);
     vectors_ = take(size_ * r_);
     image_ = take(size_ * r_);
-    schur_ = take(schur_work(r_));
+    ahead_ = take(size_ * r_);
+    small_ = take(r_ * r_);
     values_ = reinterpret_cast<Complex *>(take(2 * r_));
     unit_ = reinterpret_cast<Complex *>(take(2 * r_ * r_));
     columns_ = take(r_ * r_);
@@ -131,9 +132,11 @@ public:
     mixed_ = take(size_ * r_);
     turned_ = take(size_ * r_);
     mixers_ = take((size_ + 1) * 2 * r_);
-    images_ = take(std::size_t(m_) * 2 * r_);
+    images_ = take(std::size_t(m_) * r_);
     seen_ = take(r_ * n_);
-    powers_ = reinterpret_cast<Complex *>(take(2 * r_ * n_));
+    powers_ = take(2 * r_ * n_);
+    sums_ = take(6 * r_ * r_);
+    missing_ = take(std::size_t(m_) * r_);
     shared_ = reinterpret_cast<Complex *>(take(2 * r_ * r_));
     right_ = reinterpret_cast<Complex *>(take(2 * r_));
     amplitudes_ = reinterpret_cast<Complex *>(take(2 * r_));
@@ -157,22 +160,36 @@ public:
   Vec *squares() { return squares_; }
   Vec *vectors() { return vectors_; }
 
-  // Where the eigenvalues of a, in `squares`, were found: how many of them to keep. Returns of how
-  // many eigenvectors `vectors` is needed: (size × width).
+  // Where the eigenvalues of a, in `squares`, were found: how many of them to keep. Returns the
+  // most that a lane does.
   int keep(const Vec &found) {
     fine_ &= found > 0.5;
     rank_ = modal_rank<Lanes>(squares_, size_, job_.rank);
     narrow_ = rank_ > double(r_);
     rank_ = narrow_ ? Vec{} : rank_;
-    width_ = 1;
+    int most = 1;
     for (int lane = 0; lane < kLanes; ++lane)
-      if (fine_[lane] && rank_[lane] > width_)
-        width_ = int(rank_[lane]);
-    return width_;
+      if (fine_[lane] && rank_[lane] > most)
+        most = int(rank_[lane]);
+    return most;
   }
 
-  void finish(std::int64_t first, int count) {
-    fine_ &= decompose();
+  const Vec &rank() const { return rank_; }
+  Complex *values() { return values_; }
+  Vec *pair() { return pair_; }
+  Vec *columns() { return columns_; }
+
+  // `vectors` (size × width) are there: K, in the result (width × width).
+  const Vec *small_operator(int width) {
+    width_ = width;
+    whiten();
+    return small_;
+  }
+
+  // Eigenvalues and columns of the small operator are there, where `found` says so.
+  void finish(std::int64_t first, int count, const IntVec &found) {
+    fine_ &= found;
+    product({vectors_, width_, 1}, size_, {columns_, 1, width_}, width_, width_, mixed_);
     modes();
     amplitudes();
     for (int lane = 0; lane < count; ++lane) {
@@ -238,12 +255,11 @@ private:
     return {panel_ + std::size_t(from) * stride_, 1, stride_};
   }
 
-  // a and h, on the side of which there are fewer.
+  // a, and of snapshots h, on the side of which there are fewer.
   void products() {
     if (!on_snapshots()) {
       long_product(features(0), m_, features(0), m_, n_ - 1, a_, kLower);
       mirror(a_, m_);
-      long_product(features(1), m_, features(0), m_, n_ - 1, h_);
       return;
     }
     long_product(snapshots(0), n_, snapshots(0), n_, m_, gram_, kLower);
@@ -272,8 +288,8 @@ private:
     return sum;
   }
 
-  // λ, and `mixed_` (size × width) the real columns whose images are the modes.
-  IntVec decompose() {
+  // K = Pᵀ h P S of P, which `vectors_` become, with S = σ²/(σ² + ridge · mean).
+  void whiten() {
     const int w = width_;
     Vec mean = {};
     for (int k = 0; k < w; ++k)
@@ -286,49 +302,103 @@ private:
       for (int i = 0; i < size_; ++i)
         vectors_[i * w + k] *= over;
     }
-    // h right, of right = P S with S = σ²/(σ² + ridge · mean).
-    product({h_, size_, 1}, size_, {vectors_, 1, w}, w, size_, image_);
-    Schur<Lanes> schur(w, schur_);
-    product({vectors_, 1, w}, w, {image_, 1, w}, w, size_, schur.h);
+    step();
+    product({vectors_, 1, w}, w, {ahead_, 1, w}, w, size_, small_);
     if (job_.ridge > 0.0)
       for (int k = 0; k < w; ++k) {
         const Vec square = rank_ > k + 0.5 ? squares_[k] : Lanes::broadcast(1.0);
         const Vec shrink = square / (square + job_.ridge * mean);
         for (int i = 0; i < w; ++i)
-          schur.h[i * w + k] *= shrink;
-        for (int i = 0; i < size_; ++i)
+          small_[i * w + k] *= shrink;
+        for (int i = 0; i < size_; ++i) {
           vectors_[i * w + k] *= shrink;
+          ahead_[i * w + k] *= shrink;
+        }
       }
-    const IntVec fine = schur.decompose(rank_, values_, unit_, pair_);
-    sort_modes<Lanes>(values_, unit_, pair_, rank_, w, columns_, lengths_);
-    product({vectors_, w, 1}, size_, {columns_, 1, w}, w, w, mixed_);
-    return fine;
   }
 
-  // `images_` (m × 2 width) <- block k of the modes' columns F' g, or F g, and of F' g - F g Λ.
-  void images(int k) {
+  // `ahead_` (size × width) <- h P: of features F' (Fᵀ P) where h itself would cost more.
+  void step() {
     const int w = width_;
-    if (on_snapshots()) { // one product with the snapshots that F and F' share
-      Vec *both = mixers_;
-      for (int t = 0; t <= size_; ++t)
-        for (int i = 0; i < w; ++i) {
-          const Vec now = t < size_ ? mixed_[t * w + i] : Vec{};
-          const Vec then = t > 0 ? mixed_[(t - 1) * w + i] : Vec{};
-          both[t * 2 * w + i] = job_.exact ? then : now;
-          both[t * 2 * w + w + i] = t < size_ ? then - turned_[t * w + i] : then;
-        }
-      product(features(k), m_, {both, 1, 2 * w}, 2 * w, size_ + 1, images_);
+    if (!on_snapshots() && 2 * r_ < m_) { // whatever other systems' ranks are
+      product(snapshots(0), n_ - 1, {vectors_, 1, w}, w, m_, seen_);
+      product(features(1), m_, {seen_, 1, w}, w, n_ - 1, ahead_);
       return;
     }
-    Vec *then = mixers_, *other = then + m_ * w;
-    product({h_, m_, 1}, m_, {mixed_, 1, w}, w, m_, then);
-    product({a_, m_, 1}, m_, {turned_, 1, w}, w, m_, other);
-    for (int i = 0; i < m_; ++i)
-      for (int c = 0; c < w; ++c) {
-        images_[i * 2 * w + c] = job_.exact ? then[i * w + c] : image_[i * w + c];
-        images_[i * 2 * w + w + c] = then[i * w + c] - other[i * w + c];
+    if (!on_snapshots())
+      long_product(features(1), m_, features(0), m_, n_ - 1, h_);
+    product({h_, size_, 1}, size_, {vectors_, 1, w}, w, size_, ahead_);
+  }
+
+  // `mixers_` (n × 2 width) <- what makes the modes' columns F' g, or F g, of the snapshots, and
+  // F' g - F g Λ of them.
+  void mix_snapshots() {
+    const int w = width_;
+    for (int t = 0; t <= size_; ++t)
+      for (int i = 0; i < w; ++i) {
+        const Vec now = t < size_ ? mixed_[t * w + i] : Vec{};
+        const Vec then = t > 0 ? mixed_[(t - 1) * w + i] : Vec{};
+        mixers_[t * 2 * w + i] = job_.exact ? then : now;
+        mixers_[t * 2 * w + w + i] = t < size_ ? then - turned_[t * w + i] : then;
       }
   }
+
+  // `images_` (m × width) <- the first block of the modes' columns.
+  void images() {
+    const int w = width_;
+    if (on_snapshots())
+      product(features(0), m_, {mixers_, 1, 2 * w}, w, size_ + 1, images_);
+    else if (job_.exact)
+      product({ahead_, w, 1}, m_, {columns_, 1, w}, w, w, images_);
+    else
+      for (int i = 0; i < m_ * w; ++i)
+        images_[i] = image_[i];
+  }
+
+  // error (width) <- Σ |F' g - F g Λ|² of the real columns; size: Σ |F g|².
+  void errors(const Vec *size, Vec *error) {
+    const int w = width_;
+    IntVec lost[kMostModes];
+    const bool some = on_snapshots() && job_.delays == 1;
+    if (some) { // of the products, unless they would cancel
+      const Vec *g = mixers_ + w;
+      product({gram_, n_, 1}, n_, {g, 1, 2 * w}, w, n_, missing_of_products());
+      const Vec *image = missing_of_products();
+      IntVec any = {};
+      for (int k = 0; k < w; ++k) {
+        Vec sum = {}, bound = {};
+        for (int t = 0; t < n_; ++t) {
+          const Vec one = g[t * 2 * w + k];
+          sum += one * image[t * w + k];
+          bound += one * one * gram_[t * n_ + t];
+        }
+        error[k] = sum;
+        lost[k] = kept(k) & fine_ & ~(sum * size[k] > 4e-14 * bound * bound); // to 1e-8
+        any |= lost[k];
+      }
+      if (!Lanes::any(any))
+        return;
+    }
+    Vec sums[kMostModes] = {};
+    for (int block = 0; block < job_.delays; ++block) {
+      if (on_snapshots()) {
+        product(features(block), m_, {mixers_ + w, 1, 2 * w}, w, size_ + 1, missing_);
+      } else {
+        product({ahead_, w, 1}, m_, {columns_, 1, w}, w, w, missing_);
+        product({a_, m_, 1}, m_, {turned_, 1, w}, w, m_, mixers_);
+        for (int i = 0; i < m_ * w; ++i)
+          missing_[i] -= mixers_[i];
+      }
+      for (int i = 0; i < m_; ++i)
+        for (int k = 0; k < w; ++k) {
+          const Vec missing = missing_[i * w + k];
+          sums[k] += missing * missing;
+        }
+    }
+    for (int k = 0; k < w; ++k)
+      error[k] = some ? Lanes::select(lost[k], sums[k], error[k]) : sums[k];
+  }
+  Vec *missing_of_products() { return seen_; } // (n × width)
 
   Complex entry(const Vec *row, int k) const { return mode_entry<Lanes>(row, pair_, k, width_); }
 
@@ -346,14 +416,10 @@ private:
     for (int i = 0; i < size_; ++i)
       for (int k = 0; k < w; ++k)
         size[k] += image_[i * w + k] * other[i * w + k];
-    for (int block = job_.delays - 1; block >= 0; --block) {
-      images(block);
-      for (int i = 0; i < m_; ++i)
-        for (int k = 0; k < w; ++k) {
-          const Vec missing = images_[i * 2 * w + w + k];
-          error[k] += missing * missing;
-        }
-    }
+    if (on_snapshots())
+      mix_snapshots();
+    errors(size, error);
+    images();
     const auto whole = [&](const Vec *parts, int k) { // of a pair: both of its parts
       Vec sum = parts[k];
       if (k + 1 < w)
@@ -362,27 +428,32 @@ private:
         sum += pair_[k] > 1.5 ? parts[k - 1] : Vec{};
       return sum;
     };
-    const Strided columns{images_, 1, 2 * w};
+    const Strided columns{images_, 1, w};
     product(columns, w, columns, w, m_, products_, kLower);
     mirror(products_, w);
     for (int k = 0; k < w; ++k) {
       residuals_[k] = Lanes::sqrt(whole(error, k) / whole(size, k));
-      lengths_[k] = Lanes::sqrt(mode_product(k, k).re);
+    }
+    for (int k = 0; k < w; ++k) {
+      mode_products(k);
+      lengths_[k] = Lanes::sqrt(shared_[k * w + k].re);
     }
   }
 
-  // φ_jᴴ φ_k of the modes before they have unit length.
-  Complex mode_product(int j, int k) const {
+  // Column k, from the diagonal on, of `shared_` <- φ_jᴴ φ_k of the modes before they have unit
+  // length.
+  void mode_products(int k) {
     const int w = width_;
-    Vec re[kMostModes] = {}, im[kMostModes] = {}; // Cᵀ φ_k
+    Vec re[kMostModes], im[kMostModes]; // Cᵀ φ_k
     for (int i = 0; i < w; ++i) {
       const Complex right = entry(products_ + i * w, k);
       re[i] = right.re;
       im[i] = right.im;
     }
-    const Complex of_re = entry(re, j), of_im = entry(im, j);
-    // φ_j = C u: φ_jᴴ y = conj(u)ᵀ (Cᵀ y).
-    return {of_re.re + of_im.im, of_im.re - of_re.im};
+    for (int j = k; j < w; ++j) { // φ_j = C u: φ_jᴴ y = conj(u)ᵀ (Cᵀ y)
+      const Complex of_re = entry(re, j), of_im = entry(im, j);
+      shared_[j * w + k] = {of_re.re + of_im.im, of_im.re - of_re.im};
+    }
   }
 
   void amplitudes() {
@@ -394,42 +465,40 @@ private:
     else if (on_snapshots() && job_.delays == 1)
       product({mixed_, 1, w}, w, {gram_, 1, n_}, last, size_, seen_);
     else
-      product({images_, 1, 2 * w}, w, snapshots(0), last, m_, seen_);
+      product({images_, 1, w}, w, snapshots(0), last, m_, seen_);
     Vec over[kMostModes];
     for (int k = 0; k < w; ++k)
       over[k] = lengths_[k] > 0.0 ? 1.0 / lengths_[k] : Vec{};
-    Complex scale[kMostModes]; // of growing modes: |λ|^(1-n) and the phase that goes with it
-    for (int k = 0; k < w; ++k)
+    Vec scale[kMostModes]; // of growing modes |λ|^(1-n)
+    for (int k = 0; k < w; ++k) {
+      scale[k] = k > 0 ? scale[k - 1] : Vec{};
       vandermonde(k, last, scale[k]);
+    }
+    const Strided powers{powers_, last, 1};
+    Vec *squares = sums_, *rights = sums_ + 4 * w * w; // (2 w × 2 w), (2 w × w)
+    product(powers, 2 * w, powers, 2 * w, last, squares, kLower);
+    product(powers, 2 * w, {seen_, last, 1}, w, last, rights);
     for (int j = 0; j < w; ++j)
       for (int k = 0; k <= j; ++k) {
-        Complex sum = {Vec{}, Vec{}};
-        for (int t = 0; t < last; ++t)
-          sum = sum + conjugate<Lanes>(powers_[j * last + t]) * powers_[k * last + t];
-        const Complex entry = (over[j] * over[k]) * (mode_product(j, k) * sum);
+        const Vec *re = squares + 4 * w * j + 2 * k, *im = re + 2 * w;
+        const Complex sum = {re[0] + im[1], k < j ? re[1] - im[0] : Vec{}};
+        const Complex entry = (over[j] * over[k]) * (shared_[j * w + k] * sum);
         shared_[j * w + k] = entry;
         shared_[k * w + j] = conjugate<Lanes>(entry);
       }
-    for (int j = 0; j < w; ++j) {
-      Complex sum = {Vec{}, Vec{}};
-      for (int t = 0; t < last; ++t) {
-        Vec column[kMostModes];
-        for (int i = 0; i < w; ++i)
-          column[i] = seen_[i * last + t];
-        const Complex u = conjugate<Lanes>(entry(column, j));
-        sum = sum + conjugate<Lanes>(powers_[j * last + t]) * u;
-      }
-      right_[j] = over[j] * sum;
+    for (int j = 0; j < w; ++j) { // conj(Σ λᵗ φ_jᵀ x_t)
+      const Complex re = entry(rights + 2 * j * w, j), im = entry(rights + (2 * j + 1) * w, j);
+      right_[j] = {over[j] * (re.re - im.im), -(over[j] * (re.im + im.re))};
     }
     HermitianSolver<Lanes> solver(shared_, w, unit_, work_); // whose room the eigenvectors leave
     solver.solve(right_, amplitudes_);
     for (int k = 0; k < w; ++k)
-      amplitudes_[k] = scale[k].re * amplitudes_[k];
+      amplitudes_[k] = scale[k] * amplitudes_[k];
   }
 
-  // powers_ (w × count) <- λᵗ s, at most one in magnitude, with s = |λ|^(1 - count) of growing
-  // ones.
-  void vandermonde(int k, int count, Complex &scale) {
+  // Rows 2 k and 2 k + 1 of powers_ (2 w × count) <- λᵗ s, at most one in magnitude, with s =
+  // |λ|^(1 - count) of growing ones, which is `scale`: before, that of the mode before.
+  void vandermonde(int k, int count, Vec &scale) {
     const Vec one = Lanes::broadcast(1.0), zero = Vec{};
     const Vec square = square_of<Lanes>(values_[k]), size = Lanes::sqrt(square);
     const IntVec growing = size > 1.0;
@@ -437,26 +506,45 @@ private:
     const Complex phase = over * values_[k];                // unit where it grows
     const Complex inverse = over * conjugate<Lanes>(phase); // 1/λ where it grows
     const Complex step = choose<Lanes>(growing, inverse, values_[k]);
-    Complex *v = powers_ + k * count;
-    Complex power = {one, zero}, turn = power;
-    scale = {one, zero};
-    for (int t = 0; t < count; ++t) {
-      v[t] = power;
-      if (t + 1 < count) {
-        power = power * step;
-        turn = turn * choose<Lanes>(growing, phase, Complex{one, zero});
-        scale.re = growing ? scale.re * over : scale.re;
+    Vec *re = powers_ + 2 * k * count, *im = re + count;
+    if (k > 0 && all_second(k)) // written with those before, whose conjugates they are
+      return;
+    const bool two = k + 1 < width_ && all_second(k + 1);
+    const auto put = [&](int t, const Complex &power) {
+      re[t] = power.re;
+      im[t] = power.im;
+      if (two) {
+        re[t + 2 * count] = power.re;
+        im[t + 2 * count] = -power.im;
       }
+    };
+    Complex power = {one, zero};
+    for (int t = 0; t < count; ++t) {
+      put(t, power);
+      power = power * step;
     }
+    scale = one;
     if (!Lanes::any(growing))
       return;
+    Complex turn = {one, zero}, factor = choose<Lanes>(growing, phase, turn);
+    Vec shrink = over;
+    for (int left = count - 1; left > 0; left /= 2) { // turn = factor^(count - 1)
+      if (left & 1) {
+        turn = turn * factor;
+        scale *= shrink;
+      }
+      factor = factor * factor;
+      shrink *= shrink;
+    }
     for (int t = 0; 2 * t < count; ++t) { // growing ones: backwards from the end
       const int back = count - 1 - t;
-      const Complex early = v[t], late = v[back];
-      v[t] = choose<Lanes>(growing, turn * late, early);
-      v[back] = choose<Lanes>(growing, turn * early, late);
+      const Complex early = {re[t], im[t]}, late = {re[back], im[back]};
+      put(t, choose<Lanes>(growing, turn * late, early));
+      put(back, choose<Lanes>(growing, turn * early, late));
     }
   }
+
+  bool all_second(int k) const { return !Lanes::any(~(pair_[k] > 1.5)); }
 
   IntVec kept(int k) const {
     if (k >= width_)
@@ -515,7 +603,7 @@ private:
       held = 0;
     };
     for (int i = 0; i < m_; ++i) {
-      const Vec *row = images_ + std::ptrdiff_t(i) * 2 * w;
+      const Vec *row = images_ + std::ptrdiff_t(i) * w;
       for (int k = 0; k < w; ++k) {
         const Vec before = row[k > 0 ? k - 1 : k], after = row[k + 1 < w ? k + 1 : k];
         put_one(share[k].re * row[k] + share[k].re_before * before);
@@ -538,34 +626,72 @@ private:
   Vec rank_;
   IntVec fine_, narrow_; // systems that need no other way, and those of a higher rank
   Vec *at_, *end_;
-  Vec *panel_, *gram_, *a_, *h_, *squares_, *vectors_, *image_, *schur_, *columns_;
+  Vec *panel_, *gram_, *a_, *h_, *squares_, *vectors_, *image_, *ahead_, *small_, *columns_;
   Vec *pair_, *mixed_, *turned_, *mixers_, *images_, *seen_, *products_, *lengths_, *residuals_;
+  Vec *powers_, *sums_, *missing_;
   Vec *out_, *work_;
-  Complex *values_, *unit_, *powers_, *shared_, *right_, *amplitudes_;
+  Complex *values_, *unit_, *shared_, *right_, *amplitudes_;
 };
 
 // The eigendecompositions of a batch, and of another beside it.
 class PairEigen {
   using Real = PairLanes::Real;
+  using Numbers = ComplexOf<PairLanes>;
 
 public:
   static std::size_t numbers(const ModalJob &job) {
-    const int size = job.size(), ends = symmetric_rotations(size);
-    return std::size_t(size * size + size + size * job.width + symmetric_work(size)) * 2 * kLanes +
+    const int ends = symmetric_rotations(job.size());
+    const PairEigen all(job, nullptr);
+    return (reinterpret_cast<const Real *>(all.ends_) - static_cast<const Real *>(nullptr)) * 2 *
+               kLanes +
            (ends + 1) / 2;
   }
 
   PairEigen(const ModalJob &job, double *scratch)
       : size_(job.size()), a_(reinterpret_cast<Real *>(scratch)), squares_(a_ + size_ * size_),
-        vectors_(squares_ + size_), work_(vectors_ + size_ * job.width),
+        vectors_(squares_ + size_), pair_(vectors_ + size_ * job.width),
+        columns_(pair_ + job.width), other_(columns_ + job.width * job.width),
+        schur_(other_ + job.width),
+        values_(reinterpret_cast<Numbers *>(schur_ + schur_work(job.width))),
+        unit_(values_ + job.width), work_(reinterpret_cast<Real *>(unit_ + job.width * job.width)),
         ends_(reinterpret_cast<int *>(work_ + symmetric_work(size_))) {}
 
-  void run(Batch &one, Batch &two) {
+  // From the products of both batches to eigenvalues and columns of their small operators.
+  // Returns where these were found.
+  void run(Batch &one, Batch &two, IntVec &found_one, IntVec &found_two) {
+    const int most = symmetric(one, two);
+    const Vec *first = one.small_operator(most);
+    const Vec *second = &two == &one ? first : two.small_operator(most);
+    Schur<PairLanes> schur(most, schur_);
+    for (int i = 0; i < most * most; ++i)
+      schur.h[i] = {first[i], second[i]};
+    const Real rank = {one.rank(), two.rank()};
+    const Real found = as_number(schur.decompose(rank, values_, unit_, pair_));
+    sort_modes<PairLanes>(values_, unit_, pair_, rank, most, columns_, other_);
+    found_one = found.a > 0.5;
+    found_two = found.b > 0.5;
+    for (int k = 0; k < most; ++k) {
+      one.values()[k] = {values_[k].re.a, values_[k].im.a};
+      two.values()[k] = {values_[k].re.b, values_[k].im.b};
+      one.pair()[k] = pair_[k].a;
+      two.pair()[k] = pair_[k].b;
+    }
+    for (int i = 0; i < most * most; ++i) {
+      one.columns()[i] = columns_[i].a;
+      two.columns()[i] = columns_[i].b;
+    }
+  }
+
+private:
+  static Real as_number(const PairLanes::Mask &mask) {
+    return PairLanes::select(mask, PairLanes::broadcast(1.0), PairLanes::broadcast(0.0));
+  }
+
+  int symmetric(Batch &one, Batch &two) {
     for (int i = 0; i < size_ * size_; ++i)
       a_[i] = {one.a()[i], two.a()[i]};
     SymmetricEigen<PairLanes> eigen(a_, size_, work_, ends_);
-    const Real found = PairLanes::select(eigen.values(squares_), PairLanes::broadcast(1.0),
-                                         PairLanes::broadcast(0.0));
+    const Real found = as_number(eigen.values(squares_));
     for (int i = 0; i < size_; ++i) {
       one.squares()[i] = squares_[i].a;
       two.squares()[i] = squares_[i].b;
@@ -573,17 +699,17 @@ public:
     const int first = one.keep(found.a), second = two.keep(found.b);
     const int most = first > second ? first : second;
     eigen.vectors(most, vectors_);
-    for (int i = 0; i < size_; ++i) {
-      for (int k = 0; k < first; ++k)
-        one.vectors()[i * first + k] = vectors_[i * most + k].a;
-      for (int k = 0; k < second; ++k)
-        two.vectors()[i * second + k] = vectors_[i * most + k].b;
+    for (int i = 0; i < size_ * most; ++i) {
+      one.vectors()[i] = vectors_[i].a;
+      two.vectors()[i] = vectors_[i].b;
     }
+    return most;
   }
 
-private:
   const int size_;
-  Real *a_, *squares_, *vectors_, *work_;
+  Real *a_, *squares_, *vectors_, *pair_, *columns_, *other_, *schur_;
+  Numbers *values_, *unit_;
+  Real *work_;
   int *ends_;
 };
 
@@ -601,10 +727,11 @@ void modal_fit_batch(const ModalJob &job, std::int64_t first, int count, double 
   one.prepare(first, some);
   if (others > 0)
     two.prepare(first + some, others);
-  eigen.run(one, others > 0 ? two : one);
-  one.finish(first, some);
+  IntVec found, found_other;
+  eigen.run(one, others > 0 ? two : one, found, found_other);
+  one.finish(first, some, found);
   if (others > 0)
-    two.finish(first + some, others);
+    two.finish(first + some, others, found_other);
 }
 
 std::size_t exponent_fit_scratch(const ExponentJob &job) {

@@ -39,6 +39,7 @@ struct SimdLanes {
   static KOOPCORE_INLINE Real select(Mask m, Real a, Real b) { return m ? a : b; }
   static KOOPCORE_INLINE Mask equal(Real a, double b) { return a == b; }
   static KOOPCORE_INLINE Mask both(Mask a, Mask b) { return a & b; }
+  static KOOPCORE_INLINE Mask either(Mask a, Mask b) { return a | b; }
   static KOOPCORE_INLINE Mask opposite(Mask m) { return ~m; }
   static KOOPCORE_INLINE bool any(Mask m) {
 #if defined(__AVX512F__)
@@ -73,6 +74,17 @@ struct SimdLanes {
     return y;
 #else
     return 1.0 / sqrt(x);
+#endif
+  }
+  // The same of 1/x, x a normal number whose inverse is one too.
+  static KOOPCORE_INLINE Real inverse(Real x) {
+#if defined(__AVX512F__)
+    Vec y = (Vec)_mm512_maskz_rcp14_pd(0xff, (__m512d)x);
+    for (int i = 0; i < 2; ++i)
+      y = y + y * (1.0 - x * y);
+    return y;
+#else
+    return 1.0 / x;
 #endif
   }
   static KOOPCORE_INLINE Real max(Real a, Real b) { return a > b ? a : b; }
@@ -153,6 +165,9 @@ struct PairLanes {
   static KOOPCORE_INLINE Mask both(const Mask &x, const Mask &y) {
     return {Half(x.a & y.a), Half(x.b & y.b)};
   }
+  static KOOPCORE_INLINE Mask either(const Mask &x, const Mask &y) {
+    return {Half(x.a | y.a), Half(x.b | y.b)};
+  }
   static KOOPCORE_INLINE Mask opposite(const Mask &m) { return {Half(~m.a), Half(~m.b)}; }
   static KOOPCORE_INLINE bool any(const Mask &m) {
 #if defined(__AVX512F__)
@@ -166,6 +181,9 @@ struct PairLanes {
   }
   static KOOPCORE_INLINE Real inverse_sqrt(const Real &x) {
     return {SimdLanes::inverse_sqrt(x.a), SimdLanes::inverse_sqrt(x.b)};
+  }
+  static KOOPCORE_INLINE Real inverse(const Real &x) {
+    return {SimdLanes::inverse(x.a), SimdLanes::inverse(x.b)};
   }
   static KOOPCORE_INLINE Real max(const Real &x, const Real &y) {
     return {SimdLanes::max(x.a, y.a), SimdLanes::max(x.b, y.b)};

@@ -39,9 +39,7 @@ public:
       }
       return;
     }
-    for (int i = 0; i < m_; ++i)
-      out[i] -= last_[i];
-    reflection_.apply(out, m_);
+    reflection_.apply(last_, out, m_);
   }
 
 private:

@@ -5,8 +5,19 @@ scikit-learn's conventions (rows are time), PyDMD's words; docs/dmd.md translate
 
 from koopcore.dmd.decomposition import STATUS
 from koopcore.dmd.estimator import DMD, UnstableForecastWarning
+from koopcore.dmd.fixed_points import FixedPoint, fixed_point
 from koopcore.dmd.optimized import OptimizedDMD
 from koopcore.dmd.persistence import load, save
 from koopcore.dmd.windows import sliding
 
-__all__ = ["DMD", "STATUS", "OptimizedDMD", "UnstableForecastWarning", "load", "save", "sliding"]
+__all__ = [
+    "DMD",
+    "STATUS",
+    "FixedPoint",
+    "OptimizedDMD",
+    "UnstableForecastWarning",
+    "fixed_point",
+    "load",
+    "save",
+    "sliding",
+]

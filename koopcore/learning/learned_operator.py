@@ -272,11 +272,12 @@ def check_readout(readout: str, dictionary: Dictionary) -> Readout:
         raise ValueError(
             f"readout is {readout!r}; 'auto', 'least-squares' or 'state-inclusive' is needed"
         )
-    inclusive = state_features(dictionary) is not None
+    places = state_features(dictionary)
+    inclusive = places is not None and len(places) == dictionary.n_states
     if readout == "state-inclusive" and not inclusive:
         raise ValueError(
-            "readout='state-inclusive' needs the state among the features; wrap the dictionary "
-            f"(of every block) as StateInclusive(...), not {dictionary!r}"
+            "readout='state-inclusive' needs all of the state among the features; wrap the "
+            f"dictionary (of every block) as StateInclusive(...), not {dictionary!r}"
         )
     if readout == "least-squares" or not inclusive:
         return "least-squares"
@@ -288,14 +289,17 @@ def fit_readout(
 ) -> FloatArray:
     """C (n, h): ones at the states' own features, or least squares of states on features.
 
+    Where only the first states are features, least squares reads the others.
+
     Least squares leaves out directions of the features below 1e-9 of the strongest: nearly
     collinear features would be read with huge weights of both signs, which a prediction's small
     errors do not survive.
     """
-    places = state_features(dictionary) if readout == "state-inclusive" else None
-    if places is not None:
-        selection = np.zeros((dictionary.n_states, dictionary.n_features))
-        selection[np.arange(len(places)), places] = 1.0
-        return selection
-    solution = np.linalg.lstsq(features, states, rcond=_CUTOFF)[0]
-    return np.ascontiguousarray(solution.T)
+    result = np.zeros((dictionary.n_states, dictionary.n_features))
+    places = state_features(dictionary) or []
+    if readout == "least-squares":
+        result = np.ascontiguousarray(np.linalg.lstsq(features, states, rcond=_CUTOFF)[0].T)
+        places = [] if len(places) == dictionary.n_states else places
+    result[: len(places)] = 0.0
+    result[np.arange(len(places)), places] = 1.0
+    return result

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -39,19 +39,32 @@ _OPTIONAL = dict.fromkeys(("input_matrix", "output_readout"), "F64")
 _PART = {"parameters": "F64", "rows": "F64", "rank": "I64", "iteration": "I64"}
 
 
-def save(learned: LearnedOperator, directory: str | Path) -> Path:
+class Learned(Protocol):
+    """A learner after ``fit``."""
+
+    operator_: LearnedOperator
+
+
+def save(learned: LearnedOperator | Learned, directory: str | Path) -> Path:
     """Write ``operator.json`` and ``operator.safetensors`` into a directory, made if need be.
 
+    Of a learner, its ``operator_`` is saved, which is what `load` returns.
     No pickle: loading runs no code from the files. Each file appears whole or not at all, and a
     digest of both shows whether they belong together. A dictionary whose code is not koopcore's
     (`TorchDictionary`) is named, and must be passed to `load`. Raises ImportError without
     safetensors, OSError where the directory cannot be written.
     """
+    operator = getattr(learned, "operator_", learned)
+    if not isinstance(operator, LearnedOperator):
+        raise TypeError(
+            f"what is to be saved is a {type(learned).__name__}; a LearnedOperator, or a learner "
+            "that has learned, is needed"
+        )
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    present = {name: getattr(learned, name) for name in (*_NUMBERS, *_OPTIONAL)}
+    present = {name: getattr(operator, name) for name in (*_NUMBERS, *_OPTIONAL)}
     numbers = _packed({name: array for name, array in present.items() if array is not None})
-    dictionary = describe(learned.dictionary)
+    dictionary = describe(operator.dictionary)
     description = {
         "format": FORMAT,
         "version": VERSION,

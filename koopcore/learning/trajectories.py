@@ -86,8 +86,8 @@ def joined_pairs(items: Sequence[FloatArray]) -> Pairs:
 def _snapshot_pairs(now: Trajectories, ahead: Trajectories, n_states: int | None) -> Pairs:
     """Pairs (x, y) with y the state after x, row by row."""
     first, second = (
-        np.concatenate([_checked(k, item, 1) for k, item in enumerate(separate(part))])
-        for part in (now, ahead)
+        np.concatenate([_checked(k, item, 1, of) for k, item in enumerate(separate(part))])
+        for part, of in ((now, "X: "), (ahead, "Y: "))
     )
     if first.shape != second.shape:
         raise ValueError(
@@ -278,15 +278,16 @@ def power_of_two(columns: FloatArray) -> FloatArray:
     return powers
 
 
-def _checked(k: int, array: npt.NDArray[Any], least: int = 2) -> FloatArray:
-    """A float64 copy of trajectory k."""
+def _checked(k: int, array: npt.NDArray[Any], least: int = 2, of: str = "") -> FloatArray:
+    """A float64 copy of trajectory k, ``of`` which of several arguments."""
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(
-            f"trajectory {k} has shape {array.shape}; (length, n_states) is needed, one time a row"
+            f"{of}trajectory {k} has shape {array.shape}; (length, n_states) is needed, one time "
+            "a row"
         )
     if len(array) < least:
         raise ValueError(
-            f"trajectory {k} has {len(array)} row{'s' * (len(array) != 1)}; at least {least} "
+            f"{of}trajectory {k} has {len(array)} row{'s' * (len(array) != 1)}; at least {least} "
             f"{'are' if least > 1 else 'is'} needed"
         )
     with np.errstate(over="ignore"):  # of wider floats
@@ -295,7 +296,7 @@ def _checked(k: int, array: npt.NDArray[Any], least: int = 2) -> FloatArray:
     if len(bad):
         time, state = bad[0]
         raise ValueError(
-            f"trajectory {k} is not finite: row {time}, state {state} is {states[time, state]}; "
-            "nothing was learned"
+            f"{of}trajectory {k} is not finite: row {time}, state {state} is "
+            f"{states[time, state]}; nothing was learned"
         )
     return states

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -39,11 +40,12 @@ from koopcore.training.recording.recording import Recording
 from koopcore.training.regime import RegimeJudge
 from koopcore.training.report import report_of
 from koopcore.training.settings import Settings
-from koopcore.training.state import check_like, check_range, same
+from koopcore.training.state import FLAG, PART, TEXT, Leaf, Several, check, one_of, same, whole
 from koopcore.training.statistics import JumpRecord, Spectrum, Statistics
 
 #: Of the format of saved states.
 VERSION = 3
+_ANYTHING = Leaf(lambda _: True, "a value")
 
 #: Attempts in vain, and steps under noise without a look at the averages, after which a warning
 #: says that the run gains nothing.
@@ -288,7 +290,7 @@ class Attached:
                 if past is not None:
                     parameters.restore(past)
                 with self._processes.together(self._step, "comparing a gradient"):
-                    full = same_gradient(self._guarded, parameters.stepped)
+                    full = same_gradient(self._guarded, parameters.stepped, parameters.shards)
             except PeerError:
                 full = False
             finally:
@@ -700,6 +702,8 @@ class Attached:
         if state["layout"] and family is not None and self._recording is not None:
             parameters = self._recording.parameters
             family.load_state_dict(parameters.pieces(state["averages"]), parameters.names)
+        elif family is not None:  # saved before anything was recorded
+            family.restart()
         self._step = self._counted = state["step"]
         self._next = 0
         self._fresh = state["fresh"]
@@ -716,8 +720,14 @@ class Attached:
         """Raise ValueError for what :meth:`load_state_dict` does not take; return the buffers."""
         where = "the saved state"
         settings = self.settings.identity()
-        like = {"version": 1, "step": 1, "fresh": True, "layout": ""}
         parts = "settings regime policy recording averages jumps statistics".split()
+        schema = {
+            "version": one_of(VERSION),
+            "step": whole(),
+            "fresh": FLAG,
+            "layout": TEXT,
+            **dict.fromkeys(parts, PART),
+        }
         if not isinstance(state, Mapping):
             raise ValueError(
                 f"{where} is a {type(state).__name__}; give what state_dict() returned"
@@ -727,11 +737,8 @@ class Attached:
                 f"{where} has version {state['version']!r}, this koopcore reads {VERSION}; load it "
                 "with the version that saved it"
             )
-        shallow = {k: {} if k in parts and isinstance(v, Mapping) else v for k, v in state.items()}
-        check_like(shallow, {**like, **{k: {} for k in parts}}, where)
-        check_range(state["step"], 0, 1 << 62, f"{where}['step']")
-        if lacking := [name for name in settings if name not in state["settings"]]:
-            raise ValueError(f"the settings in {where} lack {lacking[0]!r}")
+        check(state, schema, where)
+        check(state["settings"], dict.fromkeys(settings, _ANYTHING), f"{where}['settings']")
         for name, value in settings.items():
             given = state["settings"][name]
             if not same(given, value):
@@ -752,14 +759,24 @@ class Attached:
             if isinstance(self._jump, SpanJump) and self._recording is not None:
                 self._jump.check_state(state["jumps"], self._recording)
             else:
-                check_like(state["jumps"], {}, f"the jumps in {where}")
+                check(state["jumps"], {}, f"{where}['jumps']")
         self._judge.check_state(state["regime"])
         self._policy.check_state(state["policy"])
         self._stats.check_state(state["statistics"])
+        self._check_relations(state, where)
         names = state["recording"].get("buffers", []) if state["layout"] else []
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"the buffers in {where} are {names!r}; a list of names is needed")
-        return names
+        check(names, Several(TEXT), f"{where}['recording']['buffers']")
+        return list(names)
+
+    def _check_relations(self, state: Mapping[str, Any], where: str) -> None:
+        """Raise ValueError where parts that fit, each by itself, do not fit each other."""
+        statistics, step = state["statistics"], state["step"]
+        check(step, one_of(statistics["steps"]), f"{where}['step']")
+        if "taken" in state["averages"]:
+            check(state["averages"]["taken"], whole(0, step), f"{where}['averages']['taken']")
+        if "bar" in state["policy"]:
+            before = [record[5] for record in statistics["history"][-1:]]
+            check(state["policy"]["bar"], one_of(math.inf, *before), f"{where}['policy']['bar']")
 
     def _fingerprint(self) -> str:
         return "" if self._recording is None else self._recording.parameters.layout.fingerprint()
@@ -778,7 +795,7 @@ class Attached:
     def _check_averages(self, state: Mapping[str, Any]) -> None:
         family, recording = self._averages.family, self._recording
         if family is None or recording is None:
-            check_like(state, {}, "the averages in the saved state")
+            check(state, {}, "the saved state['averages']")
         else:
             state = recording.parameters.pieces(state)
             family.check_state(state, recording.parameters.names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +18,7 @@ from koopcore.training.recording.ring import (
     place,
     wide_dtype,
 )
-from koopcore.training.state import check_finite, check_like, check_range
+from koopcore.training.state import Several, check, number, whole
 
 
 class ExponentialAverage:
@@ -240,15 +239,12 @@ class AverageFamily:
 
     def check_state(self, state: Mapping[str, Any], names: Sequence[str]) -> None:
         """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
-        where = "the averages in the saved state"
-        check_like(state, self.state_dict(names), where)
-        check_range(state["taken"], 0, 1 << 62, f"{where}['taken']")
-        lags = state["lags"]
-        if len(lags) != len(self.lags) or not all(
-            isinstance(lag, int | float) and 0 <= lag < math.inf for lag in lags
-        ):
-            raise ValueError(f"{where}['lags'] is {lags!r}; {len(self.lags)} numbers are needed")
-        check_finite((a for named in state["averages"].values() for a in named.values()), where)
+        here, count = self.state_dict(names), len(self.lags)
+        schema = {**here, "taken": whole(), "lags": Several(number(0.0), count, count)}
+        check(state, schema, "the saved state['averages']")
+        # What is averaged is no older than the averages.
+        youngest = number(0.0, float(state["taken"]))
+        check(state["lags"], Several(youngest), "the saved state['averages']['lags']")
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], names: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from koopcore.training.jumping.line_search import geometric
 from koopcore.training.optimizers import Stepper
 from koopcore.training.regime import Regime
 from koopcore.training.settings import NOISE_STRIDE, SCHEDULED, Settings, Steps
-from koopcore.training.state import check_like, check_range, restore
+from koopcore.training.state import FLAG, check, number, restore, whole
 
 #: Horizons in windows: the first rung (and the share of the last jump below which none is tried),
 #: the rungs up to which the ladder is always tried, and up to which while nothing is accepted.
@@ -201,18 +201,20 @@ class AdaptivePolicy:
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
-        where = "the policy in the saved state"
-        check_like(state, self.state_dict(), where)
-        for name, most in (("rejections", 1 << 62), ("slides", SLIDES), ("keep", self.window)):
-            check_range(state[name], 0, most, f"{where}[{name!r}]")
-        for name in ("stride", "paced"):
-            known = (1, 1 << 62) if self.free else (self.stride, self.stride)
-            check_range(state[name], *known, f"{where}[{name!r}]")
-        check_range(state["lost"], 0, 1 << 62, f"{where}['lost']")
-        if math.isnan(state["bar"]):
-            raise ValueError(f"{where}['bar'] is nan; a number or infinity is needed")
-        if not 0 <= state["last"] < math.inf:
-            raise ValueError(f"{where}['last'] is {state['last']}; a number >= 0 is needed")
+        least, most = (LEAST_STRIDE, NOISE_STRIDE) if self.free else (self.stride, self.stride)
+        schema = {
+            "start": whole(),
+            "ready": FLAG,
+            "rejections": whole(),
+            "slides": whole(0, SLIDES),
+            "last": number(0.0),
+            "keep": whole(0, self.window),
+            "bar": number(infinite=True),
+            "lost": whole(),
+            "stride": whole(least, most),
+            "paced": whole(least, most),
+        }
+        check(state, schema, "the saved state['policy']")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
@@ -273,7 +275,7 @@ class SpanPolicy:
     ) -> None:
         """Take in what an attempt gained and cost, and what the steps before it did."""
         self.next = step + INTERVAL
-        if before is None or after is None:
+        if before is None or after is None or not math.isfinite(before):
             return
         if self.trial:
             self._compare(step, before)
@@ -317,13 +319,20 @@ class SpanPolicy:
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
-        where = "the policy in the saved state"
-        check_like(state, self.state_dict(), where)
-        check_range(state["blocks"], 1, MOST_BLOCKS, f"{where}['blocks']")
-        check_range(state["alone"], ALONE, MOST_ALONE, f"{where}['alone']")
-        for name in ("units", "first", "rate", "left"):
-            if not math.isfinite(state[name]):
-                raise ValueError(f"{where}[{name!r}] is {state[name]}; a finite number is needed")
+        schema = {
+            "start": whole(),
+            "next": whole(),
+            "attempts": whole(0, MOST_BLOCKS * BLOCK),
+            "blocks": whole(1, MOST_BLOCKS),
+            "alone": whole(ALONE, MOST_ALONE),
+            "trial": FLAG,
+            "units": number(0.0),
+            "first": number(0.0),
+            "rate": number(),
+            "left": number(0.0),
+            "left_at": whole(),
+        }
+        check(state, schema, "the saved state['policy']")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
@@ -393,7 +402,8 @@ class FixedSchedule:
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
-        check_like(state, self.state_dict(), "the schedule in the saved state")
+        schema = {"start": whole(min(0, self.start)), "over": FLAG}
+        check(state, schema, "the saved state['policy']")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
-from koopcore.training.state import check_like, check_range, restore
+from koopcore.training.state import FLAG, Schema, Several, check, number, one_of, restore, whole
 
 Regime: TypeAlias = Literal["undecided", "smooth", "between", "noise"]
 
@@ -27,6 +27,8 @@ PROVED = 1600
 ROUGH = (0.2, 0.1)
 #: Steps from a window that agrees with the regime to the next, growing by half each time.
 FIRST_GAP, MOST_GAP = 50, 800
+#: A cosine, and what rounding may add to it.
+COSINE = 1.0 + 1e-6
 #: After a window that does not, this many of its snapshots begin the next.
 KEPT = 4
 
@@ -140,18 +142,26 @@ class RegimeJudge:
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
-        where = "the regime in the saved state"
-        check_like(state, self.state_dict(), where)
-        if state["regime"] not in get_args(Regime):
-            raise ValueError(f"{where} is {state['regime']!r}; {get_args(Regime)} are known")
-        for name in ("seen", "exact"):
-            check_range(state[name], 0, 1 << 62, f"{where}[{name!r}]")
-        check_range(state["gap"], FIRST_GAP, MOST_GAP, f"{where}['gap']")
-        for name in ("hindcasts", "cosines", "strided"):
-            values = state[name]
-            numbers = all(isinstance(v, int | float) and not math.isnan(v) for v in values)
-            if not numbers or len(values) > WINDOWS:
-                raise ValueError(f"{where}[{name!r}] is {values!r}; up to {WINDOWS} numbers fit")
+        where = "the saved state['regime']"
+        regimes = get_args(Regime) if self.auto else (self.regime,)
+        windows = {
+            "hindcasts": number(0.0, infinite=True),
+            "cosines": number(-COSINE, COSINE),
+            "strided": number(0.0),
+        }
+        schema: dict[str, Schema] = {
+            "regime": one_of(*regimes),
+            "next": whole(),
+            "gap": whole(FIRST_GAP, MOST_GAP),
+            "seen": whole(),
+            "exact": whole(),
+            "doubt": FLAG,
+            **{name: Several(leaf, 0, WINDOWS) for name, leaf in windows.items()},
+        }
+        check(state, schema, where)
+        seen = min(state["seen"], WINDOWS)
+        for name in ("hindcasts", "cosines"):
+            check(state[name], Several(windows[name], seen, seen), f"{where}[{name!r}]")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""

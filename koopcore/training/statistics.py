@@ -7,10 +7,22 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
-from koopcore.training.regime import median
-from koopcore.training.state import check_like, restore
+from koopcore.training.regime import Regime, median
+from koopcore.training.settings import Kind
+from koopcore.training.state import (
+    FLAG,
+    TEXT,
+    Schema,
+    Several,
+    check,
+    number,
+    one_of,
+    or_none,
+    restore,
+    whole,
+)
 
 
 @dataclass(frozen=True)
@@ -186,17 +198,38 @@ class Statistics:
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
-        where = "the statistics in the saved state"
-        check_like(state, self.state_dict(), where)
-        for entry in state["history"]:
-            values = list(entry) if isinstance(entry, tuple | list) else []
-            kinds = [_KINDS[f.type] for f in fields(JumpRecord)]
-            if len(values) != len(kinds) or not all(map(isinstance, values, kinds)):
-                raise ValueError(f"{where} have the record {entry!r}, which is none of a jump")
-        for entry in state["regimes"]:
-            pair = list(entry) if isinstance(entry, tuple | list) else []
-            if len(pair) != 2 or not isinstance(pair[0], int) or not isinstance(pair[1], str):
-                raise ValueError(f"{where} have the regime {entry!r}; (step, regime) is needed")
+        where = "the saved state['statistics']"
+        totals: dict[str, Schema] = {
+            "steps": whole(),
+            "snapshots": whole(),
+            "jumps": whole(),
+            "accepted": whole(),
+            "steps_skipped": number(0.0),
+            "evaluations": whole(),
+            "seconds": number(0.0),
+            "seconds_recording": number(0.0),
+            "lasting": whole(),
+            "followed": whole(),
+        }
+        lists: dict[str, Schema] = {"regimes": Several(_CHANGE, 1), "history": Several(_RECORD)}
+        check(state, {**totals, **lists}, where)
+        relations = (
+            ("snapshots", "steps"),
+            ("jumps", "steps"),
+            ("accepted", "jumps"),
+            ("followed", "accepted"),
+            ("lasting", "followed"),
+        )
+        for name, most in relations:
+            check(state[name], whole(0, state[most]), f"{where}[{name!r}]")
+        attempts = min(state["jumps"], self.HISTORY)
+        check(state["history"], Several(_RECORD, attempts, attempts), f"{where}['history']")
+        for name in ("history", "regimes"):
+            for k, entry in enumerate(state[name]):
+                check(entry[0], whole(0, state["steps"]), f"{where}[{name!r}][{k}][0]")
+        if attempts == state["jumps"]:
+            accepted = sum(entry[1] for entry in state["history"])
+            check(state["accepted"], whole(accepted, accepted), f"{where}['accepted']")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
@@ -223,11 +256,19 @@ class Statistics:
         return table
 
 
-#: What the values of a saved :class:`JumpRecord` may be, by the field's annotation.
-_KINDS: dict[Any, Any] = {
-    "bool": bool,
-    "int": int,
-    "float": int | float,
-    "float | None": int | float | None,
-    "str": str,
-}
+#: A regime's step and name, and the fields of a :class:`JumpRecord`, in saved states.
+_CHANGE: Schema = (whole(), one_of(*get_args(Regime)))
+_LOSS = or_none(number(infinite=True, nan=True))
+_RECORD: Schema = (
+    whole(1),
+    FLAG,
+    one_of("none", "span", *get_args(Kind)),
+    number(0.0),
+    whole(1),
+    _LOSS,
+    _LOSS,
+    number(0.0, infinite=True, nan=True),
+    whole(),
+    number(0.0),
+    TEXT,
+)

@@ -30,9 +30,10 @@ def alike(groups, m):
 
 
 def householder(last):
-    """H with H last = -sign(last_1) ‖last‖ e_1, written out."""
+    """H with H last = -sign(last_p) ‖last‖ e_p, p the first of its largest entries, written out."""
     v = np.array(last, dtype=np.longdouble)
-    v[0] += np.copysign(np.sqrt(v @ v), v[0])
+    p = np.abs(v).argmax()
+    v[p] += np.copysign(np.sqrt(v @ v), v[p])
     square = v @ v
     return np.eye(len(v)) - (2 * np.outer(v, v) / square if square else 0.0)
 
@@ -41,13 +42,28 @@ def householder(last):
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_reflection_is_householders(m, sign):
     rows = generic(9, m, seed=m)
-    rows[-1, 0] = sign * abs(rows[-1, 0])
+    p = np.abs(rows[-1]).argmax()
+    rows[-1, p] = sign * abs(rows[-1, p])
     got = reflect(rows, rows[-1])
     np.testing.assert_allclose(got, rows @ householder(rows[-1]).astype(float), atol=1e-13)
     expected = np.zeros(m)
-    expected[0] = -sign * np.linalg.norm(rows[-1])
-    np.testing.assert_allclose(got[-1], expected, atol=1e-15 * abs(expected[0]))
+    expected[p] = -sign * np.linalg.norm(rows[-1])
+    np.testing.assert_allclose(got[-1], expected, atol=1e-15 * abs(expected[p]))
     np.testing.assert_allclose(unreflect(got, rows[-1]), rows, atol=1e-13)
+
+
+def test_reflection_keeps_small_parameters_apart_from_large_ones():
+    """Every coordinate but that of the position has the digits of its own parameter."""
+    sizes = 10.0 ** np.array([-12.0, -3.0, 0.0, -8.0, -5.0])
+    rows = generic(9, 5, seed=1) * sizes
+    rows[-1] = sizes
+    got = reflect(rows, rows[-1])
+    exact = rows.astype(np.longdouble) @ householder(rows[-1])
+    others = np.arange(5) != 2
+    assert (np.abs(got - exact)[:, others] < 32 * U * sizes[others]).all()
+    order = np.array([3, 0, 4, 1, 2])
+    again = reflect(rows[:, order], rows[-1, order])
+    assert (np.abs(again - got[:, order]) < 32 * U * sizes[order]).all()
 
 
 def test_reflection_of_many_groups_and_of_nothing():
@@ -65,8 +81,9 @@ def test_reflection_keeps_the_digits_of_the_motion():
     got = reflect(point + motion, point + motion[-1])
     exact = (point + motion).astype(np.longdouble)
     # Rounding of a motion of 1e-2 at most is seen, not of a position of 5e5.
-    across = ((exact - exact[-1]) @ householder(exact[-1]))[:, 1:].astype(float)
-    np.testing.assert_allclose(got[:, 1:], across, atol=20 * U * 1e-2)
+    across = ((exact - exact[-1]) @ householder(exact[-1])).astype(float)
+    others = [0, 2]  # the position is along the second
+    np.testing.assert_allclose(got[:, others], across[:, others], atol=20 * U * 1e-2)
 
 
 # -- moments --------------------------------------------------------------------------------------

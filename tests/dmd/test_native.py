@@ -134,3 +134,17 @@ def test_stages_refuse_what_would_be_read_out_of_bounds():
         cpu.delay_start(x, 4, 5)
     with pytest.raises(ValueError, match="n, n"):
         cpu.leading(x, 2)
+
+
+def test_large_results_do_not_share_memory_while_they_live():
+    x = waves(700, n=12, m=40, noise=0.02)[0]
+    first = DMD(4).fit(x).modes_
+    kept = first.copy()
+    second = DMD(4).fit(2.0 * x[::-1]).modes_
+    assert not np.shares_memory(first, second)
+    np.testing.assert_array_equal(first, kept)
+    del second  # its memory is the next result's
+    again = DMD(4).fit(x)
+    np.testing.assert_array_equal(again.modes_, kept)
+    assert again.modes_.flags.c_contiguous
+    assert again.modes_.flags.writeable

@@ -28,6 +28,7 @@ DICTIONARIES = {
     "deep": Layered(3, (5, 4, 6)),
     "deep logistic": Layered(3, (5, 2), "logistic", bias=1.0),
     "inclusive": StateInclusive(OneLayer(3, 4, bias=None)),
+    "inclusive of some": StateInclusive(OneLayer(3, 4, coordinates=(2,)), True, states=2),
     "equal blocks": Blocks((Layered(1, (4, 2)),) * 3, ((2,), (0,), (1,))),
     "equal inclusive blocks": Blocks((StateInclusive(OneLayer(1, 2, bias=None)),) * 3),
     "unequal blocks": Blocks((OneLayer(2, 3, bias=None), Layered(1, (2, 2))), ((2, 0), (1,))),
@@ -105,6 +106,19 @@ def test_one_layer_is_sigma_of_w_x():
     expected = np.array([[np.tanh(row @ point) for row in w] for point in x])
     actual = OneLayer(2, 3, bias=None).features(w.reshape(-1), x)
     np.testing.assert_allclose(actual, expected, rtol=1e-15)
+
+
+def test_features_start_as_coordinates_and_some_states_are_left_out():
+    layer = OneLayer(4, 3, scale=1e-3, coordinates=(2, 3))
+    dictionary = StateInclusive(layer, constant=True, states=2)
+    rng = np.random.default_rng(0)
+    states = rng.standard_normal((5, 4))
+    features = dictionary.features(dictionary.initial(rng), states)
+    np.testing.assert_array_equal(features[:, :2], states[:, :2])
+    np.testing.assert_allclose(features[:, 2:4], 1e-3 * states[:, 2:], rtol=1e-5)
+    np.testing.assert_array_equal(features[:, 5], 1.0)
+    assert dictionary.state_features() == [0, 1]
+    assert Blocks((dictionary, StateInclusive(OneLayer(1, 2)))).state_features() is None
 
 
 @pytest.mark.parametrize(("n", "degree", "constant"), [(1, 4, True), (2, 3, False), (3, 2, True)])
@@ -193,6 +207,9 @@ def test_a_torch_dictionary_starts_from_its_module_and_leaves_it_alone():
         (lambda: Blocks((OneLayer(2, 2, bias=None),), ((0,),)), "block 0 has states .* takes 2"),
         (lambda: TorchDictionary(torch.nn.Flatten(0), 3), r"\(2, n_features\) is needed"),
         (lambda: OneLayer(2, 3, scale=-1.0, bias=None), "scale is -1.0"),
+        (lambda: OneLayer(2, 3, coordinates=(2,)), "1 numbers up to 2; at most 3 of 0 to 1"),
+        (lambda: OneLayer(2, 1, coordinates=(0, 1)), "2 numbers up to 1; at most 1 of 0 to 1"),
+        (lambda: StateInclusive(OneLayer(2, 3), states=3), "states is 3, but inner takes 2"),
         (lambda: Layered(2, (3,), bias=np.nan), "bias is nan"),
         (lambda: Monomials(1000, 9), "make more than 1000000 monomials; lower the degree"),
         (lambda: Monomials(10**9, 10**9), "make more than 1000000 monomials"),

@@ -30,6 +30,7 @@ DICTIONARIES = {
     "one layer": OneLayer(2, 3, "logistic"),
     "bare": OneLayer(2, 3, bias=None),
     "state-inclusive": DICTIONARY,
+    "of the first state": StateInclusive(OneLayer(2, 3), constant=True, states=1),
     "layered": StateInclusive(Layered(2, (5, 4), "arctan")),
     "blocks": Blocks((StateInclusive(OneLayer(1, 3)), OneLayer(1, 2)), ((1,), (0,))),
     "module": TorchDictionary(module().eval(), 2),
@@ -125,6 +126,8 @@ def test_ranks_with_parts_of_the_points_learn_what_one_learns_from_all(tmp_path)
     ("settings", "error", "message"),
     [
         ({"batch_size": 11}, ValueError, "batch_size is 11, 11 pairs an iteration, fewer than the"),
+        ({"dictionary": OneLayer(2, 400)}, ValueError, "pairs an iteration, fewer than the 400"),
+        ({"device": "abacus"}, ValueError, "device is 'abacus'"),
         ({"batch_size": 0}, ValueError, "batch_size is 0"),
         ({"k_step": "newton"}, ValueError, "k_step is 'newton'"),
         ({"dtype": "float16"}, ValueError, "dtype is 'float16'"),

@@ -32,6 +32,7 @@ DICTIONARIES = [
     OneLayer(2, 3, "arctan", 0.5, bias=None),
     Layered(2, (4, 3), "logistic", 0.1, 2.0),
     StateInclusive(OneLayer(2, 2, bias=None)),
+    StateInclusive(OneLayer(2, 2, coordinates=(1,)), states=1),
     Monomials(2, 2, constant=True),
     RadialBasis(((0.0, 1.0), (1.0, 0.0)), 0.7),
     Blocks((StateInclusive(Layered(1, (3, 2))), OneLayer(1, 2, bias=None)), ((1,), (0,))),
@@ -54,6 +55,14 @@ def test_an_operator_comes_back_bit_for_bit(dictionary, tmp_path):
         "operator.json",
         "operator.safetensors",
     ]
+
+
+def test_of_a_learner_its_operator_is_saved(tmp_path):
+    learner = AlternatingLearner(DICTIONARIES[2], n_iterations=3)
+    with pytest.raises(TypeError, match=r"a AlternatingLearner; .* that has learned, is needed"):
+        save(learner, tmp_path)
+    operator = load(save(learner.fit(DATA), tmp_path)).operator
+    np.testing.assert_array_equal(operator, learner.operator_.operator)
 
 
 def test_a_torch_dictionary_must_be_given_again(tmp_path):

@@ -14,7 +14,7 @@ from koopcore.learning import (
     load,
     save,
 )
-from koopcore.learning.learners.rollouts import bounded, excess, spectral_radius
+from koopcore.learning.learners.rollouts import Windows, bounded, excess, spectral_radius
 from koopcore.learning.learners.variable_projection import Projection
 from koopcore.learning.trajectories import pairs, samples
 
@@ -35,25 +35,36 @@ def controlled(length=80, seed=0):
     return x, u, x @ np.array([[1.0], [2.0]]), a, b
 
 
+SOME = StateInclusive(OneLayer(2, 4), constant=True, states=1)
+
+
 @pytest.mark.parametrize(
-    ("horizon", "with_inputs", "radius"), [(1, True, None), (6, False, 0.9), (7, True, None)]
+    ("dictionary", "horizon", "with_inputs", "radius"),
+    [
+        (DICTIONARY, 1, True, None),
+        (DICTIONARY, 6, False, 0.9),
+        (DICTIONARY, 7, True, None),
+        (SOME, 4, True, None),
+    ],
 )
-def test_the_gradient_is_that_of_differences_through_the_exact_k(horizon, with_inputs, radius):
+def test_the_gradient_is_that_of_differences_through_the_exact_k(
+    dictionary, horizon, with_inputs, radius
+):
     rng = np.random.default_rng(1)
     x = several()
     u = [rng.standard_normal((20, 2)) for _ in x] if with_inputs else None
     weights = [rng.uniform(0.5, 2.0, 20) for _ in x]
     objective = Projection(
-        DICTIONARY,
+        dictionary,
         samples(pairs(x, 2), u, weights),
         horizon,
         1e-6,
-        np.array([1.0, 2.0]),
+        np.array([1.0, 2.0][: len(dictionary.state_features())]),
         0.3,
         1e-3,
         radius,
     )
-    theta = DICTIONARY.initial(rng)
+    theta = dictionary.initial(rng)
     _, slope = objective.value_and_gradient(theta)
     step = 1e-6
     numeric = [
@@ -97,6 +108,36 @@ def test_a_horizon_predicts_far_better_than_f_does():
         errors[horizon] = float(np.median(missed))
         assert np.abs(learner.operator_.eigenvalues()).max() <= 1.0
     assert errors[30] < 0.9 * errors[1]
+
+
+@pytest.mark.parametrize("m", [0, 2])
+def test_predictions_are_steps_of_k_one_by_one(m):
+    rng = np.random.default_rng(2)
+    k, b = rng.standard_normal((5, 5)) / 3.0, rng.standard_normal((5, m))
+    psi, u = rng.standard_normal((3, 5)), rng.standard_normal((3, 6, m))
+    true, weights = rng.standard_normal((3, 6, 2)), rng.random((3, 2))
+    missed, features = [], psi
+    for t in range(6):
+        features = features @ k.T + u[:, t] @ b.T
+        missed.append(features[:, [3, 0]] - true[:, t])
+    expected = np.mean([np.sum(weights * e**2, axis=1) for e in missed])
+    windows = Windows(np.arange(3), u, true, weights)
+    value, _ = windows.value(psi, np.hstack([k, b]), np.array([3, 0]))
+    assert value == pytest.approx(expected, rel=1e-13)
+
+
+def test_without_a_ridge_k_is_what_predicts_better():
+    x = several(6, 40)
+    learner = VariableProjectionLearner(
+        DICTIONARY, horizon=10, n_iterations=8, standardize=False, one_step_weight=1.0
+    ).fit(x)
+    part = samples(pairs(x, 2), None, None)
+    judge = learner._projection(part, 10, learner.ridge_)
+    theta, k = learner.operator_.parameters, learner.operator_.operator
+    value, _, ridged = judge.last(theta)
+    assert judge.value(DICTIONARY.features(theta, part.data.states), k) <= value
+    # K with the ridge 1e-10 is next to it.
+    np.testing.assert_allclose(k, ridged, rtol=0, atol=1e-2 * np.abs(k).max())
 
 
 def test_a_bias_learns_what_odd_features_cannot():

@@ -62,17 +62,15 @@ def _reflected(x: Any) -> Any:
     _, exponent = xp().frexp(abs(last).max(axis=1))
     unit = xp().ldexp(xp().ones(len(x)), -exponent.clip(-1000, 1000))
     v = last * unit[:, None]
-    norm = xp().sqrt((v * v).sum(axis=1))
-    norm = xp().where(v[:, 0] < 0.0, -norm, norm)
-    v[:, 0] += norm
-    norm /= unit
+    norm = xp().sqrt((v * v).sum(axis=1))[:, None]
+    here = xp().arange(v.shape[1]) == abs(v).argmax(axis=1)[:, None]
+    position = xp().where(here, xp().where(v < 0.0, -norm, norm), 0.0)
+    v += position
     square = (v * v).sum(axis=1)
     rows = x - last[:, None]
     twice = 2.0 / xp().where(square == 0.0, np.inf, square)
     along = (rows * v[:, None]).sum(axis=2) * twice[:, None]
-    rows = rows - along[:, :, None] * v[:, None]
-    rows[:, :, 0] -= norm[:, None]
-    return rows
+    return rows - along[:, :, None] * v[:, None] - (position / unit[:, None])[:, None]
 
 
 def _hindcast(full: FloatArray, weights: FloatArray, holdout: int) -> FloatArray:

@@ -208,15 +208,15 @@ def norm_of_difference(x, at, y, at_y, m):
 def missed(predicted, at, held, frame, m, wide, affine):
     """‖prediction of x_n - x_n‖ / ‖x_n - x_{n-holdout}‖, zero where nothing moved; spoils ``held``.
 
-    What is predicted is the movement, or H x_n = ∓‖x_n‖ e_1 in the reflected coordinates.
+    What is predicted is the movement, or H x_n in the reflected coordinates.
     """
     movement = norm_of_difference(held, 0, frame, 0, m)
     for i in range(m):
         place = i * WIDTH
-        truth = load(frame, place) - load(held, place) if affine else constant(0.0)
-        store(held, place, truth)
-    if not affine:
-        store(held, 0, constant(0.0) - load(frame, (4 * wide + 1) * WIDTH))
+        if affine:
+            store(held, place, load(frame, place) - load(held, place))
+        else:
+            store(held, place, load(frame, (2 * wide + i) * WIDTH))
     error = norm_of_difference(predicted, at, held, 0, m)
     return where_less(constant(0.0), movement, error / movement, constant(0.0))
 

@@ -32,7 +32,7 @@ class Moments(NamedTuple):
     affine: int
     columns: Any  # (m,) int64: the parameters of every lane
     places: Any  # (m,) int64: where they stand in a snapshot
-    frame: Any  # last snapshot, v, previous snapshot and column; 2 / vᵀv and ±‖last‖
+    frame: Any  # last snapshot, v, previous snapshot or H last, previous column; 2 / vᵀv
     f: Any  # the columns of a chunk and one more, then the changes from each to the next
     square: Any  # (wide, wide) C
     motion: Any  # (wide, wide) E - C
@@ -109,15 +109,19 @@ def take_snapshot(w, k, x, lanes, at):
 
 @inner
 def reflection(frame, m, wide):
-    """v = last ± ‖last‖ e_1 in a unit of its own, 2 / vᵀv and ±‖last‖: H = I - 2 v vᵀ / vᵀv.
+    """v = last ± ‖last‖ e_p in a unit of its own, H last = ∓‖last‖ e_p, 2 / vᵀv: H = I - 2vvᵀ/vᵀv.
 
-    2 / vᵀv is zero where v is. The unit is a power of two that keeps squares in range.
+    p: the first of the largest entries; 2 / vᵀv is zero where v is. The unit is a power of two that
+    keeps squares in range.
     """
     number = 4 * wide * WIDTH
+    for i in range(wide):
+        store(frame, (2 * wide + i) * WIDTH, constant(0.0))
     for lane in range(WIDTH):
-        most = 0.0
+        most, pivot = 0.0, lane
         for i in range(lane, m * WIDTH, WIDTH):
-            most = max(most, abs(frame[i]))
+            if abs(frame[i]) > most:
+                most, pivot = abs(frame[i]), i
         _, exponent = math.frexp(most)
         unit = math.ldexp(1.0, -min(max(exponent, -1000), 1000))
         square = 0.0
@@ -125,9 +129,9 @@ def reflection(frame, m, wide):
             v = frame[i] * unit
             frame[wide * WIDTH + i] = v
             square += v * v
-        norm = np.sqrt(square) if frame[lane] >= 0.0 else -np.sqrt(square)
-        frame[wide * WIDTH + lane] += norm
-        frame[number + WIDTH + lane] = norm / unit
+        norm = np.sqrt(square) if frame[pivot] >= 0.0 else -np.sqrt(square)
+        frame[wide * WIDTH + pivot] += norm
+        frame[2 * wide * WIDTH + pivot] = -norm / unit
     store(frame, number, dot(frame, wide, frame, wide, m))
     for lane in range(number, number + WIDTH):
         frame[lane] = 0.0 if frame[lane] == 0.0 else 2.0 / frame[lane]
@@ -142,7 +146,7 @@ def unreflect(frame, m, wide, y, at):
 
 @inner
 def take_column(w, k, x, at):
-    """f_k: the difference d_{k+1}, or H(x - last) + H last with H last = ∓‖last‖ e_1."""
+    """f_k: the difference d_{k+1}, or H(x - last) + H last with H last = ∓‖last‖ e_p."""
     frame, f, wide = x.frame, x.f, x.wide
     if x.affine:
         for i in range(x.m):
@@ -154,7 +158,7 @@ def take_column(w, k, x, at):
         value = gather(w.memory, w.rows[k], x.places, i * WIDTH)
         store(f, (at + i) * WIDTH, value - load(frame, i * WIDTH))
     unreflect(frame, x.m, wide, f, at)
-    store(f, at * WIDTH, load(f, at * WIDTH) - load(frame, (4 * wide + 1) * WIDTH))
+    add_multiple(f, at, constant(1.0), frame, 2 * wide, x.m)
 
 
 @inner

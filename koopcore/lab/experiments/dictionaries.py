@@ -40,8 +40,10 @@ class Problem:
 
     n_features: h, the constant among them. horizon: steps predicted. degree: of EDMD's monomials;
     0: the state and radial basis functions around random states of the data. depth: states in a row
-    that the learned and the random dictionary see. learner: settings of
-    `VariableProjectionLearner`, chosen with seeds that are not reported.
+    that the random dictionary and, unless it starts from delays, the learned one see. from_delays:
+    > 0: the learned features see what those of delay DMD are, and start as them, nearly linear, in
+    this scale, the smaller the more precise delays are.
+    learner: settings of `VariableProjectionLearner`, chosen with seeds that are not reported.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Problem:
     noise: float = 0.0
     degree: int = 0
     depth: int = 1
+    from_delays: float = 0.0
     learner: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -59,17 +62,17 @@ class Problem:
 
 
 NOISY: dict[str, Any] = {"ridge": "validation", "spectral_radius": 1.0}
-PRECISE = {"one_step_weight": 0.4, "one_step_tolerance": 4e-6, "n_iterations": 960}
+PRECISE = {"one_step_weight": 1.0, "one_step_tolerance": 2e-6, "n_iterations": 1500}
 PROBLEMS = {
     "duffing": Problem("duffing", 21, 100, degree=5, learner={"horizon": 80, **PRECISE}),
     **{
         f"{name}{' noisy' * bool(noise)}": Problem(
-            name, size, steps, noise, degree, depth, {"horizon": steps, **NOISY, **more}
+            name, size, steps, noise, degree, depth, delays, {"horizon": steps, **NOISY, **more}
         )
-        for name, size, steps, degree, depth, more in (
-            ("lorenz-63", 20, 50, 3, 1, {}),
-            ("lorenz-96", 81, 20, 0, 1, {}),
-            ("kuramoto", 121, 50, 0, 5, {"n_iterations": 60}),
+        for name, size, steps, degree, depth, delays, more in (
+            ("lorenz-63", 20, 50, 3, 1, 0.0, {}),
+            ("lorenz-96", 81, 20, 0, 1, 80**-0.5, {"n_iterations": 60}),
+            ("kuramoto", 241, 50, 0, 5, 0.03, {"n_iterations": 40}),
         )
         for noise in (0.0, 0.02)
     },
@@ -82,7 +85,7 @@ FLOWS: dict[str, Callable[[], flows.Flow]] = {
     "duffing": flows.duffing,
     "lorenz-63": flows.lorenz63,
     "lorenz-96": flows.lorenz96,
-    "kuramoto": lambda: flows.kuramoto(10),
+    "kuramoto": flows.kuramoto,
 }
 
 
@@ -287,6 +290,10 @@ def _dictionary(method: str, problem: Problem, given: Data, seed: int) -> tuple[
         apart = np.linalg.norm(centres[:, None] - centres, axis=2)
         width = float(np.median(apart[np.triu_indices(size, 1)]))
         return StateInclusive(RadialBasis(centres, width), constant=True), 1
+    if method == "learned" and (scale := problem.from_delays):
+        width = n * ((h - 1) // n)
+        layer = OneLayer(width, h - n - 1, scale=scale, coordinates=tuple(range(n, width)))
+        return StateInclusive(layer, constant=True, states=n), width // n
     width, bare = n * problem.depth, h - n * problem.depth - 1
     return StateInclusive(OneLayer(width, bare, scale=width**-0.5), constant=True), problem.depth
 

@@ -71,13 +71,13 @@ class Blocks:
         return _slices([d.n_parameters for d in self.dictionaries])
 
     def state_features(self) -> list[int] | None:
-        """Where every state stands in ψ, if every block contains its states."""
+        """Where every state stands in ψ, if every block contains all of its states."""
         places = [0] * self.n_states
         for dictionary, states, block in zip(
             self.dictionaries, self.states, self.feature_slices(), strict=True
         ):
             features = state_features(dictionary)
-            if features is None:
+            if features is None or len(features) < len(states):
                 return None
             for state, feature in zip(states, features, strict=True):
                 places[state] = block.start + feature

@@ -23,6 +23,9 @@ class OneLayer:
         scale, bias: W and b start with independent normal entries of these standard deviations;
             choose ``scale`` so that Wx reaches the curved part of σ and not beyond, about
             1/|x|, which is 1/√n for standardized states.
+        coordinates: of the state, 0 … n - 1, that the first features start as, nearly linear:
+            σ(scale · x_j), without b. Of delays, all but the newest state: learning then starts
+            from delay DMD.
 
     Without b, tanh and arctan are odd: no combination of them is even, such as x². σ(Wx) without a
     constant can be made small by a small W: F = 0 at W = 0 is a minimum that says nothing about
@@ -36,6 +39,7 @@ class OneLayer:
     activation: str = "tanh"
     scale: float = 1.0
     bias: float | None = 1.0
+    coordinates: tuple[int, ...] = ()
     batched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -45,16 +49,28 @@ class OneLayer:
         object.__setattr__(self, "scale", not_negative("scale", self.scale))
         if self.bias is not None:
             object.__setattr__(self, "bias", not_negative("bias", self.bias))
+        places = tuple(whole("a coordinate", place, 0) for place in self.coordinates)
+        object.__setattr__(self, "coordinates", places)
+        if len(places) > self.n_features or max(places, default=0) >= self.n_states:
+            raise ValueError(
+                f"coordinates names {len(places)} numbers up to {max(places)}; at most "
+                f"{self.n_features} of 0 to {self.n_states - 1} are needed, one for a feature"
+            )
 
     @property
     def n_parameters(self) -> int:
         return self.n_features * (self.n_states + (self.bias is not None))
 
     def initial(self, rng: np.random.Generator) -> FloatArray:
-        weights = self.scale * rng.standard_normal(self.n_features * self.n_states)
+        weights = self.scale * rng.standard_normal((self.n_features, self.n_states))
+        first = len(self.coordinates)
+        weights[:first] = 0.0
+        weights[range(first), self.coordinates] = self.scale
         if self.bias is None:
-            return weights
-        return np.concatenate([weights, self.bias * rng.standard_normal(self.n_features)])
+            return weights.reshape(-1)
+        bias = self.bias * rng.standard_normal(self.n_features)
+        bias[:first] = 0.0
+        return np.concatenate([weights.reshape(-1), bias])
 
     def features(self, parameters: FloatArray, states: FloatArray) -> FloatArray:
         inner = states @ self.weights(parameters).swapaxes(-1, -2)

@@ -68,6 +68,9 @@ def batched(dictionary: Dictionary) -> bool:
 
 
 def state_features(dictionary: Dictionary) -> list[int] | None:
-    """Which feature is which state, in the order of the states; None where some state is none."""
+    """Which feature is which state: of all states in their order, or of the first of them.
+
+    None where not even the first are features.
+    """
     features: Callable[[], list[int] | None] | None = getattr(dictionary, "state_features", None)
     return None if features is None else features()

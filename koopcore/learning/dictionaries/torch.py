@@ -114,7 +114,7 @@ def torch_features(
             current = _activated(dictionary.activation, inner)
         return current
     if isinstance(dictionary, StateInclusive):
-        parts = [states, torch_features(dictionary.inner, theta, states)]
+        parts = [states[:, : dictionary.states], torch_features(dictionary.inner, theta, states)]
         if dictionary.constant:
             parts.append(torch.ones_like(states[:, :1]))
         return torch.cat(parts, dim=1)

@@ -26,6 +26,7 @@ from koopcore.learning.trajectories import Pairs, Scaled, Trajectories, pairs, s
 from koopcore.types import FloatArray
 
 _POINTS = 8192  # pairs whose features are in memory at once
+_CPU_POINTS = 2048  # on a CPU, whose cache they should fit
 
 
 @dataclass(eq=False, repr=False)
@@ -84,6 +85,7 @@ class MinibatchLearner(Learner):
         """
         self._check()
         problem, (theta, k) = self._begin(X, initial, y)
+        self._check_pairs(problem.data.n_pairs)
         work = Work(self, problem.data, theta, k)
         self.history_ = history = History()
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -160,17 +162,25 @@ class MinibatchLearner(Learner):
                 "distributed=True, but there is no process group: call "
                 "torch.distributed.init_process_group first"
             )
-        h = self.dictionary.n_features
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise ValueError(f"device is {self.device!r}: {error}") from error
         if self.batch_size is not None:
-            together = whole("batch_size", self.batch_size) * self._ranks()
-            if self.k_step == "exact" and together < h:
-                raise ValueError(
-                    f"batch_size is {self.batch_size}, {together} pairs an iteration, fewer than "
-                    f"the {h} features: an exact K would fit every batch without error. Use at "
-                    f"least {h}, better several times as many, or k_step='average'"
-                )
+            whole("batch_size", self.batch_size)
         if self.couplings is not None:
             _mask(self.dictionary, self.couplings)
+
+    def _check_pairs(self, n_pairs: int) -> None:
+        """ValueError where an exact K has fewer pairs than features to be solved from."""
+        h, size = self.dictionary.n_features, min(self.batch_size or n_pairs, n_pairs)
+        together = size * self._ranks()
+        if self.k_step == "exact" and together < h and self.ridge == 0.0:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, {together} pairs an iteration, fewer than the "
+                f"{h} features: an exact K would fit them without error, whatever θ is. Use at "
+                f"least {h}, better several times as many, k_step='average', or a ridge"
+            )
 
     def _ranks(self) -> int:
         return dist.get_world_size() if self.distributed else 1
@@ -184,6 +194,7 @@ class Work:
     ) -> None:
         self.learner, self.device = learner, torch.device(learner.device)
         self.dtype = getattr(torch, learner.dtype)
+        self.points = _CPU_POINTS if self.device.type == "cpu" else _POINTS
         self.mask = None
         if learner.couplings is not None:
             self.mask = _mask(learner.dictionary, learner.couplings)
@@ -222,6 +233,9 @@ class Work:
         wants_k = self.learner.k_step == "gradient"
         slope_w, slope_k = torch.zeros_like(self.theta), torch.zeros_like(self.k)
         squares, count = 0.0, 0
+        # Written over by every part: fresh memory costs a page fault per 4 kB.
+        most, h = min(self.points, len(self.now if chosen is None else chosen)), len(self.k)
+        errors, seeds = self.k.new_empty(most, h), self.k.new_empty(2 * most, h)
         for place, ahead in self._chunks(chosen):
             # A run of a trajectory passes through the dictionary once, x_n and x_{n+1} alike.
             run = _run(place, ahead)
@@ -229,14 +243,19 @@ class Work:
             psi = torch_features(self.learner.dictionary, self.theta, rows)
             with torch.no_grad():
                 first, second = (psi[:-1], psi[1:]) if run is not None else psi.chunk(2)
-                error = torch.addmm(second, first, self.k.T, alpha=-1.0)
-                squares += float(torch.sum(error * error, dtype=torch.float64))
-                seed = torch.zeros_like(psi)
-                into = (seed[:-1], seed[1:]) if run is not None else seed.chunk(2)
-                into[1].copy_(error)
-                into[0].addmm_(error, self.k, alpha=-1.0)
+                error, seed = errors[: len(place)], seeds[: len(psi)]
+                torch.sub(second, torch.mm(first, self.k.T, out=error), out=error)
+                of_rows = torch.linalg.vector_norm(error, dim=1).double()
+                squares += float(of_rows @ of_rows)
                 if wants_k:
-                    slope_k.addmm_(error.T, first, alpha=-1.0)
+                    slope_k.addmm_(error.T, first)
+                # -∂(N F/2)/∂ψ, with the sign of the other slope.
+                torch.mm(error, self.k, out=seed[: len(place)])
+                if run is not None:
+                    seed[-1] = 0.0
+                    seed[1:].sub_(error)
+                else:
+                    torch.neg(error, out=seed[len(place) :])
                 count += len(place)
             if psi.requires_grad:
                 slope_w += torch.autograd.grad(psi, self.theta, seed)[0]
@@ -248,7 +267,7 @@ class Work:
         squares, total = numbers.tolist()
         if self.mask is not None and wants_k:
             slope_k = slope_k * torch.from_numpy(self.mask).to(slope_k)
-        return squares / total, slope_w * (2.0 / total), slope_k * (2.0 / total)
+        return squares / total, slope_w * (-2.0 / total), slope_k * (-2.0 / total)
 
     def summed(self, *arrays: FloatArray) -> tuple[FloatArray, ...]:
         """The arrays summed over the ranks."""
@@ -303,7 +322,7 @@ class Work:
                 self.ahead[chosen],
             )
         )
-        yield from zip(now.split(_POINTS), ahead.split(_POINTS), strict=True)
+        yield from zip(now.split(self.points), ahead.split(self.points), strict=True)
 
     def _reduced(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self.learner.distributed:

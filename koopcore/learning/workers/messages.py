@@ -1,4 +1,8 @@
-"""Messages between asynchronous workers: latest wins, none too old, nobody waits to send."""
+"""Messages between asynchronous workers: latest wins, none too old, nobody waits to send.
+
+A transport of its own, because collectives wait for everybody; what is done in step goes through
+torch.distributed (`collectives`).
+"""
 
 from __future__ import annotations
 

@@ -17,9 +17,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 
 from koopcore.training.parallel.processes import ALONE, Processes
-from koopcore.training.parallel.shards import reshard, sharded_modules
+from koopcore.training.parallel.shards import Shards, reshard, sharded_modules
 from koopcore.training.recording.live_buffers import reestimate
-from koopcore.training.recording.parameters import real, same_bits
+from koopcore.training.recording.parameters import is_sharded, real, same_bits
+from koopcore.types import FloatArray
 
 #: Two values of one loss at the same parameters may differ by this share, for sums in other orders.
 SAME = 1e-3
@@ -164,18 +165,41 @@ class GuardedLoss:
             )
 
     def gradient(self, parameters: Sequence[Tensor]) -> Sequence[Tensor | None] | None:
-        """Return the loss's gradient; None where it has none (a number, computed without grad)."""
+        """Return the loss's gradient; None where it has none (a number, computed without grad).
+
+        Of parameters sharded by ``fully_shard`` it is what a backward pass leaves in ``.grad``,
+        reduced over the mesh; all gradients that were there before are put back.
+        """
 
         def differentiated() -> Any:
             with torch.enable_grad():
                 value = self.loss()
                 if not isinstance(value, Tensor) or not value.requires_grad:
                     return None
+                if self._sharded:
+                    return self._accumulated(value.sum(), parameters)
                 return torch.autograd.grad(value.sum(), parameters, allow_unused=True)
 
         with unsynchronized():
             result: Sequence[Tensor | None] | None = self.run(differentiated)
         return result
+
+    def _accumulated(
+        self, value: Tensor, parameters: Sequence[Tensor]
+    ) -> Sequence[Tensor | None] | None:
+        """Only the backward pass reduces what is sharded: the leaves are gathered parameters."""
+        held = [p for _, p in self._parameters]
+        if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in held):
+            return None  # perhaps an optimizer's step
+        before = [(p, p.grad) for p in [*held, *leaves(value)]]
+        for p, _ in before:
+            p.grad = None
+        try:
+            value.backward()
+            return [p.grad for p in parameters]
+        finally:
+            for p, gradient in before:
+                p.grad = gradient
 
     def reestimate_buffers(self) -> list[tuple[Tensor, Tensor]]:
         """Fill the batch-norm statistics from one run of the loss; see :func:`reestimate`."""
@@ -216,45 +240,84 @@ ONE = 0.999
 SAMPLED = 8192
 
 
-def same_gradient(guarded: GuardedLoss, parameters: Sequence[Tensor]) -> bool:
+def same_gradient(
+    guarded: GuardedLoss, parameters: Sequence[Tensor], shards: Shards | None = None
+) -> bool:
     """Return whether ``.grad`` of the parameters has the direction of the loss's gradient.
 
     It has in a run of full batches without dropout, whatever the optimizer then does with it, and
     hardly ever in another. False where that cannot be told: the loss has no gradient or fails in
-    computing it, gradients are sparse, or parameters are sharded. Cost: one forward and backward
-    pass of the loss; over several processes the gradients of their losses are averaged at
-    :data:`SAMPLED` places at most, and all have one answer.
+    computing it, gradients are sparse, or steps are taken inside of a sharded backward pass. Cost:
+    one forward and backward pass of the loss. Over several processes replicated gradients are
+    averaged at :data:`SAMPLED` places at most; of ``shards``, which hold gradients reduced already,
+    only three sums are added up. All have one answer.
     """
     processes = guarded.processes
-    held = [p for p in parameters if p.grad is not None and p.requires_grad]
-    known = bool(held) and not any(
-        hasattr(p, "placements") or (p.grad is not None and p.grad.is_sparse) for p in held
-    )
-    found: Sequence[Tensor | None] | None = None
-    if known:
-        try:
-            with guarded:
-                found = guarded.gradient(held)
-        except Exception:  # of a loss that is only right without gradients; an attempt would say it
-            found = None
-    if not processes.all(found is not None):
+    held = [k for k, p in enumerate(parameters) if p.grad is not None and p.requires_grad]
+    known = not any(g is not None and g.is_sparse for g in (parameters[k].grad for k in held))
+    if not processes.all(known and (bool(held) or shards is not None)):
         return False
-    assert found is not None
-    pairs = [
-        (real(p.grad).flatten(), real(own).flatten())
-        for p, own in zip(held, found, strict=True)
-        if own is not None and p.grad is not None
-    ]
+    gradients: Sequence[Tensor | None] | None = None
+    try:
+        with guarded:
+            gradients = guarded.gradient([parameters[k] for k in held])
+    except Exception:  # of a loss that is only right without gradients; an attempt would say it
+        gradients = None
+    if not processes.all(gradients is not None):
+        return False
+    assert gradients is not None
+    dots, plain = np.zeros(3), []
+    for k, own in zip(held, gradients, strict=True):
+        p = parameters[k]
+        if own is None or p.grad is None:
+            continue
+        pair = real(_placed(p.grad, p)).flatten(), real(_placed(own, p)).flatten()
+        if shards is None or not is_sharded(p):
+            plain.append(pair)
+        elif shards.counted[k]:
+            dots += _products(*pair)
+    if shards is not None:
+        dots = processes.total(dots)
     every = 1
-    if processes.size > 1:
-        every = max(1, -(-sum(mine.numel() for mine, _ in pairs) // SAMPLED))
-    dots = np.zeros(3)
-    for one, other in pairs:
-        a, b = one[::every].double().cpu().numpy(), other[::every].double().cpu().numpy()
-        b = processes.total(b)  # in place of the mean: directions are compared
-        dots += a @ b, a @ a, b @ b
+    if plain and processes.size > 1:
+        every = max(1, -(-sum(mine.numel() for mine, _ in plain) // SAMPLED))
+        one, other = (
+            torch.cat([pair[side][::every].double().cpu() for pair in plain]) for side in (0, 1)
+        )
+        plain = [(one, torch.from_numpy(processes.total(other.numpy())) / processes.size)]
+    for pair in plain:
+        dots += every * _products(*pair)
     product, one_square, other_square = map(float, dots)
     return processes.all(product > ONE * math.sqrt(one_square * other_square))
+
+
+def _products(one: Tensor, other: Tensor) -> FloatArray:
+    one, other = one.double(), other.double()
+    products = torch.stack([one @ other, one @ one, other @ other])
+    result: FloatArray = products.cpu().numpy()
+    return result
+
+
+def _placed(gradient: Any, parameter: Any) -> Tensor:
+    """A DTensor's gradient with the placements of its parameter."""
+    if is_sharded(gradient) and gradient.placements != parameter.placements:
+        gradient = gradient.redistribute(placements=parameter.placements)
+    placed: Tensor = gradient
+    return placed
+
+
+def leaves(value: Tensor) -> list[Tensor]:
+    """Return the tensors into whose ``.grad`` a backward pass from ``value`` accumulates."""
+    seen, ahead, reached = set(), [value.grad_fn], []
+    while ahead:
+        node: Any = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            reached.append(node.variable)
+        ahead += [following for following, _ in node.next_functions]
+    return reached
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from koopcore.training.jumping.guarded_loss import GuardedLoss
 from koopcore.training.jumping.line_search import Ladder, SearchResult, line_search
 from koopcore.training.jumping.moments import carry_over
 from koopcore.training.optimizers import Stepper, members
-from koopcore.training.parallel.processes import COMPARED
+from koopcore.training.parallel.processes import COMPARED, by_value
 from koopcore.training.parallel.shards import SpreadOperators
 from koopcore.training.policy import Policy
 from koopcore.training.recording.recording import Recording
@@ -198,15 +199,27 @@ class Jump:
         if self._compared == COMPARED:
             return
         self._compared += 1
-        best = result.best
+        best, processes, parameters = result.best, recording.processes, recording.parameters
         chosen = "none" if best is None else f"{best.kind} at horizon {best.horizon:g}"
-        recording.processes.same(
-            "the winner of a jump",
-            lambda: {
-                "the candidate": f"{chosen} with loss {result.loss!r}",
-                "the checksum of its parameters": recording.parameters.checksum(),
-            },
+        winners = processes.gather(
+            "winners",
+            lambda: (
+                f"{chosen} with loss {result.loss!r}",
+                " ".join(map(str, parameters.checksums().values())),
+            ),
         )
+        candidates = [candidate for candidate, _ in winners]
+        if len(set(candidates)) > 1:
+            raise RuntimeError(
+                f"the winner of a jump differs between ranks: {by_value(candidates)}. Attach with "
+                "the same options, and process_group=None where each rank is to decide alone"
+            )
+        if len(set(winners)) > 1:
+            raise RuntimeError(
+                f"{_apart(processes.gather('checksums', parameters.checksums))}. Is the model "
+                "wrapped in DistributedDataParallel, are all of its parameters, and does no rank "
+                "change them by itself? process_group=None lets each rank decide alone"
+            )
 
     def _carry(self, recording: Recording, operators: Any, kind: str, horizon: float) -> None:
         slowdown = 1.0
@@ -218,6 +231,14 @@ class Jump:
             carry_over(
                 self.settings.moments, member, [p for p in stepped if id(p) in held], slowdown
             )
+
+
+def _apart(ranks: Sequence[Mapping[str, int]]) -> str:
+    """Which parameters differ between ranks, by the checksums of each rank, in words."""
+    names = [name for name in ranks[0] if len({of[name] for of in ranks}) > 1]
+    values = by_value([f"checksum {of[names[0]]}" for of in ranks])
+    more = f" and {len(names) - 1} more of {len(ranks[0])}" if len(names) > 1 else ""
+    return f"the weights differ between ranks: {names[0]!r}{more} ({values})"
 
 
 def finite(loss: float) -> float:

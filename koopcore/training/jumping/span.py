@@ -21,7 +21,7 @@ from koopcore.training.policy import Policy
 from koopcore.training.recording.normalized_update import normalized_update
 from koopcore.training.recording.parameters import real
 from koopcore.training.recording.recording import Recording
-from koopcore.training.state import check_finite, check_like
+from koopcore.training.state import check, number
 
 #: Directions that are probed, and the pivot, relative to a unit column, below which none is left.
 DIRECTIONS = 30
@@ -325,12 +325,8 @@ class SpanJump:
 
     def check_state(self, state: Mapping[str, Any], recording: Recording) -> None:
         """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
-        where = "the jumps in the saved state"
-        check_like(state, self.state_dict(recording), where)
-        least, most = DAMPING_RANGE
-        if not least <= state["damping"] <= most:
-            raise ValueError(f"{where}['damping'] is {state['damping']}; {least}..{most} is known")
-        check_finite([state["last"]], where)
+        schema = {**self.state_dict(recording), "damping": number(*DAMPING_RANGE)}
+        check(state, schema, "the saved state['jumps']")
 
     def load_state_dict(self, state: Mapping[str, Any], recording: Recording) -> None:
         """Continue from :meth:`state_dict`."""

@@ -182,11 +182,14 @@ class TrainableParameters:
         reshard(self._sharded)
 
     @torch.no_grad()
-    def checksum(self) -> str:
-        """Return what replicas of the same parameters have in common, and others do not."""
+    def checksums(self) -> dict[str, int]:
+        """Return what replicas of the same parameters have in common, by name; none of shards."""
         if self.shards is not None:
-            return "of shards"
-        return " ".join(str(bits(t).sum(dtype=torch.int64).item()) for t in self.written())
+            return {}
+        named = zip(self.names, self.parameters, self.sources, strict=True)
+        masters = [f"master of {name}" for name, p, source in named if p is not source]
+        sums = [int(bits(t).sum(dtype=torch.int64).item()) for t in self.written()]
+        return dict(zip([*self.names, *masters], sums, strict=True))
 
     def spread(self, state: Any) -> Any:
         """Return a state with tensors under parameters' names as DTensors, where these are."""

@@ -15,7 +15,7 @@ from koopcore.partition.partition import Partition
 from koopcore.training.parallel.processes import ALONE, Processes
 from koopcore.training.parallel.shards import Shards
 from koopcore.training.recording.ring import ALIGNMENT, SnapshotRing, place
-from koopcore.training.state import check_finite, check_like, check_range
+from koopcore.training.state import check, one_of
 
 #: Snapshots of a window: the hindcast predicts the last from the others. Of nine it predicts two,
 #: which under oscillations goes as wrong as noise does (0.05 to 0.06 where seven have 0.03).
@@ -111,13 +111,13 @@ class Probe:
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
-        where = "the probe in the saved state"
-        here = self.ring.state_dict()
-        whole = here["data"].new_empty(self.ring.slots, self._count)
-        check_like(state, {**here, "size": 1, "data": whole}, where)
-        check_range(state["size"], self._count, self._count, f"{where}['size']")
-        self.ring.check_state({**state, "size": self.ring.size, "data": here["data"]}, where)
-        check_finite(self.ring.in_use(state), where)
+        schema = {
+            **self.ring.schema(),
+            "size": one_of(self._count),
+            "blended": one_of(0),
+            "data": self.ring.data.new_empty(self.ring.slots, self._count),
+        }
+        check(state, schema, "the saved state['recording']['probe']")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from koopcore.training.recording.parameters import TrainableParameters
 from koopcore.training.recording.probe import Probe
 from koopcore.training.recording.ring import DifferenceRing, SnapshotRing, place
 from koopcore.training.settings import PartitionLike, Settings
-from koopcore.training.state import check_like, same
+from koopcore.training.state import BYTES, PART, TEXT, Leaf, Schema, Several, check, same
 
 
 class Recording:
@@ -206,29 +206,25 @@ class Recording:
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
-        where = "the recording in the saved state"
-        parts = ("ring", "rows", "probe")
-        like = {
-            "scale": 1.0,
-            "ring": {},
-            "rows": {},
-            "probe": {},
-            "buffers": [],
-            "buffer_rows": b"",
+        where = "the saved state['recording']"
+        schema: dict[str, Schema] = {
+            "scale": _SCALE,
+            "ring": PART,
+            "rows": PART,
+            "probe": PART,
+            "buffers": Several(TEXT),
+            "buffer_rows": BYTES,
         }
-        flat = {k: {} if k in parts and isinstance(v, Mapping) else v for k, v in state.items()}
-        check_like(flat, like, where)
-        if not 0 < state["scale"] < math.inf:
-            raise ValueError(f"{where}['scale'] is {state['scale']}; a number > 0 is needed")
+        check(state, schema, where)
         self.probe.check_state(state["probe"])
         here = {n: self._by_name(t) for n, t in self.ring.state_dict().items() if _is_rows(t)}
-        ring = "the ring in the saved state"
+        ring = f"{where}['ring']"
         if not same(state["ring"].get("kind"), type(self.ring).__name__):
             raise ValueError(
-                f"{ring} is a {state['ring'].get('kind')!r}, this one a "
-                f"{type(self.ring).__name__}; attach with the storage of the run that saved it"
+                f"{ring}['kind'] is {state['ring'].get('kind')!r}, {type(self.ring).__name__!r} is "
+                "needed; attach with the storage of the run that saved it"
             )
-        check_like(state["rows"], here, ring)
+        check(state["rows"], here, f"{where}['rows']")
         self.ring.check_state(self._joined(state), ring)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -262,11 +258,10 @@ class Recording:
         ring = dict(state["ring"])
         if same(ring.get("size"), self._whole.size):
             ring["size"] = self.ring.size
-        packed = _unpacked(state["buffer_rows"])
-        for kind, empty in self.ring.state_dict().items():
-            if not _is_rows(empty):
-                continue
-            rows = empty.zero_()
+        here = {kind: rows for kind, rows in self.ring.state_dict().items() if _is_rows(rows)}
+        packed = _unpacked(state["buffer_rows"], here)
+        for kind, rows in here.items():
+            rows.zero_()
             for (name, k), start, shape in zip(
                 self._names(), self.ring.offsets, self.ring.shapes, strict=False
             ):
@@ -291,17 +286,26 @@ class Recording:
         return [*sources, *updates, *self.buffers.tensors]
 
 
+#: Of updates: they are multiplied exactly.
+_SCALE = Leaf(
+    lambda v: type(v) in (int, float) and 0 < v < math.inf and math.frexp(v)[0] == 0.5,
+    "a power of two",
+)
+
+
 def _is_rows(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def _unpacked(packed: bytes) -> dict[str, Tensor]:
+def _unpacked(packed: bytes, names: Iterable[str]) -> dict[str, Tensor]:
     """The columns of live buffers, by the names under which the ring keeps its rows."""
     try:
-        return dict(torch.load(io.BytesIO(packed), weights_only=True))
+        columns = dict(torch.load(io.BytesIO(packed), weights_only=True))
+        return {name: columns[name] for name in names}
     except Exception as error:
         raise ValueError(
-            f"the recorded buffers in the saved state cannot be read ({error}); was it altered?"
+            f"the saved state['recording']['buffer_rows'] cannot be read ({error}); what "
+            "state_dict() packed is needed: was it altered?"
         ) from error
 
 

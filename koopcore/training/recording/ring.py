@@ -13,7 +13,7 @@ from torch import Tensor
 
 from koopcore.backends import backend_for
 from koopcore.backends.native_cuda.tensors import TensorTable
-from koopcore.training.state import check_finite, check_like, check_range, same
+from koopcore.training.state import Schema, check, one_of, same, whole
 
 #: Every tensor starts on a multiple of this many elements, so that kernels read aligned rows.
 ALIGNMENT = 32
@@ -208,8 +208,15 @@ class Recorder(ABC):
             buffer[..., start:stop] *= factor
 
     def state_dict(self) -> dict[str, Any]:
-        """Return copies of all rows and where the ring stands; the shapes are always the same."""
-        return {**self._position(), **{n: b.clone() for n, b in self._stored().items()}}
+        """Return copies of all rows and where the ring stands; the shapes are always the same.
+
+        Rows that hold no snapshot are zero.
+        """
+        used = self._in_use()
+        stored = {name: torch.zeros_like(buffer) for name, buffer in self._stored().items()}
+        for name, buffer in self._stored().items():
+            stored[name][used[name]] = buffer[used[name]]
+        return {**self._position(), **stored}
 
     def check_state(self, state: Mapping[str, Any], where: str = "the saved ring") -> None:
         """Raise ValueError unless :meth:`load_state_dict` can go on from ``state``."""
@@ -219,15 +226,19 @@ class Recorder(ABC):
             given, here = [state[n] for n in names], [position[n] for n in names]
             if not same(given, here):
                 raise ValueError(
-                    f"{where} is {given[0]} of {given[1]} slots x {given[2]} elements, this one "
-                    f"{here[0]} of {here[1]} x {here[2]}; attach with the window, storage and "
-                    "parameters of the run that saved it"
+                    f"{where} has (kind, slots, size) {tuple(given)}, {tuple(here)} is needed; "
+                    "attach with the window, storage and parameters of the run that saved it"
                 )
-        check_like(state, {**position, **self._stored()}, where)
-        check_range(state["count"], 0, self.slots, f"{where}['count']")
-        check_range(state["head"], 0, self._turn - 1, f"{where}['head']")
-        check_range(state["blended"], 0, 1 << 62, f"{where}['blended']")
-        check_finite(self.in_use(state), where)
+        check(state, {**self.schema(), **self._stored()}, where)
+
+    def schema(self) -> dict[str, Schema]:
+        """Return what a saved state may hold, but for its buffers."""
+        return {
+            **{name: one_of(value) for name, value in self._position().items()},
+            "head": whole(0, self._turn - 1),
+            "count": whole(0, self.slots),
+            "blended": whole(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`; ValueError, nothing changed, if that cannot be."""
@@ -276,8 +287,8 @@ class Recorder(ABC):
         """The newest of at least one snapshot."""
 
     @abstractmethod
-    def in_use(self, state: Mapping[str, Any]) -> list[Tensor]:
-        """The rows of a saved state that hold a snapshot; the others may hold anything."""
+    def _in_use(self) -> dict[str, Any]:
+        """Which rows of each buffer hold a snapshot; the others may hold anything."""
 
     @abstractmethod
     def _stored(self) -> dict[str, Tensor]:
@@ -350,9 +361,8 @@ class SnapshotRing(Recorder):
     def _newest(self) -> Tensor:
         return self.data[(self._head - 1) % self.slots]
 
-    def in_use(self, state: Mapping[str, Any]) -> list[Tensor]:
-        order = [(state["head"] - 1 - k) % self.slots for k in range(state["count"])]
-        return [state["data"][order + [state["head"]] * (state["blended"] > 0)]]
+    def _in_use(self) -> dict[str, Any]:
+        return {"data": self.order + [self._head] * (self._blended > 0)}
 
     def _stored(self) -> dict[str, Tensor]:
         return {"data": self.data}
@@ -480,11 +490,14 @@ class DifferenceRing(Recorder):
     def _turn(self) -> int:
         return self.slots - 1
 
-    def in_use(self, state: Mapping[str, Any]) -> list[Tensor]:
-        steps = [(state["head"] - 1 - k) % self._turn for k in range(state["count"] - 1)]
-        rows = [state["differences"][steps]]
-        rows += [state["anchor"]] * (state["count"] > 0) + [state["mean"]] * (state["blended"] > 0)
-        return rows
+    def _in_use(self) -> dict[str, Any]:
+        steps = [(self._head - 1 - k) % self._turn for k in range(self.count - 1)]
+        whole_row, nothing = slice(None), slice(0)
+        return {
+            "differences": steps,
+            "anchor": whole_row if self.count else nothing,
+            "mean": whole_row if self._blended else nothing,
+        }
 
     def _stored(self) -> dict[str, Tensor]:
         return {"differences": self.differences, "anchor": self.anchor, "mean": self._mean}
