@@ -7,9 +7,10 @@ rank; groups that may not have it are left to the backend's own stages.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from koopcore.backends.composed import relative
 from koopcore.backends.protocol import (
@@ -166,11 +167,13 @@ def _factor(c: FloatArray) -> _Factor | None:
     return _Factor(back, whitener, float(pivot.max() / pivot.min()), square)
 
 
-def _inverse(lower: FloatArray) -> FloatArray:
+def _inverse(lower: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """L⁻¹ of a lower triangle by halves: products, which a BLAS does several times as fast."""
     size, half = len(lower), len(lower) // 2
+    inverse: npt.NDArray[Any]
     if size <= TRIANGLE:
-        return np.linalg.inv(lower)
+        inverse = np.linalg.inv(lower)
+        return inverse
     top, bottom = _inverse(lower[:half, :half]), _inverse(lower[half:, half:])
     inverse = np.zeros_like(lower)
     inverse[:half, :half], inverse[half:, half:] = top, bottom

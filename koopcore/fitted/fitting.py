@@ -95,8 +95,8 @@ def fit_groups(
     if recipe.full_rank and not backend.is_spread and part.smallest >= n - 1:
         solved = backend.gram_solve(snapshots, part, recipe.affine, holdout_of(n), ahead)
         if isinstance(solved, WholeCompanion):  # most calls; a small one is half of Python
-            fit = CompanionFit.of(part, part.numbers, recipe.affine, solved)
-            return [fit], None if ahead is None else ahead.out
+            whole = CompanionFit.of(part, part.numbers, recipe.affine, solved)
+            return [whole], None if ahead is None else ahead.out
     fitting = _Fitting(snapshots, part, recipe, backend, ahead, solved=solved)
     fits: list[Fitted | DeferredFit] = []
     divisions = [(part.numbers, part)] if backend.is_spread else part.by_size(fitting.n - 1)
