@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+_NATIVE = frozenset([np.dtype(np.float32), np.dtype(np.float64)])
 ACCEPTED = "a NumPy array, a torch tensor or a CuPy array of float32 or float64"
 
 
@@ -22,6 +23,8 @@ class ArrayView(NamedTuple):
 
 def view(value: Any, name: str) -> ArrayView:
     """``value`` as an `ArrayView`; a TypeError that says what is accepted for anything else."""
+    if type(value) is np.ndarray and value.dtype in _NATIVE:
+        return ArrayView("cpu", value, _as_it_is)
     if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
         if value.dtype.char not in "fd":
             _check_dtype(value.dtype.name, name)

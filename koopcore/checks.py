@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from koopcore.partition.partition import Partition
 from koopcore.types import IntArray
 
 MODELS = ("linear", "affine", "trend", "auto")
+KEPT_ROWS = 4096  # of a window whose row numbers are kept for the next call
 MINIMUM = {"linear": 2, "affine": 3, "trend": 2, "auto": 2}
 
 
@@ -26,7 +28,7 @@ def window_order(shape: tuple[int, ...], order: Sequence[int] | None) -> IntArra
             "snapshot a row (papers and PyDMD use columns: pass the transpose)"
         )
     if order is None:
-        return np.arange(shape[0])
+        return _in_turn(shape[0]) if shape[0] <= KEPT_ROWS else np.arange(shape[0])
     rows = np.asarray(order)
     if rows.ndim != 1 or rows.dtype.kind not in "iu":
         raise TypeError(f"order must be a sequence of row indices, oldest first; got {order!r}")
@@ -37,6 +39,13 @@ def window_order(shape: tuple[int, ...], order: Sequence[int] | None) -> IntArra
     return rows.astype(np.int64)
 
 
+@lru_cache(maxsize=16)
+def _in_turn(n: int) -> IntArray:
+    rows = np.arange(n)
+    rows.setflags(write=False)
+    return rows
+
+
 def check_fit(n: int, size: int, part: Any, model: str, rank: int | None, ridge: float) -> None:
     """Raise for anything that `fit` cannot take."""
     if not isinstance(part, Partition):
@@ -44,6 +53,9 @@ def check_fit(n: int, size: int, part: Any, model: str, rank: int | None, ridge:
             f"part is a {type(part).__name__}; a koopcore.Partition is needed, "
             "such as Partition.nodes(layout)"
         )
+    usual = rank is None and type(ridge) is float and ridge == 0.0 and type(model) is str
+    if usual and part.kept.get("fits") == (n, size, model):  # as in the last call
+        return
     if part.size != size:
         raise ValueError(
             f"snapshots has {size} parameters a row, but the partition is of {part.size}; "
@@ -73,6 +85,8 @@ def check_fit(n: int, size: int, part: Any, model: str, rank: int | None, ridge:
     if not 0.0 <= ridge < float("inf"):
         raise ValueError(f"ridge is {ridge}; a finite number >= 0 is needed (0: no regularization)")
     check_memory(n, part)
+    if usual:
+        part.kept["fits"] = n, size, model
 
 
 def check_memory(n: int, part: Partition) -> None:

@@ -45,15 +45,18 @@ public:
     view.n = int(order.shape(0));
     view.size = array.shape(1);
     view.step = array.strides(1);
-    rows_.reserve(view.n);
-    const std::int64_t *slot = order.data();
-    for (int k = 0; k < view.n; ++k) {
-      if (slot[k] < 0 || slot[k] >= array.shape(0))
+    const std::int64_t *slot = order.data(), count = array.shape(0), step = array.strides(0);
+    bool good = true;
+    for (int k = 0; k < view.n; ++k)
+      good &= (slot[k] >= 0) & (slot[k] < count);
+    for (int k = 0; !good && k < view.n; ++k)
+      if (slot[k] < 0 || slot[k] >= count)
         throw std::invalid_argument("order[" + std::to_string(k) + "] is " +
                                     std::to_string(slot[k]) + "; the array has rows 0 to " +
-                                    std::to_string(array.shape(0) - 1));
-      rows_.push_back(static_cast<const char *>(array.data()) + slot[k] * array.strides(0));
-    }
+                                    std::to_string(count - 1));
+    rows_.resize(view.n);
+    for (int k = 0; k < view.n; ++k)
+      rows_[k] = static_cast<const char *>(array.data()) + slot[k] * step;
     view.rows = rows_.data();
   }
   SnapshotArgument(const SnapshotArgument &) = delete;

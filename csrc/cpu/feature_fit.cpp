@@ -343,14 +343,32 @@ int lanes_apart(int count) {
   return apart;
 }
 
+// v with every lane in the place of the one `Step` before it, around the end.
+template <int Step> Vec turned(const Vec &v) {
+  static_assert(kLanes == 8 || kLanes == 4 || kLanes == 2, "as many places as below");
+#define KOOPCORE_PLACE(lane) ((lane) + Step) % kLanes
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(v, v, KOOPCORE_PLACE(0), KOOPCORE_PLACE(1), KOOPCORE_PLACE(2),
+                                 KOOPCORE_PLACE(3), KOOPCORE_PLACE(4), KOOPCORE_PLACE(5),
+                                 KOOPCORE_PLACE(6), KOOPCORE_PLACE(7));
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(v, v, KOOPCORE_PLACE(0), KOOPCORE_PLACE(1), KOOPCORE_PLACE(2),
+                                 KOOPCORE_PLACE(3));
+#else
+  return __builtin_shufflevector(v, v, KOOPCORE_PLACE(0), KOOPCORE_PLACE(1));
+#endif
+#undef KOOPCORE_PLACE
+}
+
 // Adds the lanes of each group and gives all of them the sum.
 void add_copies(Vec *sums, int size, int apart) {
-  for (int i = 0; i < size && apart < kLanes; ++i) {
-    Vec total{};
-    for (int lane = 0; lane < kLanes; ++lane)
-      total[lane % apart] += sums[i][lane];
-    for (int lane = 0; lane < kLanes; ++lane)
-      sums[i][lane] = total[lane % apart];
+  for (int i = 0; i < size; ++i) {
+    if (apart <= 4 && kLanes > 4)
+      sums[i] += turned<4>(sums[i]);
+    if (apart <= 2 && kLanes > 2)
+      sums[i] += turned<2>(sums[i]);
+    if (apart <= 1)
+      sums[i] += turned<1>(sums[i]);
   }
 }
 

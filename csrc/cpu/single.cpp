@@ -12,11 +12,12 @@ namespace {
 // W groups whose parameters start at `offset`, and whether those stand side by side.
 struct Lanes {
   std::ptrdiff_t offset[kLanes];
-  bool together;
+  bool together, alone;
 
   Lanes(const Groups &groups, std::ptrdiff_t step, std::ptrdiff_t number, std::int64_t first,
         int count) {
     together = count == kLanes;
+    alone = count == 1;
     for (int lane = 0; lane < kLanes; ++lane) {
       const std::int64_t group = first + (lane < count ? lane : 0);
       offset[lane] = step * groups.start[groups.ptr[group]];
@@ -24,6 +25,11 @@ struct Lanes {
     }
   }
   template <class T> KOOPCORE_INLINE Vec take(const char *row) const {
+    if (alone) {
+      T x;
+      __builtin_memcpy(&x, row + offset[0], sizeof x);
+      return SimdLanes::broadcast(double(x));
+    }
     return together ? load<T>(row + offset[0]) : gather_at<T>(row, offset);
   }
 };

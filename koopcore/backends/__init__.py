@@ -6,13 +6,13 @@ further module or folder is one backend with a function ``load``.
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from importlib import import_module
 from typing import NamedTuple
 
 from koopcore.backends.composed import Composed
 from koopcore.backends.protocol import Backend
+from koopcore.backends.threads import setting
 
 ORDER = {
     "cpu": {
@@ -59,9 +59,7 @@ def backend_for(device: str, name: str | None = None) -> Backend:
     device: "cpu" or "cuda", where the arrays are. Raises ValueError for a device or a name that
     is not one, or does not go with the other; RuntimeError with every reason where none runs.
     """
-    if not name and FORCE in os.environ:  # `get` takes a microsecond to find nothing
-        name = os.environ[FORCE]
-    return _backend_for(device, name or None)
+    return _backend_for(device, name or setting(FORCE) or None)
 
 
 @cache

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from koopcore._native import build_record
 from koopcore.backends import second_pass
 from koopcore.backends.composed import Composed
-from koopcore.backends.large_groups import FEW, LARGE, LARGE_ALONE, feature_fit
+from koopcore.backends.large_groups import are_large, feature_fit
 from koopcore.backends.protocol import (
     Ahead,
     Companion,
@@ -42,6 +42,9 @@ LEADING_ROWS = 160  # of matrices whose leading eigenvectors are iterated in the
 PROBED = 64  # systems that say how many modes the others may have
 LONG, LONG_FOR_ITS_GROUPS = 128, 8
 """Windows of so many snapshots, and so many times the parameters of a group, are long."""
+LONG_FOR_ONE = 2**16
+"""Windows of so many snapshots are long for groups of one parameter, unless those are many."""
+FEW_GROUPS = 8  # for which two passes at once cost less than finding out who needs the second
 
 
 class NativeCpu(Composed):
@@ -138,21 +141,21 @@ class NativeCpu(Composed):
         """W groups at a time, while their matrices are in the cache; no operators where ``ahead``.
 
         Float64 resolves more than moments do in nearly all groups: they are fitted by the second
-        pass at once. In long windows some rows find its basis; groups for which they do not speak
-        are fitted by two full passes.
+        pass at once, as are a few groups of float32. In long windows some rows find its basis;
+        groups for which they do not speak are fitted by two full passes.
         """
         m, n = int(part.sizes[0]), len(snapshots.order)
         double = snapshots.array.dtype == np.float64
         how = affine, holdout, ahead
-        if m >= LARGE or (m >= LARGE_ALONE and part.n_groups <= FEW):
+        if are_large(m, part.n_groups):
             solved = feature_fit(snapshots, part, *how)
             unsure = np.flatnonzero(solved.rank == 0)
-        elif m == 1 and n < LONG * part.n_groups:  # of one parameter there is one direction
+        elif m == 1 and n < max(LONG * part.n_groups, LONG_FOR_ONE):  # there is one direction
             return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
         elif n >= LONG and n >= LONG_FOR_ITS_GROUPS * m:
             solved = self._feature_fit(snapshots, part, *how, passes=SAMPLED, ranged=double)
             unsure = np.flatnonzero(solved.rank == 0)
-        elif double:
+        elif double or part.n_groups <= FEW_GROUPS:
             return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
         else:
             solved = self._feature_fit(snapshots, part, *how)

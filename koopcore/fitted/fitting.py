@@ -91,7 +91,13 @@ def fit_groups(
         ahead = Ahead(horizons, out)
         if part.n_parameters < part.size:
             out[:] = snapshots.array[snapshots.order[-1]]
-    fitting = _Fitting(snapshots, part, recipe, backend, ahead)
+    n, solved = len(snapshots.order), None
+    if recipe.full_rank and not backend.is_spread and part.smallest >= n - 1:
+        solved = backend.gram_solve(snapshots, part, recipe.affine, holdout_of(n), ahead)
+        if isinstance(solved, WholeCompanion):  # most calls; a small one is half of Python
+            whole = CompanionFit.of(part, part.numbers, recipe.affine, solved)
+            return [whole], None if ahead is None else ahead.out
+    fitting = _Fitting(snapshots, part, recipe, backend, ahead, solved=solved)
     fits: list[Fitted | DeferredFit] = []
     divisions = [(part.numbers, part)] if backend.is_spread else part.by_size(fitting.n - 1)
     for numbers, groups in divisions:
@@ -136,8 +142,10 @@ class _Fitting:
         backend: Backend,
         ahead: Ahead | None,
         is_scaled: bool = False,
+        solved: Companion | None = None,
     ) -> None:
         self.is_scaled = is_scaled
+        self.solved = solved  # of all groups, where that is known
         self.snapshots = snapshots
         self.part = part
         self.recipe = recipe
@@ -156,7 +164,7 @@ class _Fitting:
     def snapshot_side(self, groups: Groups) -> Sides:
         recipe = self.recipe
         if recipe.full_rank:
-            solved = self.backend.gram_solve(
+            solved = self.solved or self.backend.gram_solve(
                 self.snapshots, groups.part, recipe.affine, self.holdout, self.ahead
             )
             if isinstance(solved, WholeCompanion):
@@ -283,7 +291,8 @@ class _Fitting:
             how = recipe.affine, self.holdout
             solved = self.backend.feature_fit(self.snapshots, groups.part, *how, self.ahead)
             near = np.isfinite(solved.residual)
-            keep = groups.part.numbers if near.all() else np.flatnonzero(near)
+            whole = math.isfinite(solved.residual.sum())  # faster than to look at all of `near`
+            keep = groups.part.numbers if whole or near.all() else np.flatnonzero(near)
             if solved.projection is None and keep.size:
                 deferred = DeferredFit.of(*groups, recipe.affine, solved, self.holdout)
                 written.append(deferred.select(keep))

@@ -90,6 +90,15 @@ def test_fit_refuses(x, options, error, message):
         kc.fit(x, PART, **options)
 
 
+def test_nothing_is_let_through_after_a_good_fit():
+    """What was found good of a partition is remembered with it, for that alone."""
+    for rank in (None, 1):
+        kc.fit(X, PART, rank=rank)
+    for _, x, options, error, message in REFUSED:
+        with pytest.raises(error, match=message):
+            kc.fit(x, PART, **options)
+
+
 @pytest.mark.parametrize("part", [20, [[0, 1]], "nodes", kc.Layout.from_shapes([(4, 4, True)])])
 def test_fit_refuses_what_is_no_partition(part):
     with pytest.raises(TypeError, match=r"part is a \w+; a koopcore.Partition is needed"):

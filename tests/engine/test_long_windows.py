@@ -128,6 +128,7 @@ def test_groups_of_one_parameter(n, model, dtype):
     for group in range(4):
         np.testing.assert_allclose(got.operator(group), due.operator(group), atol=1e-12)
     np.testing.assert_allclose(got.growth(9), due.growth(9), rtol=1e-9)
+    agree(x.astype(dtype), kc.Partition.groups(41, [[7]]), model)
 
 
 def test_a_parameter_that_runs_away_keeps_its_last_value():
@@ -151,6 +152,13 @@ def test_large_groups_alone(spread, model, dtype):
     # One pass, all that float32 is given, loses u·cond² = 1e-8 of columns 1e4 times the smallest.
     atol = 1e-3 if spread and dtype == np.float32 else 1e-6
     np.testing.assert_allclose(got.operator(0), due.operator(0), atol=atol)
+
+
+def test_a_few_large_groups():
+    """Fewer than lanes are worth it for: each by BLAS, like one alone."""
+    x = pulled(np.random.default_rng(8), 230, 4 * 90)
+    got, due = agree(x, equal_groups(4, 90), "linear")
+    np.testing.assert_allclose(got.operator(3), due.operator(3), atol=1e-9)
 
 
 def test_a_large_group_of_deficient_rank_is_fitted_as_any_other():
