@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import cuda_registers
@@ -135,7 +136,7 @@ def test_the_hosts_own_time_does_not_grow_with_the_partition(native, runtime, mo
     for name, value in (("sum", 0.0), ("min", 14)):
         monkeypatch.setattr(arrays.Resident, name, lambda self, value=value: value)
 
-    def seconds(part):
+    def prepared(part):
         ring = np.broadcast_to(np.zeros(1, np.float32), (16, part.size))
         out = np.broadcast_to(np.zeros(1, np.float32), (1, part.size))
         snapshots = Snapshots(ring, np.arange(16))
@@ -145,16 +146,21 @@ def test_the_hosts_own_time_does_not_grow_with_the_partition(native, runtime, mo
             "fit": lambda: kc.fit(ring, part),
         }[what]
         call()
-        taken = []
-        for _ in range(200):
-            started = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - started)
-        return min(taken)
+        return call
+
+    def seconds(call):
+        started = time.perf_counter()
+        call()
+        return time.perf_counter() - started
 
     few = Partition.nodes(Layout.from_shapes([(5, 40, True), (5, 768, True)]))
+    small = large = math.inf
     with runtime.idle(), emulated_cuda.instead_of_the_cpu(native._cuda):
-        small, large = seconds(few), seconds(gpt2())
+        calls = prepared(few), prepared(gpt2())
+        for turn in range(10_000):  # in turns, until neither is what else the machine does
+            small, large = (min(t, seconds(c)) for t, c in zip((small, large), calls, strict=True))
+            if turn >= 200 and large < 1.5 * small:
+                break
     print(f"\n{what}: {1e6 * small:.1f} µs, {1e6 * large:.1f} µs")
     assert large < 1.5 * small
 

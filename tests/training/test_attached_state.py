@@ -486,7 +486,7 @@ def test_whole_numbers_where_floats_belong_do_not_shut_out_floats_later():
     model, optimizer, koop = started(network, "sgd")
     train(optimizer, loss_of(model), 50)
     saved = koop.state_dict()
-    whole = {**saved, "policy": {**saved["policy"], "last": 2, "bar": 1}}
+    whole = {**saved, "policy": {**saved["policy"], "last": 2}}
     whole["statistics"] = {**saved["statistics"], "seconds": 3}
     koop.load_state_dict(whole)
     assert type(koop.state_dict()["policy"]["last"]) is float
