@@ -15,7 +15,7 @@ constexpr int kJacobiSweeps = 30; // it converges in 6 to 10; the bound only end
 // Rotates the columns of a (N × N, row-major) until they are orthogonal to rounding, and those of w
 // with them, if there is one.
 template <class L>
-KOOPCORE_HD void orthogonalize(typename L::Real *a, typename L::Real *w, int size) {
+KOOPCORE_HD KOOPCORE_CALLED void orthogonalize(typename L::Real *a, typename L::Real *w, int size) {
   using Real = typename L::Real;
   const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
   for (int sweep = 0; sweep < kJacobiSweeps; ++sweep) {

@@ -51,8 +51,8 @@ KOOPCORE_HD void product_rows(const typename L::Real *a, int a_width, const type
 // out = A B, or Aᵀ B: (rows × columns) from an inner dimension of `inner`. A is (rows × inner), or
 // (inner × rows) where transposed; B is (inner × columns). out is neither.
 template <class L, Left Form>
-KOOPCORE_HD void multiply(const typename L::Real *a, const typename L::Real *b, int rows, int inner,
-                          int columns, typename L::Real *out) {
+KOOPCORE_HD KOOPCORE_CALLED void multiply(const typename L::Real *a, const typename L::Real *b,
+                                          int rows, int inner, int columns, typename L::Real *out) {
   const int a_width = Form == Left::plain ? inner : rows;
   const int next = Form == Left::plain ? inner : 1; // from a row of A to the next
   int i = 0;

@@ -198,8 +198,9 @@ KOOPCORE_HD void whitener_of_pivots(const typename L::Real *factor, int size,
 // independent: r = Q T by Gram-Schmidt, twice over, and v = Q T^{-T}. Zero columns stay zero. With
 // F = Q' rᵀ, F⁺ = v Q'ᵀ. work: N² + 2 N.
 template <class L>
-KOOPCORE_HD void transposed_pseudo_inverse(const typename L::Real *r, int size, typename L::Real *v,
-                                           typename L::Real *work) {
+KOOPCORE_HD KOOPCORE_CALLED void transposed_pseudo_inverse(const typename L::Real *r, int size,
+                                                           typename L::Real *v,
+                                                           typename L::Real *work) {
   using Real = typename L::Real;
   const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
   Real *t = work, *inverse = t + size * size, *along = inverse + size;
