@@ -184,7 +184,7 @@ void add_tiles(const double *panel, int chunks, int n, Stage stage, Vec *sums, d
   }
 }
 
-constexpr int kPanelBytes = 24576;
+constexpr int kPanelBytes = 32768;
 // Groups of at most this many parameters are taken W at a time, one per lane.
 constexpr int kLaneParameters = 96;
 

@@ -44,7 +44,6 @@ LONG, LONG_FOR_ITS_GROUPS = 128, 8
 """Windows of so many snapshots, and so many times the parameters of a group, are long."""
 LONG_FOR_ONE = 2**16
 """Windows of so many snapshots are long for groups of one parameter, unless those are many."""
-FEW_GROUPS = 8  # for which two passes at once cost less than finding out who needs the second
 
 
 class NativeCpu(Composed):
@@ -141,8 +140,9 @@ class NativeCpu(Composed):
         """W groups at a time, while their matrices are in the cache; no operators where ``ahead``.
 
         Float64 resolves more than moments do in nearly all groups: they are fitted by the second
-        pass at once, as are a few groups of float32. In long windows some rows find its basis;
-        groups for which they do not speak are fitted by two full passes.
+        pass at once. In long windows some rows find its basis; groups for which they do not speak
+        are fitted by two full passes. In short windows a group that is not large has the same bits
+        alone as beside others.
         """
         m, n = int(part.sizes[0]), len(snapshots.order)
         double = snapshots.array.dtype == np.float64
@@ -155,7 +155,7 @@ class NativeCpu(Composed):
         elif n >= LONG and n >= LONG_FOR_ITS_GROUPS * m:
             solved = self._feature_fit(snapshots, part, *how, passes=SAMPLED, ranged=double)
             unsure = np.flatnonzero(solved.rank == 0)
-        elif double or part.n_groups <= FEW_GROUPS:
+        elif double:
             return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
         else:
             solved = self._feature_fit(snapshots, part, *how)
