@@ -56,12 +56,13 @@ class Koopman(Callback):
         self._loss = loss
         self._options = options
         self._saved: dict[str, Any] | None = None
+        self._ended: dict[str, Any] | None = None  # of a checkpoint that is saved after the run
         self.koop: Attached | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier run's attachment."""
-        self.on_fit_end(trainer, pl_module)
-        self.koop = None
+        self._detach()
+        self._ended = self.koop = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -102,14 +103,19 @@ class Koopman(Callback):
         """Return the attachment's state, for Lightning's checkpoint."""
         if self.koop is not None and self.koop.is_attached:
             return self.koop.state_dict()
-        return self._saved or {}
+        return self._ended or self._saved or {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a state until the attachment is there, which Lightning loads checkpoints before."""
         self._saved = state_dict or None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Detach; the statistics stay."""
+        """Detach; the statistics stay, and the state, for a checkpoint of the whole run."""
+        if self.koop is not None and self.koop.is_attached:
+            self._ended = self.koop.state_dict()
+        self._detach()
+
+    def _detach(self) -> None:
         if self.koop is not None:
             self.koop.detach()
 

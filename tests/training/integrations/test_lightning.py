@@ -123,6 +123,18 @@ def test_a_resumed_run_goes_on_bit_identically(tmp_path):
     assert [(j.step, j.kind, j.horizon) for j in resumed.koop.stats.history] == keep
 
 
+def test_a_checkpoint_saved_after_the_run_holds_the_state(tmp_path):
+    saved, resumed = Koopman(), Koopman()
+    trainer, _ = fit(saved, 40)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    fit(resumed, 60, path=tmp_path / "end.ckpt")
+    assert resumed.koop.stats.steps == 60
+    before = saved.koop.stats.history
+    assert resumed.koop.stats.history[: len(before)] == before
+    fit(saved, 10)  # another run begins anew
+    assert saved.koop.stats.steps == 10
+
+
 def test_two_processes_of_the_ddp_strategy_jump_alike():
     reports = launch(Path(__file__).parent / "lightning_worker.py", 2)
     for rank in reports:
