@@ -19,7 +19,7 @@
 #endif
 
 // Before large functions that many places call: a file for CUDA that has many of these places says
-// __noinline__ first, and its compiler takes half as long.
+// __noinline__ first, and its compiler takes about a third of the time.
 #ifndef KOOPCORE_CALLED
 #define KOOPCORE_CALLED
 #endif

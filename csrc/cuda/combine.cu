@@ -16,7 +16,7 @@ using Runs = ChunksOf<128, 4>;   // four parameters a lane
 
 // Blocks that shall fit a multiprocessor with H horizons: left to itself, ptxas spills to fit
 // one more.
-constexpr int resident_blocks(int H) { return H == 1 ? 5 : H <= 4 ? 3 : 2; }
+constexpr int resident_blocks(int H) { return H == 1 ? 5 : H == 2 ? 4 : H == 4 ? 3 : 2; }
 
 // H horizons of four parameters; w: (…, n) weights, rows `apart` numbers.
 template <class T, int H>
@@ -119,31 +119,26 @@ __device__ void combine_chunks(const Window &window, Runs &runs, const double *w
   }
 }
 
+// Small groups, a warp each, or pieces, a block each.
 template <class T, int H>
 __global__ void __launch_bounds__(32 * kWarps, resident_blocks(H))
-    combine_small(Window window, Groups groups, Plan plan, const double *weights, int horizon,
-                  Output out, Tensors parameters) {
-  const int lane = threadIdx.x & 31;
-  const std::int64_t step = std::int64_t(gridDim.x) * kWarps, apart = groups.count * window.n;
-  for (std::int64_t i = std::int64_t(blockIdx.x) * kWarps + threadIdx.x / 32; i < plan.n_small;
-       i += step) {
-    const std::int64_t group = plan.small == nullptr ? i : plan.small[i];
-    Runs runs(groups, groups.ptr[group], groups.ptr[group + 1], 0, INT64_MAX, 0, 1);
-    combine_chunks<T, H>(window, runs, weights + horizon * apart + group * window.n, apart, horizon,
-                         out, parameters, lane);
-  }
-}
-
-template <class T, int H>
-__global__ void __launch_bounds__(32 * kWarps, resident_blocks(H))
-    combine_pieces(Window window, Groups groups, Plan plan, const double *weights, int horizon,
-                   Output out, Tensors parameters) {
-  const int lane = threadIdx.x & 31;
+    combine_planned(Window window, Groups groups, Plan plan, bool pieces, const double *weights,
+                    int horizon, Output out, Tensors parameters) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
   const std::int64_t apart = groups.count * window.n;
-  for (std::int64_t p = blockIdx.x; p < plan.n_pieces; p += gridDim.x) {
-    const Piece piece = plan.pieces[p];
+  for (std::int64_t block = blockIdx.x;; block += gridDim.x) {
+    const std::int64_t i = pieces ? block : block * kWarps + warp;
+    if (i >= (pieces ? plan.n_pieces : plan.n_small))
+      return;
+    Piece piece;
+    if (pieces) {
+      piece = plan.pieces[i];
+    } else {
+      const std::int64_t group = plan.small == nullptr ? i : plan.small[i];
+      piece = {group, groups.ptr[group], 0, INT64_MAX};
+    }
     Runs runs(groups, piece.segment, groups.ptr[piece.group + 1], piece.within, piece.count,
-              threadIdx.x / 32, kWarps);
+              pieces ? warp : 0, pieces ? kWarps : 1);
     combine_chunks<T, H>(window, runs, weights + horizon * apart + piece.group * window.n, apart,
                          horizon, out, parameters, lane);
   }
@@ -177,13 +172,13 @@ template <class T, int H>
 void launch_combine(const Window &window, const Groups &groups, const Plan &plan,
                     const double *weights, int horizon, const Output &out,
                     const Tensors &parameters, Stream stream) {
-  if (plan.n_small > 0)
-    launch("combine of small groups", combine_small<T, H>,
-           blocks_for((plan.n_small + kWarps - 1) / kWarps), 32 * kWarps, 0, stream, window, groups,
-           plan, weights, horizon, out, parameters);
-  if (plan.n_pieces > 0)
-    launch("combine of large groups", combine_pieces<T, H>, blocks_for(plan.n_pieces), 32 * kWarps,
-           0, stream, window, groups, plan, weights, horizon, out, parameters);
+  const auto run = [&](const char *name, std::int64_t blocks, bool pieces) {
+    if (blocks > 0)
+      launch(name, combine_planned<T, H>, blocks_for(blocks), 32 * kWarps, 0, stream, window,
+             groups, plan, pieces, weights, horizon, out, parameters);
+  };
+  run("combine of small groups", (plan.n_small + kWarps - 1) / kWarps, false);
+  run("combine of large groups", plan.n_pieces, true);
 }
 
 template <class T>

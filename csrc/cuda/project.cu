@@ -2,6 +2,9 @@
 //
 // Mirrors cpu/project.cpp. The matrices stand in the work space that the caller passes
 // (batch_lanes.h).
+#ifdef __CUDACC__
+#define KOOPCORE_CALLED __noinline__
+#endif
 #include "algorithms/dense_rollout.h"
 #include "algorithms/projection.h"
 #include "cuda/batch_lanes.h"
@@ -24,6 +27,7 @@ std::int64_t project_rows(int size) { return 5 * size * size + 2 * size + projec
 __global__ void __launch_bounds__(kBatch, 1)
     project_batches(std::int64_t groups, ProjectionModel model, ProjectArrays arrays,
                     std::int64_t rows, double *space) {
+  model.natural = false; // said here, so that nothing is compiled for it
   const int size = model.size, matrix = size * size;
   BatchReal *a = thread_space(space, rows), *h = a + matrix, *v = h + matrix, *k = v + matrix;
   BatchReal *readout = k + matrix, *g = readout + matrix, *z = g + size, *work = z + size;

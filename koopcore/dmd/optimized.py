@@ -224,7 +224,7 @@ def first_exponents(
 
 def exponents_of(values: ComplexArray, n: int) -> ComplexArray:
     """log λ (n - 1), growth rates within bounds."""
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # of 0, and of NaN past the rank
         alpha = np.log(values) * (n - 1)
     clipped: ComplexArray = np.clip(alpha.real, SLOWEST, FASTEST) + 1j * alpha.imag
     return clipped

@@ -269,7 +269,13 @@ def _plain(value: Any, name: str) -> tuple[Any, Kind]:
         coordinates = {
             str(dim): np.asarray(value.coords[dim]) for dim in value.dims if dim in value.coords
         }
-        labels = (tuple(map(str, value.dims)), coordinates)
+        dims = tuple(map(str, value.dims))
+        if "time" in dims and "time" not in dims[-2:-1]:
+            raise ValueError(
+                f"{name} has the dimensions {dims}; (time, features) or (systems, time, features) "
+                "is needed: transpose it, X.transpose(..., 'time', NAME), NAME that of the features"
+            )
+        labels = (dims, coordinates)
         return array, Kind("xarray", array.dtype.name, labels=labels)
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(value, pandas.DataFrame):

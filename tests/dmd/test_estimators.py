@@ -89,6 +89,8 @@ def test_xarray_keeps_its_names(estimator):
     assert "time" not in ahead.coords
     assert ahead.coords["place"].values.tolist() == list("abcde")
     assert estimator.predict(3).dims == ("place",)
+    with pytest.raises(ValueError, match=r"\('place', 'time'\); \(time, features\)"):
+        estimator.fit(data.T)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])

@@ -1,5 +1,7 @@
 """Optimized DMD: the optimum of its definition, for batches, from starts that find it."""
 
+import warnings
+
 import numpy as np
 import pytest
 from dmd_cases import damped, farthest, waves
@@ -88,6 +90,13 @@ def test_trials_say_how_sure_the_eigenvalues_are():
     again = OptimizedDMD(4, n_trials=20, random_state=1).fit(x)
     np.testing.assert_array_equal(again.eigenvalues_, estimator.eigenvalues_)
     assert np.isnan(OptimizedDMD(4).fit(x).eigenvalues_std_).all()
+
+
+def test_a_series_whose_eigenvalues_are_none_says_so_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        estimator = OptimizedDMD(1).fit(np.eye(6)[:, :3])
+    assert estimator.status_ == 1
 
 
 def test_a_batch_has_good_and_empty_systems():

@@ -428,6 +428,27 @@ def test_a_state_of_a_lazy_model_goes_into_one_that_has_been_run():
     assert train(resumed, loss_of(again), 40) == train(optimizer, loss_of(model), 40)
 
 
+def test_a_state_from_before_anything_was_recorded_begins_the_averages_again():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.LazyLinear(8), torch.nn.Tanh(), torch.nn.LazyLinear(1))
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+    koop = kc.attach(optimizer, model, loss=loss_of(model), regime="noise")
+    fresh = koop.state_dict()
+    assert (fresh["layout"], fresh["averages"]) == ("", {})
+    train(optimizer, loss_of(model), 150)
+    assert koop.state_dict()["averages"]["taken"] > 0
+    koop.load_state_dict(fresh)
+    averages = koop.state_dict()["averages"]
+    assert averages["taken"] == koop.stats.steps == 0
+    assert averages["lags"] == [0.0] * 4
+    for named in averages["averages"].values():
+        for name, parameter in model.named_parameters():
+            assert torch.equal(named[name], parameter.detach())
+    train(optimizer, loss_of(model), 30)
+    assert koop.state_dict()["averages"]["taken"] == 30
+    koop.load_state_dict(koop.state_dict())  # which is one that can be
+
+
 def test_a_state_after_freezing_goes_into_a_model_that_is_frozen_the_same():
     model, optimizer, koop = started(network, "adam")
     train(optimizer, loss_of(model), 30)

@@ -177,12 +177,14 @@ class Jump:
                 result = line_search(bar, ladders, evaluate, slack, margin)
                 if result.best is not None:
                     moved = move(result.best.vector())
+            if result.best is None:
+                parameters.restore(copies)
             self._compare(recording, result)
         except BaseException:
             result = None
             raise
         finally:
-            if result is None or result.best is None:
+            if result is None:
                 parameters.restore(copies)
         count = 1 + barred + len(result.losses)
         best = result.best

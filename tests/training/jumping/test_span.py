@@ -23,7 +23,7 @@ from small_training import (  # noqa: E402
 import koopcore as kc  # noqa: E402
 from koopcore.training.jumping.batched import BatchedResiduals  # noqa: E402
 from koopcore.training.jumping.span import Residuals, pivots  # noqa: E402
-from koopcore.training.policy import ALONE, BLOCK, SpanPolicy  # noqa: E402
+from koopcore.training.policy import ALONE, BLOCK, INTERVAL, SpanPolicy  # noqa: E402
 
 
 def residuals_of(model, dtype=torch.float32):
@@ -263,6 +263,19 @@ def test_jumps_that_pay_go_on_and_others_make_room():
     policy, steps = paid(0.02)
     assert policy.alone > 10 * ALONE
     assert steps[-1] > 6 * BLOCK * 10 + 20 * ALONE
+
+
+@pytest.mark.parametrize("attempts", [0, 7, BLOCK])
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_an_attempt_whose_loss_is_not_finite_counts_neither_for_jumps_nor_for_steps(attempts, loss):
+    policy = SpanPolicy(None)
+    for k in range(attempts):
+        policy.attempted(policy.next, 0.0, 2.0**-k, 2.0 ** (-k - 1), 30)
+    step = policy.next
+    before = policy.state_dict()
+    policy.attempted(step, 0.0, loss, loss, 30)
+    assert policy.state_dict() == {**before, "next": step + INTERVAL}
+    policy.check_state(policy.state_dict())
 
 
 BAD = {

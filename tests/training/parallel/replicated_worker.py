@@ -162,6 +162,16 @@ def full_batches():
     report(gradient={**found, "apart": apart(run.net)})
 
 
+def strayed():
+    """One rank changes two of its parameters by itself; no jump is good enough to move the rest."""
+    run = Replicated(regime="smooth", stride=1, margin=0.999)
+    with torch.no_grad():
+        run.net[1].weight.add_(RANK)
+        run.net[3].bias.add_(RANK)
+    error = message(lambda: run.train(30))
+    report(strayed=[error, run.koop.stats.steps, run.koop._recording.parameters.checksums()])
+
+
 def traffic():
     """Evaluations of each attempt, and the bytes that it sent: nothing else is judged or said."""
     sent = []
@@ -183,4 +193,5 @@ full_batches()
 traffic()
 if SIZE == 2:
     others()
+    strayed()
 leave()

@@ -101,6 +101,21 @@ def test_partitioned_optimizers_and_residuals_jump_alike(ranks):
             assert accepted > 0
 
 
+def test_weights_that_differ_between_ranks_are_named_with_the_checksums_of_each(ranks):
+    if len(ranks) > 2:
+        pytest.skip("of two ranks")
+    ours, theirs = (report["strayed"][2] for report in ranks)
+    assert [name for name in ours if ours[name] != theirs[name]] == ["1.weight", "3.bias"]
+    checksums = f"checksum {ours['1.weight']} on rank 0; checksum {theirs['1.weight']} on rank 1"
+    for report in ranks:
+        error, steps, _ = report["strayed"]
+        assert error.startswith(
+            "RuntimeError: the weights differ between ranks: '1.weight' and 1 more of 6 "
+            f"({checksums}). Is the model wrapped in DistributedDataParallel"
+        )
+        assert steps == 9  # the first attempt
+
+
 @pytest.mark.parametrize("how", ["killed", "away"])
 def test_a_rank_that_is_gone_is_an_error_within_the_timeout(how):
     first, second = launch(HERE / "lost_worker.py", 2, how, limit=60)
