@@ -217,8 +217,8 @@ void bind_features(py::module_ &m) {
           const SnapshotArgument snapshots(array, order);
           const EqualGroupsArgument groups(segments, snapshots.view.size);
           const std::int64_t m = groups.m, count = groups.view.count;
-          if (passes < 0 || passes > 2)
-            throw std::invalid_argument("passes is " + std::to_string(passes) + "; give 0 to 2");
+          if (passes < 0 || passes > 3)
+            throw std::invalid_argument("passes is " + std::to_string(passes) + "; give 0 to 3");
           if (holdout < 1 || snapshots.view.n < 2 + int(affine))
             throw std::invalid_argument("a fit needs a holdout of at least 1 and " +
                                         std::to_string(2 + int(affine)) + " snapshots");
@@ -256,6 +256,8 @@ void bind_features(py::module_ &m) {
             run(&Kernels::single_fit, job, kSinglesTogether);
           else if (job.passes == Passes::sampled)
             work(feature_fit_long, job);
+          else if (job.passes == Passes::large)
+            work(feature_fit_large, job);
           else
             run(&Kernels::feature_fit, job);
           return py::make_tuple(ranks, condition, residual, hindcast, operators, whitener, start,

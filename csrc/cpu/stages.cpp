@@ -373,4 +373,19 @@ void feature_fit_long(const Kernels &kernels, const FeatureFitJob &job) {
                 });
 }
 
+void feature_fit_large(const Kernels &kernels, const FeatureFitJob &job) {
+  const std::size_t memory = round_up(kernels.large_fit_memory(job));
+  const std::size_t scratch_size = kernels.large_fit_scratch(job);
+  if (job.count() >= thread_count()) {
+    for_each_task(job.count(), job.nanoseconds(), memory + scratch_size,
+                  [&](std::int64_t group, double *scratch) {
+                    kernels.large_fit(job, group, {nullptr, scratch + memory}, scratch);
+                  });
+    return;
+  }
+  const Scratch own(memory);
+  for (std::int64_t group = 0; group < job.count(); ++group)
+    kernels.large_fit(job, group, {run_tasks, nullptr}, own.get());
+}
+
 } // namespace koopcore::cpu

@@ -44,4 +44,7 @@ void companion_endpoint(const Kernels &kernels, const Window &window, const Grou
 // feature_fit of long windows, Passes::sampled: threads over spans of rows as over groups.
 void feature_fit_long(const Kernels &kernels, const FeatureFitJob &job);
 
+// feature_fit of large groups, Passes::large: threads over groups, or inside each of a few.
+void feature_fit_large(const Kernels &kernels, const FeatureFitJob &job);
+
 } // namespace koopcore::cpu

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from koopcore._native import build_record
 from koopcore.backends import second_pass
 from koopcore.backends.composed import Composed
-from koopcore.backends.large_groups import are_large, feature_fit
 from koopcore.backends.protocol import (
     Ahead,
     Companion,
@@ -34,7 +33,7 @@ from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
 
 MOST_THREADS = 4096  # that the module takes
-MOMENTS, SECOND, SAMPLED = range(3)
+MOMENTS, SECOND, SAMPLED, LARGE = range(4)
 """Passes of a fit on the feature side: `Passes` in csrc/cpu/problem.h."""
 MODAL_ROWS, MODAL_NUMBERS = 32, 2**15
 """Of a modal fit: rows of its small matrices, and numbers of a system, that the cache holds."""
@@ -42,6 +41,8 @@ LEADING_ROWS = 160  # of matrices whose leading eigenvectors are iterated in the
 PROBED = 64  # systems that say how many modes the others may have
 LONG, LONG_FOR_ITS_GROUPS = 128, 8
 """Windows of so many snapshots, and so many times the parameters of a group, are long."""
+MANY_PARAMETERS = 32
+"""Groups of so many are fitted one at a time, each in whole registers, instead of one a lane."""
 LONG_FOR_ONE = 2**16
 """Windows of so many snapshots are long for groups of one parameter, unless those are many."""
 
@@ -147,8 +148,8 @@ class NativeCpu(Composed):
         m, n = int(part.sizes[0]), len(snapshots.order)
         double = snapshots.array.dtype == np.float64
         how = affine, holdout, ahead
-        if are_large(m, part.n_groups):
-            solved = feature_fit(snapshots, part, *how)
+        if m >= MANY_PARAMETERS and n - 1 - affine - holdout >= m:
+            solved = self._feature_fit(snapshots, part, *how, passes=LARGE, ranged=double)
             unsure = np.flatnonzero(solved.rank == 0)
         elif m == 1 and n < max(LONG * part.n_groups, LONG_FOR_ONE):  # there is one direction
             return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
