@@ -66,12 +66,12 @@ struct Shape {
 };
 
 // Squarings of an operator that repay in a rollout to T = gap + 1: each has the multiply-adds of m
-// products with a vector, which wait for the second-level cache.
+// products with a vector and takes the time of 0.4 m of them, which wait for a cache.
 int squarings(std::int64_t gap, int m) {
   int best = 0;
   double least = double(gap);
   for (int level = 1; level < 63 && gap >> level > 0; ++level) {
-    const double cost = double(gap >> level) + level * (1.0 + m / 4.0);
+    const double cost = double(gap >> level) + level * (1.0 + 0.4 * m);
     if (cost < least) {
       least = cost;
       best = level;
@@ -312,36 +312,37 @@ private:
     return {work_.spans + (2 * span + which) * square(), shape_.rows};
   }
 
-  // take(y, change) over blocks of the span's rows.
+  static const Panels &sums_in(const WindowWork &of, int which) { return which == 0 ? of.c : of.e; }
+
+  // take(rows, count, what becomes of the sums so far) over blocks of the span's rows.
   template <class Take> void for_each_block(int span, double *scratch, Take &&take) const {
     Pieces pieces(scratch);
     const SpanWork memory(pieces, shape_);
-    clear(sums_of(span, 0), 2 * panels_);
     for (std::int64_t at = shape_.begin(span); at < shape_.begin(span + 1); at += kDepth) {
       const std::int64_t left = shape_.begin(span + 1) - at;
       const int count = int(left < kDepth ? left : kDepth);
       take_rows(at, count, memory);
-      take(memory, count);
+      take(memory, count, at == shape_.begin(span) ? Sum::set : Sum::add);
     }
   }
 
   // Σ a aᵀ, of which the upper triangle is enough, and Σ a changeᵀ.
-  void add_rows(const Panels &a, const Panels &change, int count, int span) const {
-    add_product(a, a, sums_of(span, 0), all(), all(),
-                [&](int i, int j, int width) { return Range{0, j + width > i ? count : 0}; });
-    add_product(a, change, sums_of(span, 1), all(), all(),
-                [&](int, int, int) { return Range{0, count}; });
+  void add_rows(Sum sum, const Panels &a, const Panels &change, int count, int span) const {
+    product(sum, a, a, sums_of(span, 0), all(), all(),
+            [&](int i, int j, int width) { return Range{0, j + width > i ? count : 0}; });
+    product(sum, a, change, sums_of(span, 1), all(), all(),
+            [&](int, int, int) { return Range{0, count}; });
   }
 
   void sum_span(int span, double *scratch) const {
-    for_each_block(span, scratch, [&](const SpanWork &rows, int count) {
-      add_rows(rows.y, rows.change, count, span);
+    for_each_block(span, scratch, [&](const SpanWork &rows, int count, Sum sum) {
+      add_rows(sum, rows.y, rows.change, count, span);
     });
   }
 
   // The same with rows in the basis V, upper triangular.
   void sum_in_basis(int span, double *scratch) const {
-    for_each_block(span, scratch, [&](const SpanWork &rows, int count) {
+    for_each_block(span, scratch, [&](const SpanWork &rows, int count, Sum sum) {
       const int blocks = (count + kLanes - 1) / kLanes;
       for (int k = count; k < blocks * kLanes; ++k)
         for (int j = 0; j < panels_; ++j)
@@ -349,10 +350,9 @@ private:
       for (int k = 0; k < blocks; ++k)
         for (int j = 0; j < panels_; ++j)
           transpose_block(rows.y, k, j, rows.across);
-      clear(rows.z, panels_);
-      add_product(rows.across, work_.basis, rows.z, {0, blocks}, all(),
-                  [&](int, int j, int width) { return Range{0, (j + width) * kLanes}; });
-      add_rows(rows.z, rows.change, count, span);
+      product(Sum::set, rows.across, work_.basis, rows.z, {0, blocks}, all(),
+              [&](int, int j, int width) { return Range{0, (j + width) * kLanes}; });
+      add_rows(sum, rows.z, rows.change, count, span);
     });
   }
 
@@ -360,17 +360,20 @@ private:
   template <class Sum> void sum_up(double work, Sum &&sum) {
     tasks_.run(shape_.spans, work * kNanosecondsEach, span_size(),
                [&](std::int64_t span, double *scratch) { sum(int(span), scratch); });
-    for (int which = 0; which < 2; ++which) {
-      const Panels &shorter = which == 0 ? work_.window[0].c : work_.window[0].e;
-      const Panels &whole = which == 0 ? work_.window[1].c : work_.window[1].e;
-      clear(shorter, panels_);
-      for (int span = 0; span < shape_.before; ++span)
-        add(shorter, sums_of(span, which));
-      for (std::ptrdiff_t i = 0; i < square(); ++i)
-        whole.data[i] = shorter.data[i];
-      for (int span = shape_.before; span < shape_.spans; ++span)
-        add(whole, sums_of(span, which));
-    }
+    for (int which = 0; which < 2; ++which)
+      for (int j = 0; j < panels_; ++j) { // of the symmetric one the upper triangle
+        const std::ptrdiff_t first = j * std::ptrdiff_t(shape_.rows);
+        const std::ptrdiff_t end = first + (which == 0 ? (j + 1) * kLanes : shape_.rows);
+        for (std::ptrdiff_t i = first; i < end; ++i) {
+          Vec sum = sums_of(0, which).data[i];
+          for (int span = 1; span < shape_.before; ++span)
+            sum += sums_of(span, which).data[i];
+          sums_in(work_.window[0], which).data[i] = sum;
+          for (int span = shape_.before; span < shape_.spans; ++span)
+            sum += sums_of(span, which).data[i];
+          sums_in(work_.window[1], which).data[i] = sum;
+        }
+      }
     for (WindowWork &of : work_.window)
       mirror(of.c, panels_);
   }
@@ -445,33 +448,46 @@ private:
       last = pivot > last ? pivot : last;
     }
     of.condition = last / first;
-    // The diagonal of A⁻¹ = U⁻¹ U⁻ᵀ, and its norm.
+    double greatest = 0.0, inverse_trace = 0.0;
+    for (int i = 0; i < panels_; ++i) { // the diagonal of A⁻¹ = U⁻¹ U⁻ᵀ
+      Vec squares[kLanes] = {};
+      for (int j = i; j < panels_; ++j)
+        KOOPCORE_UNROLL
+      for (int r = 0; r < kLanes; ++r) {
+        const Vec entry = of.inverse.panel(j)[i * kLanes + r];
+        squares[r] += entry * entry;
+      }
+      const Vec own = sum_lanes(squares);
+      for (int lane = 0; lane < lanes_of(i); ++lane) {
+        greatest = own[lane] > greatest ? own[lane] : greatest;
+        inverse_trace += own[lane] * (of.scale[i][lane] * of.scale[i][lane]);
+      }
+    }
+    if (&of == &work_.window[1])
+      of.square = Scalar::sqrt(norm * norm_of_inverse(of));
+    const double tolerance = rank_tolerance(m);
+    const double pivots = kSureOfRank * tolerance * diagonal * greatest;
+    const double values = tolerance * tolerance * trace * inverse_trace;
+    of.sure = pivots < 1.0 && values < 1.0;
+    scale_rows(of.inverse, scale, of.whitener);
+  }
+
+  // ‖A⁻¹‖², of A = UᵀU.
+  double norm_of_inverse(const WindowWork &of) const {
     transpose_all(of.inverse, panels_, of.lower);
-    clear(of.free, panels_);
-    add_product(of.lower, of.lower, of.free, all(), all(), [&](int i, int j, int width) {
+    product(Sum::set, of.lower, of.lower, of.free, all(), all(), [&](int i, int j, int width) {
       return Range{(i > j ? i : j) * kLanes, j + width > i ? shape_.rows : 0};
     });
-    double greatest = 0.0, inverse_trace = 0.0, inverse_norm = 0.0;
-    for (int i = 0; i < m; ++i) {
-      const double own = of.free.at(i, i);
-      greatest = own > greatest ? own : greatest;
-      inverse_trace += own * scale[i] * scale[i];
-    }
+    double norm = shape_.m - shape_.rows; // without what is past the matrix
     for (int j = 0; j < panels_; ++j) {
       Vec sum{};
       for (int i = 0; i < j * kLanes; ++i)
         sum += 2.0 * of.free.panel(j)[i] * of.free.panel(j)[i];
       for (int i = j * kLanes; i < (j + 1) * kLanes; ++i)
         sum += of.free.panel(j)[i] * of.free.panel(j)[i];
-      inverse_norm += sum_of(sum);
+      norm += sum_of(sum);
     }
-    inverse_norm -= shape_.rows - m; // past the matrix
-    of.square = Scalar::sqrt(norm * inverse_norm);
-    const double tolerance = rank_tolerance(m);
-    const double pivots = kSureOfRank * tolerance * diagonal * greatest;
-    const double values = tolerance * tolerance * trace * inverse_trace;
-    of.sure = pivots < 1.0 && values < 1.0;
-    scale_rows(of.inverse, scale, of.whitener);
+    return norm;
   }
 
   void scale_rows(const Panels &from, const double *scale, const Panels &to) const {
@@ -498,11 +514,10 @@ private:
       of.u.data[i] = of.c.data[i];
     if (!invert_factor(of))
       return false;
-    add_product(of.c, work_.back, of.e, all(), all(),
-                [&](int, int j, int width) { return Range{0, (j + width) * kLanes}; });
-    clear(of.whitener, panels_);
-    add_product(work_.across, of.inverse, of.whitener, all(), all(),
-                [&](int i, int j, int width) { return Range{i * kLanes, (j + width) * kLanes}; });
+    product(Sum::add, of.c, work_.back, of.e, all(), all(),
+            [&](int, int j, int width) { return Range{0, (j + width) * kLanes}; });
+    product(Sum::set, work_.across, of.inverse, of.whitener, all(), all(),
+            [&](int i, int j, int width) { return Range{i * kLanes, (j + width) * kLanes}; });
     return true;
   }
 
@@ -512,11 +527,9 @@ private:
       add(of.e, of.c);
     const Panels &root = again ? of.inverse : of.whitener;
     const auto upper = [&](int, int j, int width) { return Range{0, (j + width) * kLanes}; };
-    clear(of.readout, panels_);
-    add_product(of.e, root, of.readout, all(), all(), upper);
+    product(Sum::set, of.e, root, of.readout, all(), all(), upper);
     const Panels first{of.powers.data, shape_.rows};
-    clear(first, panels_);
-    add_product(of.readout, of.whitener, first, all(), all(), upper);
+    product(Sum::set, of.readout, of.whitener, first, all(), all(), upper);
     apply_transposed(of.whitener, panels_, of.newest, of.z);
     const bool whole = &of == &work_.window[1];
     raise(of, whole ? farthest(job_.horizons) : job_.holdout);
@@ -536,9 +549,8 @@ private:
     for (int level = 0; level < levels; ++level) {
       const Panels from = power(of, level), to = power(of, level + 1);
       transpose_all(from, panels_, of.free);
-      clear(to, panels_);
-      add_product(of.free, from, to, all(), all(),
-                  [&](int, int, int) { return Range{0, shape_.rows}; });
+      product(Sum::set, of.free, from, to, all(), all(),
+              [&](int, int, int) { return Range{0, shape_.rows}; });
       Vec *const total = of.totals + level * panels_, *const next = total + panels_;
       apply_transposed(from, panels_, total, next);
       for (int j = 0; j < panels_; ++j)

@@ -26,11 +26,14 @@ struct Panels {
 // what a tile reads stays in the first-level cache, and rounding grows with additions in a row.
 constexpr int kDepth = 128;
 
-// The W × (R W) entries at `out`, rows `stride` between its panels, plus (or minus) the products of
-// `depth` rows of a panel a and R panels b.
-template <int R, bool Minus>
-KOOPCORE_INLINE void add_tile(const double *a, const Vec *b, std::ptrdiff_t b_stride, int depth,
-                              Vec *out, std::ptrdiff_t out_stride) {
+// What becomes of the entries that a product is of.
+enum class Sum { set, add, subtract };
+
+// The W × (R W) entries at `out`, rows `stride` between its panels, from the products of `depth`
+// rows of a panel a and R panels b.
+template <int R>
+__attribute__((noinline)) void tile(Sum sum, const double *a, const Vec *b, std::ptrdiff_t b_stride,
+                                    int depth, Vec *out, std::ptrdiff_t out_stride) {
   Vec s[R][kLanes];
   KOOPCORE_UNROLL
   for (int r = 0; r < R; ++r)
@@ -48,13 +51,19 @@ KOOPCORE_INLINE void add_tile(const double *a, const Vec *b, std::ptrdiff_t b_st
     for (int r = 0; r < R; ++r)
       s[r][c] += a[c] * x[r];
   }
-  KOOPCORE_UNROLL
-  for (int r = 0; r < R; ++r)
+  const auto put = [&](auto &&put_one) {
     KOOPCORE_UNROLL
-  for (int c = 0; c < kLanes; ++c) {
-    Vec &to = out[r * out_stride + c];
-    to = Minus ? to - s[r][c] : to + s[r][c];
-  }
+    for (int r = 0; r < R; ++r)
+      KOOPCORE_UNROLL
+    for (int c = 0; c < kLanes; ++c)
+      put_one(out[r * out_stride + c], s[r][c]);
+  };
+  if (sum == Sum::set)
+    put([](Vec &to, const Vec &x) { to = x; });
+  else if (sum == Sum::add)
+    put([](Vec &to, const Vec &x) { to += x; });
+  else
+    put([](Vec &to, const Vec &x) { to -= x; });
 }
 
 // Panels that a tile of a row of `left` takes: three fill the registers, two twos are faster than
@@ -66,13 +75,13 @@ struct Range {
   int begin, end;
 };
 
-// out += AᵀB (or -=): rows of its panels `i` and columns of its panels `j`, a panel each. The
-// entries of panels i and j … j + width - 1 are summed over the rows over(i, j, width) of A and B,
-// multiples of W but for the last, and left alone where there are none.
-template <bool Minus = false, class Over>
-void add_product(const Panels &a, const Panels &b, const Panels &out, Range i, Range j,
-                 Over &&over) {
-  int most = 0;
+// out <- AᵀB, or plus or minus it: rows of its panels `i` and columns of its panels `j`. The
+// entries of panels i and j … j + width - 1 are summed over the rows over(i, j, width) of A and B;
+// where there are none, they are set to zero or left alone.
+template <class Over>
+void product(Sum sum, const Panels &a, const Panels &b, const Panels &out, Range i, Range j,
+             Over &&over) {
+  int most = 1;
   for (int row = i.begin; row < i.end; ++row)
     for (int column = j.begin; column < j.end;) {
       const int width = tile_width(j.end - column), end = over(row, column, width).end;
@@ -84,20 +93,23 @@ void add_product(const Panels &a, const Panels &b, const Panels &out, Range i, R
       const int width = tile_width(j.end - column);
       for (int row = i.begin; row < i.end; ++row) {
         Range k = over(row, column, width);
-        k.begin = k.begin > from ? k.begin : from;
+        const bool none = k.begin >= k.end && from == 0;
+        const bool first = k.begin >= from;
+        k.begin = first ? k.begin : from;
         k.end = k.end < from + kDepth ? k.end : from + kDepth;
-        if (k.begin >= k.end)
+        if (k.begin >= k.end && !(none && sum == Sum::set))
           continue;
+        const Sum how = sum == Sum::set && !first ? Sum::add : sum;
         const double *left = a.numbers(row) + k.begin * kLanes;
         const Vec *right = b.panel(column) + k.begin;
         Vec *to = out.panel(column) + row * kLanes;
         const int depth = k.end - k.begin;
         if (width == 3)
-          add_tile<3, Minus>(left, right, b.rows, depth, to, out.rows);
+          tile<3>(how, left, right, b.rows, depth, to, out.rows);
         else if (width == 2)
-          add_tile<2, Minus>(left, right, b.rows, depth, to, out.rows);
+          tile<2>(how, left, right, b.rows, depth, to, out.rows);
         else
-          add_tile<1, Minus>(left, right, b.rows, depth, to, out.rows);
+          tile<1>(how, left, right, b.rows, depth, to, out.rows);
       }
       column += width;
     }
@@ -138,12 +150,11 @@ constexpr int kTriangle = 64 / kLanes; // panels of a triangle that is solved bl
 inline bool cholesky(const Panels &a, int panels, const Panels &lower) {
   for (int outer = 0; outer < panels; outer += kTriangle) {
     const int end = outer + kTriangle < panels ? outer + kTriangle : panels;
-    add_product<true>(a, a, a, {outer, end}, {outer, panels}, [&](int i, int j, int width) {
-      return Range{0, j + width > i ? outer * kLanes : 0};
-    });
+    product(Sum::subtract, a, a, a, {outer, end}, {outer, panels},
+            [&](int i, int j, int width) { return Range{0, j + width > i ? outer * kLanes : 0}; });
     for (int block = outer; block < end; ++block) {
-      add_product<true>(a, a, a, {block, block + 1}, {block, panels},
-                        [&](int, int, int) { return Range{outer * kLanes, block * kLanes}; });
+      product(Sum::subtract, a, a, a, {block, block + 1}, {block, panels},
+              [&](int, int, int) { return Range{outer * kLanes, block * kLanes}; });
       Vec *d = a.panel(block) + block * kLanes;
       double inverse[kLanes];
       for (int r = 0; r < kLanes; ++r) {
@@ -191,15 +202,14 @@ inline void invert(const Panels &u, const Panels &lower, int panels, const Panel
     inverse.at(i, i) = 1.0;
   for (int end = panels; end > 0;) {
     const int outer = (end - 1) / kTriangle * kTriangle;
-    add_product<true>(
-        lower, inverse, inverse, {outer, end}, {end, panels},
-        [&](int, int j, int width) { return Range{end * kLanes, (j + width) * kLanes}; });
+    product(Sum::subtract, lower, inverse, inverse, {outer, end}, {end, panels},
+            [&](int, int j, int width) { return Range{end * kLanes, (j + width) * kLanes}; });
     for (int block = end - 1; block >= outer; --block) {
-      add_product<true>(lower, inverse, inverse, {block, block + 1}, {block, panels},
-                        [&](int, int j, int width) {
-                          const int stop = j + width < end ? j + width : end;
-                          return Range{(block + 1) * kLanes, stop * kLanes};
-                        });
+      product(Sum::subtract, lower, inverse, inverse, {block, block + 1}, {block, panels},
+              [&](int, int j, int width) {
+                const int stop = j + width < end ? j + width : end;
+                return Range{(block + 1) * kLanes, stop * kLanes};
+              });
       const Vec *d = u.panel(block) + block * kLanes;
       double pivot[kLanes];
       for (int r = 0; r < kLanes; ++r)
