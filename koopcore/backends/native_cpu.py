@@ -41,8 +41,11 @@ LEADING_ROWS = 160  # of matrices whose leading eigenvectors are iterated in the
 PROBED = 64  # systems that say how many modes the others may have
 LONG, LONG_FOR_ITS_GROUPS = 128, 8
 """Windows of so many snapshots, and so many times the parameters of a group, are long."""
-MANY_PARAMETERS = 32
-"""Groups of so many are fitted one at a time, each in whole registers, instead of one a lane."""
+MANY_PARAMETERS, SURELY_MANY = 16, 32
+"""Groups of so many are fitted one at a time, each in whole registers, instead of one a lane: of
+float32 in windows that are not long only groups of surely many, as moments are all they need."""
+FEW_GROUPS, PARAMETERS_OF_FEW = 4, 8
+"""In long windows, so few groups of so many parameters leave most lanes to copies."""
 LONG_FOR_ONE = 2**16
 """Windows of so many snapshots are long for groups of one parameter, unless those are many."""
 
@@ -148,12 +151,16 @@ class NativeCpu(Composed):
         m, n = int(part.sizes[0]), len(snapshots.order)
         double = snapshots.array.dtype == np.float64
         how = affine, holdout, ahead
-        if m >= MANY_PARAMETERS and n - 1 - affine - holdout >= m:
+        long = n >= LONG and n >= LONG_FOR_ITS_GROUPS * m
+        many = MANY_PARAMETERS if double or long else SURELY_MANY
+        if long and part.n_groups <= FEW_GROUPS:
+            many = PARAMETERS_OF_FEW
+        if m >= many and n - 1 - affine - holdout >= m:
             solved = self._feature_fit(snapshots, part, *how, passes=LARGE, ranged=double)
             unsure = np.flatnonzero(solved.rank == 0)
         elif m == 1 and n < max(LONG * part.n_groups, LONG_FOR_ONE):  # there is one direction
             return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
-        elif n >= LONG and n >= LONG_FOR_ITS_GROUPS * m:
+        elif long:
             solved = self._feature_fit(snapshots, part, *how, passes=SAMPLED, ranged=double)
             unsure = np.flatnonzero(solved.rank == 0)
         elif double:
