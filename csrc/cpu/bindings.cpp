@@ -40,8 +40,7 @@ void run(Batch<Job> Kernels::*kernel, const Job &job, std::int64_t together = 0)
   });
 }
 
-constexpr std::int64_t kCopiedTogether = 256;  // groups: a copy has no use for lanes
-constexpr std::int64_t kSinglesTogether = 512; // groups of one parameter
+constexpr std::int64_t kCopiedTogether = 256; // groups: a copy has no use for lanes
 
 void check_model(int n, bool affine, int holdout) {
   if (n - 1 - int(affine) < 1)
@@ -252,14 +251,7 @@ void bind_features(py::module_ &m) {
             job.start = made(py::array_t<double>({count, m}), start);
             job.readout = made(py::array_t<double>({count, m, m}), readout);
           }
-          if (job.m == 1 && job.passes != Passes::sampled && job.rank <= 1)
-            run(&Kernels::single_fit, job, kSinglesTogether);
-          else if (job.passes == Passes::sampled)
-            work(feature_fit_long, job);
-          else if (job.passes == Passes::large)
-            work(feature_fit_large, job);
-          else
-            run(&Kernels::feature_fit, job);
+          work(feature_fit, job);
           return py::make_tuple(ranks, condition, residual, hindcast, operators, whitener, start,
                                 readout);
         });

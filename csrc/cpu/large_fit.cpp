@@ -17,10 +17,6 @@ constexpr std::int64_t kLeastRows = 256;  // of a span, whose sums are those of 
 constexpr double kMostSpanSums = 0x1p23;  // doubles of all spans' sums
 constexpr double kWorthTasks = 8e6;       // multiply-adds
 constexpr double kNanosecondsEach = 0.05; // a multiply-add
-// u·cond², the share that rounding of sums may have of their smallest direction, before a second
-// pass (UNSURE in backends/second_pass.py).
-constexpr double kUnsureFloat = 0x1p-6, kUnsureDouble = 0x1p-40;
-
 // Hands out memory one piece after the other; without memory it counts.
 class Pieces {
 public:

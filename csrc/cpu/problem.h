@@ -167,6 +167,10 @@ struct ScatterJob {
 // How a fit of the feature side looks at its snapshots: moments alone; moments for a basis, and a
 // second pass in it; moments of some rows for the basis (`sampled`, of long windows); or what one
 // large group at a time needs of the first two (`large`).
+// u·cond², the share that rounding of sums may have of their smallest direction, before a second
+// pass (UNSURE in backends/second_pass.py).
+constexpr double kUnsureFloat = 0x1p-6, kUnsureDouble = 0x1p-40;
+
 enum class Passes { moments, second, sampled, large };
 
 // What a kernel of one group can leave to threads: runs body(task, scratch) for all tasks, with

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore._native import build_record
-from koopcore.backends import second_pass
 from koopcore.backends.composed import Composed
 from koopcore.backends.protocol import (
     Ahead,
@@ -150,31 +149,21 @@ class NativeCpu(Composed):
         """
         m, n = int(part.sizes[0]), len(snapshots.order)
         double = snapshots.array.dtype == np.float64
-        how = affine, holdout, ahead
         long = n >= LONG and n >= LONG_FOR_ITS_GROUPS * m
         many = MANY_PARAMETERS if double or long else SURELY_MANY
         if long and part.n_groups <= FEW_GROUPS:
             many = PARAMETERS_OF_FEW
         if m >= many and n - 1 - affine - holdout >= m:
-            solved = self._feature_fit(snapshots, part, *how, passes=LARGE, ranged=double)
-            unsure = np.flatnonzero(solved.rank == 0)
+            passes = LARGE
         elif m == 1 and n < max(LONG * part.n_groups, LONG_FOR_ONE):  # there is one direction
-            return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
+            passes = SECOND
         elif long:
-            solved = self._feature_fit(snapshots, part, *how, passes=SAMPLED, ranged=double)
-            unsure = np.flatnonzero(solved.rank == 0)
-        elif double:
-            return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
+            passes = SAMPLED
         else:
-            solved = self._feature_fit(snapshots, part, *how)
-            unsure = second_pass.unsure(solved.condition, solved.rank, m, snapshots)
-            unsure = np.union1d(unsure, np.flatnonzero(solved.rank < m))
-        if not unsure.size:
-            return solved
-        again = self._feature_fit(
-            snapshots, part.subset(unsure), *how, passes=SECOND, ranged=double
+            passes = SECOND if double else MOMENTS
+        return self._feature_fit(
+            snapshots, part, affine, holdout, ahead, passes=passes, ranged=double
         )
-        return second_pass.replaced(solved, unsure, again)
 
     def feature_refit(
         self,
@@ -197,11 +186,14 @@ class NativeCpu(Composed):
         holdout: int,
         ahead: Ahead | None,
         *,
-        passes: int = MOMENTS,
+        passes: int,
         rank: int = 0,
         ranged: bool = False,
     ) -> FeatureSolved:
-        """How often the snapshots are read; ``ranged``: out of range, the residual is NaN."""
+        """Groups for which ``passes`` say too little have a second one.
+
+        ``ranged``: out of range, the residual is NaN.
+        """
         given = *snapshots, self._groups(part), affine, holdout, ahead, passes, rank, ranged
         ranks, condition, residual, hindcast, operator, whitener, start, readout = (
             self._cpu.feature_fit(*given)
