@@ -159,6 +159,8 @@ class NativeCpu(Composed):
             return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
         else:
             solved = self._feature_fit(snapshots, part, *how)
+            if second_pass.is_sure(solved.condition, solved.rank, m, snapshots):
+                return solved
             unsure = second_pass.unsure(solved.condition, solved.rank, m, snapshots)
             unsure = np.union1d(unsure, np.flatnonzero(solved.rank < m))
         if not unsure.size:

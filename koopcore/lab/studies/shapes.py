@@ -26,7 +26,17 @@ import numpy.typing as npt
 import koopcore as kc
 from koopcore.backends.threads import thread_count
 from koopcore.lab.bench.roofs import PROBES, Work, probe_job, roofs_of, share_of
-from koopcore.lab.bench.study import Case, Claim, Job, Row, Size, Study, Summary, Unavailable, shared
+from koopcore.lab.bench.study import (
+    Case,
+    Claim,
+    Job,
+    Row,
+    Size,
+    Study,
+    Summary,
+    Unavailable,
+    shared,
+)
 from koopcore.lab.studies.peers.powers import powered, summed
 from koopcore.lab.studies.peers.study import Peer, in_its_way
 from koopcore.lab.studies.roofline import BACKENDS
