@@ -6,7 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ from koopcore.dmd.decomposition import (
     decompose,
     rank_rule,
 )
-from koopcore.dmd.dynamics import Amplitudes, Dynamics
+from koopcore.dmd.dynamics import Dynamics
 from koopcore.dmd.eigen import ComplexArray
 from koopcore.dmd.series import Kind, Series, read
 from koopcore.dmd.streaming import Stream
@@ -44,6 +44,7 @@ CHUNK, CACHED = 2**26, 2**20
 """Numbers of small matrices that are held at once, on a device and on the CPU: there 8 MB."""
 
 Part = TypeVar("Part")
+Amplitudes: TypeAlias = Literal["optimal", "first"]
 
 GROWTH = 1e3
 """A forecast that grows past this, beside the data, is warned of."""
@@ -217,8 +218,8 @@ class Decomposing(TransformerMixin, BaseEstimator):
         """All states after the last row of X: (horizon, features), (systems, horizon, features).
 
         Args:
-            X: (time, features) with at least ``delays`` rows, or one such series per system;
-                None continues what was fitted (for several trajectories: (trajectories,
+            X: (time, features) with at least ``delays`` rows (`OptimizedDMD`: as many as say
+                what each mode does, one mostly), or one such series per system; None continues what was fitted (for several trajectories: (trajectories,
                 horizon, features)).
 
         Warnings, cost and limits as of `predict`.
@@ -227,11 +228,11 @@ class Decomposing(TransformerMixin, BaseEstimator):
         if X is None:
             return self._give_ahead(self._ahead(steps.tolist()))
         here = self._states_of(X)
-        n, needed = int(here.array.shape[1]), self._delays()
+        n, needed = int(here.array.shape[1]), self._rows_needed()
         if n < needed:
             raise ValueError(f"X has {n} rows; the last {needed} (delays) are needed to go on")
         fitted = self._fitted()
-        b = self._coordinates(here.last(needed))[:, -1]
+        b = self._coordinates(here.last(min(n, self._delays())))[:, -1]
         ahead = Dynamics(fitted.eigenvalues, fitted.modes, b, fitted.real, (1,), here.array[:, -1])
         states, growth = ahead.ahead(steps)
         self._warn(growth[:, -1], horizon)
@@ -293,7 +294,12 @@ class Decomposing(TransformerMixin, BaseEstimator):
     # -- inside ---------------------------------------------------------------------------------
 
     def _delays(self) -> int:
+        """Rows that a state is seen in: itself and those before it."""
         return 1
+
+    def _rows_needed(self) -> int:
+        """Rows without which a series cannot be gone on with."""
+        return self._delays()
 
     def _states_of(self, X: Any) -> Series:
         """X, checked against what was fitted."""
@@ -447,7 +453,7 @@ class DMD(Decomposing):
         modes: "projected" (U w), "exact" (Tu et al. 2014), or "refit", least squares over all
             times.
         amplitudes: "optimal", over all times (Jovanović et al. 2014), or "first", at the first
-            one.
+            one (the first ``delays``).
         forward_backward: corrects observation noise (Dawson et al. 2016); not for decaying
             modes.
         tls: total least squares (Hemati et al. 2017), the same end; not with the full rank.
@@ -614,18 +620,20 @@ class DMD(Decomposing):
         with np.errstate(invalid="ignore"):
             residuals = np.sqrt(sum(one[0] for one in squares) / sum(one[1] for one in squares))
         if self.model == "affine":
-            done.with_constant()
+            done.with_constant(int(series.array.shape[1]))
             residuals = np.concatenate([np.zeros((len(residuals), 1)), residuals], axis=1)
         if self.modes == "refit" or self.model == "affine":
-            modes, amplitudes = dynamics.refitted(series.array, done.eigenvalues)
+            modes, amplitudes, apart = dynamics.refitted(series.array, done.eigenvalues)
+            done.note_independence(apart)
             return modes, amplitudes, residuals
         modes, _ = dynamics.unit(then if self.modes == "exact" else now)
-        each = [
-            dynamics.amplitudes(
-                self.amplitudes, series.array[:, at : at + n], modes, done.eigenvalues
-            )
-            for at, n in zip(series.starts, series.lengths, strict=True)
-        ]
+        each = []
+        for at, n in zip(series.starts, series.lengths, strict=True):
+            seen = n if self.amplitudes == "optimal" else int(self.delays)
+            x = series.array[:, at : at + seen]
+            amplitudes, apart = dynamics.amplitudes(x, modes, done.eigenvalues)
+            done.note_independence(apart)
+            each.append(amplitudes)
         return modes, np.concatenate(each), residuals
 
     def partial_fit(self, X: Any, y: object = None) -> DMD:

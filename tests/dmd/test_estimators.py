@@ -27,7 +27,8 @@ def estimator(request):
 
 @pytest.mark.parametrize("kind", [DMD, OptimizedDMD])
 def test_scikit_learns_own_checks(kind):
-    results = check_estimator(kind(), on_skip=None, on_fail=None)
+    # With delays a row's prediction is of those before it too, which some of the checks forbid.
+    results = check_estimator(kind(delays=1), on_skip=None, on_fail=None)
     assert len(results) > 40
     failed = {r["check_name"]: r["status"] for r in results if r["status"] != "passed"}
     # Complex series are decomposed, not refused. The other is run only with SCIPY_ARRAY_API set.
