@@ -29,7 +29,7 @@ STATUS = {
     EXHAUSTED: "OptimizedDMD: still on its way after n_iterations",
     DEFECTIVE: "nearly defective: some modes, or powers of their eigenvalues, are all but multiples "
     "of each other, as where a series goes along a straight line. Read none of their amplitudes "
-    "alone: they are large and cancel. States keep some eight digits",
+    "alone: they are large and cancel. States keep some six digits",
 }
 """The codes of ``status_``."""
 

@@ -98,9 +98,7 @@ def combined(modes: Any, factors: ComplexArray, real: bool) -> Any:
     return result.real if real else result
 
 
-def amplitudes(
-    x: Any, modes: Any, eigenvalues: ComplexArray
-) -> tuple[ComplexArray, FloatArray]:
+def amplitudes(x: Any, modes: Any, eigenvalues: ComplexArray) -> tuple[ComplexArray, FloatArray]:
     """b (S, r) of series x (S, n, m), and the `independence` of the columns φ_j λ_jᵗ (S,).
 
     min Σ_t ‖x_t - Φ diag(b) λᵗ‖² (Jovanović, Schmid, Nichols 2014, eq. 12; with the first snapshot
@@ -214,9 +212,7 @@ def by_rotations(modes: Any, powers: ComplexArray, x: npt.NDArray[Any]) -> Compl
     return b
 
 
-def refitted(
-    x: Any, eigenvalues: ComplexArray
-) -> tuple[Any, ComplexArray, FloatArray]:
+def refitted(x: Any, eigenvalues: ComplexArray) -> tuple[Any, ComplexArray, FloatArray]:
     """Unit modes and amplitudes b >= 0 with min Σ_t ‖x_t - Σ_j φ_j b_j λ_jᵗ‖² over both.
 
     And the `independence` of the eigenvalues' powers (S,).

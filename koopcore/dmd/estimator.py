@@ -54,12 +54,17 @@ class UnstableForecastWarning(UserWarning):
     """A forecast grows far beyond the data."""
 
 
+class LowerRankWarning(UserWarning):
+    """Systems have fewer modes than ``rank`` asked for."""
+
+
 class Decomposing(TransformerMixin, BaseEstimator):
     """What `DMD` and `OptimizedDMD` share: data in, attributes, forecasts.
 
     Without an axis of systems every attribute and result loses its first axis.
     """
 
+    rank: Rank
     dt: float
     _dynamics: Dynamics
     _rank: IntArray
@@ -94,6 +99,7 @@ class Decomposing(TransformerMixin, BaseEstimator):
 
     def _fit(self, series: Series) -> Any:
         self._decompose(series)
+        self._warn_of_rank(series.kind.systems)
         self.n_features_in_ = int(series.array.shape[2])
         self._kind = series.kind
         self._stream: Stream | None = None
@@ -114,6 +120,27 @@ class Decomposing(TransformerMixin, BaseEstimator):
         """Keep what every decomposition has; no forecast of it has diverged yet."""
         self._dynamics, self._rank, self._status = fitted, rank, status
         self._diverged = np.zeros(len(fitted.last), dtype=np.bool_)
+
+    def _warn_of_rank(self, systems: bool) -> None:
+        """One warning for all systems that have fewer modes than were asked for; not for zeros."""
+        asked = check_rank(self.rank)
+        if not isinstance(asked, int):
+            return
+        constant = int(getattr(self, "model", "linear") == "affine")
+        rank = self._rank - constant
+        fewer = np.flatnonzero((rank < asked) & (self._status != EMPTY))
+        if not fewer.size:
+            return
+        least = int(fewer[np.argmin(rank[fewer])])
+        which = f" in {fewer.size} of {len(rank)} systems, fewest in system {least}"
+        warnings.warn(
+            f"rank={asked} was asked for, and {rank[least]} of the data's directions "
+            f"{'is' if rank[least] == 1 else 'are'} more than rounding"
+            f"{which if systems else ''}: rank_ says how many modes there are. There are at most "
+            "as many directions as features times delays: more delays show more",
+            LowerRankWarning,
+            stacklevel=4,
+        )
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_dynamics")
@@ -444,7 +471,7 @@ class DMD(Decomposing):
     Args:
         rank: an int >= 1; a fraction, 0 < rank < 1, of the energy; "svht", the optimal hard
             threshold (Gavish & Donoho 2014); None, all that is no rounding. Each system has its
-            own.
+            own, ``rank_``; one below an int is warned of, `LowerRankWarning`.
         delays: snapshots stacked into one state, 1 for none (Arbabi & Mezić 2017). Standing
             waves, momentum and few sensors need them: a third of the series is a robust choice.
             Not with fewer than twice as many snapshots.
@@ -738,6 +765,7 @@ class DMD(Decomposing):
         )
         self._conclude(fitted, done.rank, done.status)
         self._singular_values, self._residuals = done.singular_values, residuals
+        self._warn_of_rank(self._kind.systems)
 
     def _set(
         self, series: Series, parts: list[tuple[Decomposition, Any, Any, Any]], last: Any = None

@@ -43,7 +43,7 @@ class OptimizedDMD(Decomposing):
 
     Args:
         rank: number of exponentials, as in `DMD`; also more than the spatial rank (standing
-            waves).
+            waves). Fewer, where the start sees no more, are warned of: `LowerRankWarning`.
         delays: snapshots that the start stacks, and that say where `predict` and `forecast` of
             new rows set out from; "auto" for a third of the series.
         max_growth: bound on the growth rates, in 1/unit of dt; 0 forbids growing modes; None:

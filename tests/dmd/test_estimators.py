@@ -94,6 +94,7 @@ def test_xarray_keeps_its_names(estimator):
         estimator.fit(data.T)
 
 
+@pytest.mark.filterwarnings("ignore::koopcore.dmd.LowerRankWarning")
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 def test_what_comes_in_comes_out(library, dtype, estimator):
@@ -244,6 +245,7 @@ def test_unstable_forecasts_warn_and_stay_finite(estimator):
     assert estimator.status_ == 0
 
 
+@pytest.mark.filterwarnings("ignore::koopcore.dmd.LowerRankWarning")
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e196, -3e-200])
 def test_constant_series_stay_constant(value, estimator):
     x = np.full((20, 3), value)

@@ -27,6 +27,7 @@ def assert_same(mine, theirs, tolerance=1e-8):
     np.testing.assert_allclose(mine.residuals_, residuals, atol=tolerance)
 
 
+@pytest.mark.filterwarnings("ignore::koopcore.dmd.LowerRankWarning")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -65,6 +66,7 @@ def test_growing_and_decaying_modes_of_full_rank():
     np.testing.assert_allclose(fitted.reconstruct(), x, atol=1e-5 * np.abs(x).max())
 
 
+@pytest.mark.filterwarnings("ignore::koopcore.dmd.LowerRankWarning")
 def test_what_is_degenerate_has_a_status_and_disturbs_nobody():
     good = waves(9, n=12, m=6, noise=0.02)[0]
     alone = DMD(4).fit(good)
