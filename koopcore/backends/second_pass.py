@@ -55,12 +55,6 @@ def reach(backend: Backend, snapshots: Snapshots, part: Partition) -> FloatArray
         return np.where(moved > step, np.minimum(moved / step, 2.0**53), 1.0)
 
 
-def is_sure(condition: FloatArray, rank: IntArray, size: int, snapshots: Snapshots) -> bool:
-    """Whether no group is unsure, and all have full rank: a few microseconds, the usual case."""
-    limit = UNSURE[arrays.dtype_name(snapshots.array)]
-    return bool(condition.max() ** 2 * 2.0**-53 <= limit) and bool(rank.min() == size)
-
-
 def unsure(condition: FloatArray, rank: IntArray, size: int, snapshots: Snapshots) -> IntArray:
     """The groups whose Gram matrices, of ``size``, were not accurate enough for `project`."""
     limit = UNSURE[arrays.dtype_name(snapshots.array)]
