@@ -40,8 +40,6 @@ MODAL_ROWS, MODAL_NUMBERS = 32, 2**15
 """Of a modal fit: rows of its small matrices, and numbers of a system, that the cache holds."""
 LEADING_ROWS = 160  # of matrices whose leading eigenvectors are iterated in the cache
 PROBED = 64  # systems that say how many modes the others may have
-LONG, LONG_FOR_ITS_GROUPS = 128, 8
-"""Windows of so many snapshots, and so many times the parameters of a group, are long."""
 LONG_FOR_ONE = 2**16
 """Windows of so many snapshots are long for groups of one parameter, unless those are many."""
 
@@ -150,9 +148,11 @@ class NativeCpu(Composed):
         if are_large(m, part.n_groups):
             solved = feature_fit(snapshots, part, *how)
             unsure = np.flatnonzero(solved.rank == 0)
-        elif m == 1 and n < max(LONG * part.n_groups, LONG_FOR_ONE):  # there is one direction
+        elif m == 1 and n < max(
+            second_pass.LONG * part.n_groups, LONG_FOR_ONE
+        ):  # there is one direction
             return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
-        elif n >= LONG and n >= LONG_FOR_ITS_GROUPS * m:
+        elif second_pass.is_long(n, m):
             solved = self._feature_fit(snapshots, part, *how, passes=SAMPLED, ranged=double)
             unsure = np.flatnonzero(solved.rank == 0)
         elif double:
