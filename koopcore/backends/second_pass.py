@@ -62,12 +62,6 @@ def is_long(n: int, m: int) -> bool:
     return n >= max(LONG, LONG_FOR_ITS_GROUPS * m)
 
 
-def is_sure(condition: FloatArray, rank: IntArray, size: int, snapshots: Snapshots) -> bool:
-    """Whether no group is unsure, and all have full rank: a few microseconds, the usual case."""
-    limit = UNSURE[arrays.dtype_name(snapshots.array)]
-    return bool(condition.max() ** 2 * 2.0**-53 <= limit) and bool(rank.min() == size)
-
-
 def unsure(condition: FloatArray, rank: IntArray, size: int, snapshots: Snapshots) -> IntArray:
     """The groups whose Gram matrices, of ``size``, were not accurate enough for `project`."""
     limit = UNSURE[arrays.dtype_name(snapshots.array)]

@@ -4,7 +4,7 @@ scikit-learn's conventions (rows are time), PyDMD's words; docs/dmd.md translate
 """
 
 from koopcore.dmd.decomposition import STATUS
-from koopcore.dmd.estimator import DMD, UnstableForecastWarning
+from koopcore.dmd.estimator import DMD, LowerRankWarning, UnstableForecastWarning
 from koopcore.dmd.fixed_points import FixedPoint, fixed_point
 from koopcore.dmd.optimized import OptimizedDMD
 from koopcore.dmd.persistence import load, save
@@ -14,6 +14,7 @@ __all__ = [
     "DMD",
     "STATUS",
     "FixedPoint",
+    "LowerRankWarning",
     "OptimizedDMD",
     "UnstableForecastWarning",
     "fixed_point",

@@ -7,7 +7,7 @@ import pytest
 from dmd_cases import damped, farthest, waves
 from scipy.optimize import least_squares
 
-from koopcore.dmd import DMD, STATUS, OptimizedDMD
+from koopcore.dmd import DMD, STATUS, LowerRankWarning, OptimizedDMD
 
 
 def literal(x, eigenvalues):
@@ -59,7 +59,8 @@ def test_all_systems_of_a_batch_are_found_in_noise(shape, standing):
 
 def test_more_exponentials_than_the_data_have():
     x, eigenvalues = damped()
-    estimator = OptimizedDMD(10).fit(x)
+    with pytest.warns(LowerRankWarning, match="rank=10 was asked for, and 6 of"):
+        estimator = OptimizedDMD(10).fit(x)
     assert estimator.rank_ == 6  # of the rest nothing is seen
     assert farthest(eigenvalues, estimator.eigenvalues_) < 1e-7
     noisy = x + 1e-3 * np.random.default_rng(0).standard_normal(x.shape)
