@@ -27,6 +27,7 @@ from koopcore.backends.protocol import (
     Snapshots,
     WholeCompanion,
 )
+from koopcore.backends.second_pass import LONG, is_long
 from koopcore.backends.threads import thread_count
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
@@ -38,8 +39,6 @@ MODAL_ROWS, MODAL_NUMBERS = 32, 2**15
 """Of a modal fit: rows of its small matrices, and numbers of a system, that the cache holds."""
 LEADING_ROWS = 160  # of matrices whose leading eigenvectors are iterated in the cache
 PROBED = 64  # systems that say how many modes the others may have
-LONG, LONG_FOR_ITS_GROUPS = 128, 8
-"""Windows of so many snapshots, and so many times the parameters of a group, are long."""
 MANY_PARAMETERS, SURELY_MANY = 16, 32
 """Groups of so many are fitted one at a time, each in whole registers, instead of one a lane: of
 float32 in windows that are not long only groups of surely many, as moments are all they need."""
@@ -149,7 +148,7 @@ class NativeCpu(Composed):
         """
         m, n = int(part.sizes[0]), len(snapshots.order)
         double = snapshots.array.dtype == np.float64
-        long = n >= LONG and n >= LONG_FOR_ITS_GROUPS * m
+        long = is_long(n, m)
         many = MANY_PARAMETERS if double or long else SURELY_MANY
         if long and part.n_groups <= FEW_GROUPS:
             many = PARAMETERS_OF_FEW
