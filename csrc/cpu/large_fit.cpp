@@ -15,7 +15,7 @@ namespace {
 constexpr std::int64_t kFetchedAhead = 8; // rows
 constexpr std::int64_t kLeastRows = 256;  // of a span, whose sums are those of one task
 constexpr double kMostSpanSums = 0x1p23;  // doubles of all spans' sums
-constexpr double kWorthTasks = 8e6;       // multiply-adds
+constexpr int kMostInCache = 400;         // rows of a matrix in the second-level cache
 constexpr double kNanosecondsEach = 0.05; // a multiply-add
 // Hands out memory one piece after the other; without memory it counts.
 class Pieces {
@@ -62,12 +62,14 @@ struct Shape {
 };
 
 // Squarings of an operator that repay in a rollout to T = gap + 1: each has the multiply-adds of m
-// products with a vector and takes the time of 0.4 m of them, which wait for a cache.
+// products with a vector and takes the time of 0.4 m of them, which wait for the second-level
+// cache, or of far fewer where the operator is larger.
 int squarings(std::int64_t gap, int m) {
+  const double each = 1.0 + (m > kMostInCache ? 0.05 : 0.4) * m;
   int best = 0;
   double least = double(gap);
   for (int level = 1; level < 63 && gap >> level > 0; ++level) {
-    const double cost = double(gap >> level) + level * (1.0 + 0.4 * m);
+    const double cost = double(gap >> level) + level * each;
     if (cost < least) {
       least = cost;
       best = level;
@@ -169,7 +171,8 @@ public:
       return;
     const double unsure = (job_.window.is_double ? kUnsureDouble : kUnsureFloat);
     const double reach = reach_of();
-    const bool again = !(whole.square * 0x1p-53 * reach * reach <= unsure);
+    const double most = unsure * 0x1p53 / (reach * reach); // of cond², by a bound or by an estimate
+    const bool again = !(whole.square <= most) && !(condition_of(whole) <= most);
     if (again) {
       set_basis(whole);
       sum_up(2.0 * all, [&](int span, double *scratch) { sum_in_basis(span, scratch); });
@@ -484,6 +487,33 @@ private:
       norm += sum_of(sum);
     }
     return norm;
+  }
+
+  // At least cond² of the scaled columns, by power iterations with A and A⁻¹, the upper triangle of
+  // which `norm_of_inverse` left: after ten from the same random start a norm is more than 0.7 of
+  // the largest eigenvalue, of a thousand parameters too.
+  double condition_of(WindowWork &of) const {
+    double condition = 2.0;
+    mirror(of.free, panels_);
+    for (int scaled = 0; scaled < 2; ++scaled) {
+      const Panels &a = scaled ? of.c : of.free;
+      std::uint32_t random = 1;
+      for (int i = 0; i < shape_.rows; ++i) {
+        random = random * 1664525u + 1013904223u;
+        of.state[i / kLanes][i % kLanes] = i < shape_.m ? double(random >> 8) - 0x1p23 : 0.0;
+      }
+      double norm = 0.0;
+      for (int iteration = 0; iteration < 11; ++iteration) {
+        norm = Scalar::sqrt(dot_of(of.state, of.state, panels_));
+        for (int j = 0; j < panels_; ++j)
+          of.state[j] = of.state[j] * (scaled ? of.scale[j] / norm : Vec{} + 1.0 / norm);
+        apply_transposed(a, panels_, of.state, of.next);
+        for (int j = 0; j < panels_; ++j)
+          of.state[j] = scaled ? of.next[j] * of.scale[j] : of.next[j];
+      }
+      condition *= Scalar::sqrt(dot_of(of.state, of.state, panels_));
+    }
+    return condition;
   }
 
   void scale_rows(const Panels &from, const double *scale, const Panels &to) const {

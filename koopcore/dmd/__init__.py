@@ -8,6 +8,7 @@ from koopcore.dmd.estimator import DMD, LowerRankWarning, UnstableForecastWarnin
 from koopcore.dmd.fixed_points import FixedPoint, fixed_point
 from koopcore.dmd.optimized import OptimizedDMD
 from koopcore.dmd.persistence import load, save
+from koopcore.dmd.time_index import UnevenTimeWarning
 from koopcore.dmd.windows import sliding
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "FixedPoint",
     "LowerRankWarning",
     "OptimizedDMD",
+    "UnevenTimeWarning",
     "UnstableForecastWarning",
     "fixed_point",
     "load",

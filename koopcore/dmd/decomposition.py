@@ -27,9 +27,9 @@ STATUS = {
     DIVERGED: "the last forecast grew past 1e30 times the data: the last state was kept",
     STALLED: "OptimizedDMD: no step makes the error smaller, though the slope is not zero",
     EXHAUSTED: "OptimizedDMD: still on its way after n_iterations",
-    DEFECTIVE: "nearly defective: some modes, or powers of their eigenvalues, are all but multiples "
-    "of each other, as where a series goes along a straight line. Read none of their amplitudes "
-    "alone: they are large and cancel. States keep some six digits",
+    DEFECTIVE: "nearly defective: some modes, or powers of eigenvalues, nearly depend on each "
+    "other, as where a series goes along a straight line. Read none of their amplitudes alone: "
+    "they are large and cancel. States keep some six digits",
 }
 """The codes of ``status_``."""
 

@@ -168,7 +168,9 @@ def solve(gram: ComplexArray, right: ComplexArray) -> ComplexArray:
     """
     n = gram.shape[1]
     squares = np.einsum("sii->si", gram).real
-    over = np.divide(1.0, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0.0)
+    over = np.divide(
+        1.0, np.sqrt(np.maximum(squares, 0.0)), out=np.zeros_like(squares), where=squares > 0.0
+    )
     scaled = gram * over[:, :, None] * over[:, None]
     ridged = scaled.copy()
     diagonal = ridged[:, np.arange(n), np.arange(n)]
@@ -187,7 +189,9 @@ def independence(gram: ComplexArray) -> FloatArray:
     The pivots of Cholesky's factor of unit columns; columns that are zero do not count.
     """
     squares = np.einsum("sii->si", gram).real
-    over = np.divide(1.0, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0.0)
+    over = np.divide(
+        1.0, np.sqrt(np.maximum(squares, 0.0)), out=np.zeros_like(squares), where=squares > 0.0
+    )
     rest = gram * over[:, :, None] * over[:, None]
     least = np.ones(len(gram))
     for j in range(gram.shape[1]):

@@ -89,6 +89,7 @@ class Decomposing(TransformerMixin, BaseEstimator):
         """
         self._check()
         series = read(X, finite=False)
+        series.warn_if_uneven()
         _check_feature_names(self, X if series.kind.library == "pandas" else None, reset=True)
         return self._fit(series)
 
@@ -225,7 +226,7 @@ class Decomposing(TransformerMixin, BaseEstimator):
         if horizon is None and is_horizon(X):
             horizons, single = checks.check_horizons(X)
             states = self._ahead(horizons)
-            return self._give_ahead(states[:, 0] if single else states)
+            return self._give_ahead(states[:, 0] if single else states, horizons)
         if np.ndim(X) == 0:
             raise TypeError(
                 f"predict({X!r}): a whole number of snapshots >= 1, several of them, or states "
@@ -246,14 +247,16 @@ class Decomposing(TransformerMixin, BaseEstimator):
 
         Args:
             X: (time, features) with at least ``delays`` rows (`OptimizedDMD`: as many as say
-                what each mode does, one mostly), or one such series per system; None continues what was fitted (for several trajectories: (trajectories,
-                horizon, features)).
+                what each mode does, one mostly), or one such series per system; None continues
+                what was fitted (for several trajectories: (trajectories, horizon, features)).
+
+        An index of pandas, or the times of xarray, go on where they are evenly spaced.
 
         Warnings, cost and limits as of `predict`.
         """
         steps = np.arange(1, check_whole("horizon", horizon, 1) + 1)
         if X is None:
-            return self._give_ahead(self._ahead(steps.tolist()))
+            return self._give_ahead(self._ahead(steps.tolist()), steps.tolist())
         here = self._states_of(X)
         n, needed = int(here.array.shape[1]), self._rows_needed()
         if n < needed:
@@ -263,7 +266,7 @@ class Decomposing(TransformerMixin, BaseEstimator):
         ahead = Dynamics(fitted.eigenvalues, fitted.modes, b, fitted.real, (1,), here.array[:, -1])
         states, growth = ahead.ahead(steps)
         self._warn(growth[:, -1], horizon)
-        return here.kind.give(states)
+        return here.kind.give(states, steps.tolist())
 
     def reconstruct(self) -> Any:
         """Σ_j φ_j b_j λ_jᵗ at the fitted snapshots, in their shape and kind; a list for a list."""
@@ -342,6 +345,8 @@ class Decomposing(TransformerMixin, BaseEstimator):
             )
         if here.is_complex and fitted.real:
             raise ValueError("X is complex, and real series were fitted")
+        if systems > 1 and not here.kind.systems:  # one series for all, each of which has its own
+            return here._replace(kind=here.kind.of_systems())
         return here
 
     def _coordinates(self, here: Series) -> ComplexArray:
@@ -378,10 +383,10 @@ class Decomposing(TransformerMixin, BaseEstimator):
         self._diverged[:] = ~(growth[:, latest] <= dynamics.LIMIT)
         return states
 
-    def _give_ahead(self, states: Any) -> Any:
+    def _give_ahead(self, states: Any, steps: list[int]) -> Any:
         if self._kind.trajectories:
-            return Kind(self._kind.library, self._kind.dtype, self._kind.device, True).give(states)
-        return self._kind.give(states)
+            return self._kind.of_systems().give(states)
+        return self._kind.give(states, steps)
 
     def _warn(self, growth: FloatArray, horizon: int) -> None:
         """One warning for all systems whose forecast grows far beyond the data."""
@@ -680,6 +685,7 @@ class DMD(Decomposing):
         """
         self._check()
         series = read(X)
+        series.warn_if_uneven()
         if self.model == "affine" or self.modes == "refit":
             raise ValueError(
                 "model='affine' and modes='refit' look at all snapshots; a stream keeps none"
@@ -693,7 +699,9 @@ class DMD(Decomposing):
             self.n_features_in_, self._kind = m, series.kind
             rank = check_rank(self.rank)
             stream = Stream(systems, m, int(self.delays), float(self.forgetting), rank)
-        elif (systems, m) != (stream.systems, stream.m):
+        elif (systems, m) == (stream.systems, stream.m):
+            self._kind = series.kind  # whose times forecasts go on from
+        else:
             raise ValueError(
                 f"X has {m} features, but {type(self).__name__} is expecting {stream.m} features "
                 f"as input: the stream is of {stream.systems} system(s) of {stream.m} features"

@@ -23,9 +23,8 @@ from koopcore.dmd.decomposition import (
     singular,
 )
 from koopcore.dmd.dynamics import Dynamics
-from koopcore.dmd.eigen import ComplexArray, eig
+from koopcore.dmd.eigen import ComplexArray, eig, leading
 from koopcore.dmd.estimator import Decomposing, in_parts, newest, padded, replaced
-from koopcore.dmd.leading import leading
 from koopcore.dmd.series import Series
 from koopcore.dmd.variable_projection import fit_exponents, partners
 from koopcore.types import FloatArray, IntArray
@@ -289,9 +288,9 @@ def first_exponents(
 def exponents_of(values: ComplexArray, n: int) -> ComplexArray:
     """log λ (n - 1), growth rates within bounds."""
     with np.errstate(divide="ignore", invalid="ignore"):  # of 0, and of NaN past the rank
-        alpha = np.log(values) * (n - 1)
-    clipped: ComplexArray = np.clip(alpha.real, SLOWEST, FASTEST) + 1j * alpha.imag
-    return clipped
+        growth = np.log(np.abs(values)) * (n - 1)
+    alpha: ComplexArray = np.clip(growth, SLOWEST, FASTEST) + 1j * np.angle(values) * (n - 1)
+    return alpha
 
 
 def delay_eigenvalues(c: npt.NDArray[Any], rank: Rank, delays: int, features: int) -> ComplexArray:

@@ -93,11 +93,13 @@ def test_trials_say_how_sure_the_eigenvalues_are():
     assert np.isnan(OptimizedDMD(4).fit(x).eigenvalues_std_).all()
 
 
-def test_a_series_whose_eigenvalues_are_none_says_so_without_a_warning():
+def test_an_impulse_has_an_eigenvalue_of_zero_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         estimator = OptimizedDMD(1).fit(np.eye(6)[:, :3])
-    assert estimator.status_ == 1
+    assert estimator.status_ == 0
+    assert np.abs(estimator.eigenvalues_) < 1e-6
+    assert np.abs(estimator.forecast(horizon=2)).max() < 1e-12
 
 
 def test_a_batch_has_good_and_empty_systems():
