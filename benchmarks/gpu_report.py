@@ -32,7 +32,8 @@ WRONG = 0.02  # error, as a share of the movement, of a result whose time says n
 SANITIZERS = ("memcheck", "racecheck")
 OWN = (
     "facts", "copy", "endpoint W1", "endpoint W2", "endpoint W3", "stages W1", "stages W2",
-    "endpoint W1 deficient", "endpoint W1 misaligned", "endpoint W2 misaligned",
+    "endpoint W1 few deficient", "endpoint W1 deficient", "stages W1 few deficient",
+    "stages W1 deficient", "endpoint W1 misaligned", "endpoint W2 misaligned",
     "endpoint strided", "endpoint W2 T=1000", "capture", "costs",
 )  # fmt: skip
 PEERS = ("peer cholesky W1", "peer pinv of 256 groups of W1", "peer cholesky W2")

@@ -62,10 +62,9 @@ KOOPCORE_HD void rollout_dense(const typename L::Real *k, const typename L::Real
   // Level l >= 1 holds K^(2^l) and s_(2^l) at ladder + (l-1)(r² + r); level 0 is K and z.
   int have = 0;
   Real reference = L::broadcast(0.0);
-  for (int i = 0; i < size; ++i) {
-    power[i] = total[i] = z[i];
+  each<L>(size, [&](int i) { power[i] = total[i] = z[i]; });
+  for (int i = 0; i < size; ++i)
     reference += z[i] * z[i];
-  }
   const auto level_at = [&](int level) { return ladder + (level - 1) * (matrix + size); };
   std::int64_t reached = 1;
   for (int h = 0; h < n_horizons; ++h) {
@@ -78,8 +77,7 @@ KOOPCORE_HD void rollout_dense(const typename L::Real *k, const typename L::Real
       Real *to = level_at(have + 1);
       multiply<L, Left::plain>(from, from, size, size, size, to);
       apply<L>(from, size, size, sums, to + matrix);
-      for (int i = 0; i < size; ++i)
-        to[matrix + i] += sums[i];
+      each<L>(size, [&](int i) { to[matrix + i] += sums[i]; });
     }
     for (int level = levels; level >= 0; --level) {
       const Real *step = level == 0 ? k : level_at(level);
@@ -87,14 +85,12 @@ KOOPCORE_HD void rollout_dense(const typename L::Real *k, const typename L::Real
       for (; gap >> level > 0; gap -= std::int64_t(1) << level) {
         if (powers) {
           apply<L>(step, size, size, power, next);
-          for (int i = 0; i < size; ++i)
-            power[i] = next[i];
+          each<L>(size, [&](int i) { power[i] = next[i]; });
         }
         if (!affine)
           continue;
         apply<L>(step, size, size, total, next);
-        for (int i = 0; i < size; ++i)
-          total[i] = next[i] + sums[i];
+        each<L>(size, [&](int i) { total[i] = next[i] + sums[i]; });
       }
     }
     reached = horizons[h];

@@ -12,12 +12,32 @@ namespace koopcore {
 
 constexpr int kJacobiSweeps = 30; // it converges in 6 to 10; the bound only ends bad input
 
+// Whether two columns of squares alpha and beta and product gamma are to be turned, and by what:
+// (x, y) <- (c x - s y, s x + c y).
+template <class L>
+KOOPCORE_HD typename L::Mask is_turned(const typename L::Real &alpha, const typename L::Real &beta,
+                                       const typename L::Real &gamma) {
+  return L::abs(gamma) > 0x1p-52 * L::sqrt(alpha * beta);
+}
+template <class L>
+KOOPCORE_HD void rotation(const typename L::Real &alpha, const typename L::Real &beta,
+                          const typename L::Real &gamma, const typename L::Mask &turn,
+                          typename L::Real &c, typename L::Real &s) {
+  using Real = typename L::Real;
+  const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
+  const Real zeta = (beta - alpha) / (2.0 * L::select(turn, gamma, one));
+  const Real size_of = L::abs(zeta) + L::sqrt(one + zeta * zeta);
+  const Real t = L::select(zeta < 0.0, -one, one) / size_of;
+  c = L::select(turn, 1.0 / L::sqrt(one + t * t), one);
+  s = L::select(turn, c * t, zero);
+}
+
 // Rotates the columns of a (N × N, row-major) until they are orthogonal to rounding, and those of w
 // with them, if there is one.
 template <class L>
 KOOPCORE_HD KOOPCORE_CALLED void orthogonalize(typename L::Real *a, typename L::Real *w, int size) {
   using Real = typename L::Real;
-  const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
+  const Real zero = L::broadcast(0.0);
   for (int sweep = 0; sweep < kJacobiSweeps; ++sweep) {
     bool rotated = false;
     for (int p = 0; p < size; ++p)
@@ -29,15 +49,12 @@ KOOPCORE_HD KOOPCORE_CALLED void orthogonalize(typename L::Real *a, typename L::
           beta += y * y;
           gamma += x * y;
         }
-        const typename L::Mask turn = L::abs(gamma) > 0x1p-52 * L::sqrt(alpha * beta);
+        const typename L::Mask turn = is_turned<L>(alpha, beta, gamma);
         if (!L::any(turn))
           continue;
         rotated = true;
-        const Real zeta = (beta - alpha) / (2.0 * L::select(turn, gamma, one));
-        const Real size_of = L::abs(zeta) + L::sqrt(one + zeta * zeta);
-        const Real t = L::select(zeta < 0.0, -one, one) / size_of;
-        const Real c = L::select(turn, 1.0 / L::sqrt(one + t * t), one);
-        const Real s = L::select(turn, c * t, zero);
+        Real c, s;
+        rotation<L>(alpha, beta, gamma, turn, c, s);
         for (int i = 0; i < size; ++i) {
           const Real x = a[i * size + p], y = a[i * size + q];
           a[i * size + p] = c * x - s * y;
@@ -54,6 +71,20 @@ KOOPCORE_HD KOOPCORE_CALLED void orthogonalize(typename L::Real *a, typename L::
   }
 }
 
+// out <- column `pick` (per lane) of a (N × N) times `by`, zero where that is -1; `out` is a column
+// of an (N × N) matrix too.
+template <class L>
+KOOPCORE_HD void pick_column(const typename L::Real *a, int size, const typename L::Real &pick,
+                             const typename L::Real &by, typename L::Real *out) {
+  for (int i = 0; i < size; ++i)
+    out[i * size] = L::broadcast(0.0);
+  for (int j = 0; j < size; ++j) {
+    const typename L::Mask here = L::both(pick > j - 0.5, pick < j + 0.5);
+    for (int i = 0; i < size; ++i)
+      out[i * size] = L::select(here, a[i * size + j] * by, out[i * size]);
+  }
+}
+
 // v (N × N) <- the leading columns r_i/σ_i, zeros behind them: at most `most` of them, and none
 // whose σ is within `rank_tolerance` of the largest. u (N × N) <- the columns of W with them.
 // Returns how many. `lower` (N × N), at most 1 in size, is overwritten. work: N² + N.
@@ -64,21 +95,21 @@ KOOPCORE_HD typename L::Real truncate(typename L::Real *lower, int size,
   using Real = typename L::Real;
   const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
   Real *w = work, *square = w + size * size, greatest = zero, rank = zero;
-  for (int i = 0; i < size * size; ++i)
-    w[i] = i % (size + 1) == 0 ? one : zero;
+  each<L>(size * size, [&](int i) { w[i] = i % (size + 1) == 0 ? one : zero; });
   orthogonalize<L>(lower, w, size);
-  for (int j = 0; j < size; ++j) {
-    square[j] = zero;
+  each<L>(size, [&](int j) {
+    Real sum = zero;
     for (int i = 0; i < size; ++i)
-      square[j] += lower[i * size + j] * lower[i * size + j];
+      sum += lower[i * size + j] * lower[i * size + j];
+    square[j] = sum;
+  });
+  for (int j = 0; j < size; ++j)
     greatest = L::max(greatest, square[j]);
-  }
   const Real least = greatest * (rank_tolerance(size) * rank_tolerance(size));
   for (int k = 0; k < size; ++k) {
     Real best = least, pick = L::broadcast(-1.0);
     const typename L::Mask open = most > k + 0.5;
-    const bool any = L::any(open);
-    if (any)
+    if (L::any(open))
       for (int j = 0; j < size; ++j) {
         const typename L::Mask above = L::both(open, square[j] > best);
         best = L::select(above, square[j], best);
@@ -87,16 +118,12 @@ KOOPCORE_HD typename L::Real truncate(typename L::Real *lower, int size,
     const typename L::Mask some = pick > -0.5;
     rank = L::select(some, L::broadcast(k + 1.0), rank);
     const Real inverse = L::select(some, 1.0 / L::select(some, best, one), zero);
-    for (int i = 0; i < size; ++i)
-      v[i * size + k] = u[i * size + k] = zero;
-    for (int j = 0; any && j < size; ++j) {
+    pick_column<L>(lower, size, pick, inverse, v + k);
+    pick_column<L>(w, size, pick, one, u + k);
+    each<L>(size, [&](int j) {
       const typename L::Mask here = L::both(pick > j - 0.5, pick < j + 0.5);
-      for (int i = 0; i < size; ++i) {
-        v[i * size + k] = L::select(here, lower[i * size + j] * inverse, v[i * size + k]);
-        u[i * size + k] = L::select(here, w[i * size + j], u[i * size + k]);
-      }
       square[j] = L::select(here, zero, square[j]);
-    }
+    });
   }
   return rank;
 }
@@ -109,24 +136,24 @@ KOOPCORE_HD typename L::Real resolved_rank(const typename L::Real *p,
                                            typename L::Real *work) {
   using Real = typename L::Real;
   const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
-  for (int i = 0; i < m; ++i) {
+  each<L>(m, [&](int i) {
     const typename L::Mask some = squares[i] > zero;
     const Real scale = L::select(some, 1.0 / L::sqrt(L::select(some, squares[i], one)), zero);
     for (int k = 0; k < m; ++k)
       work[i * m + k] = p[i * m + k] * scale;
-  }
+  });
   orthogonalize<L>(work, static_cast<Real *>(nullptr), m);
   Real greatest = zero, count = zero;
-  for (int turn = 0; turn < 2; ++turn)
-    for (int k = 0; k < m; ++k) {
-      Real square = zero;
-      for (int i = 0; i < m; ++i)
-        square += work[i * m + k] * work[i * m + k];
-      if (turn == 0)
-        greatest = L::max(greatest, square);
-      else
-        count += L::select(square > greatest * least, one, zero);
-    }
+  each<L>(m, [&](int k) { // the squared length of a column takes the place of its first entry
+    Real square = zero;
+    for (int i = 0; i < m; ++i)
+      square += work[i * m + k] * work[i * m + k];
+    work[k] = square;
+  });
+  for (int k = 0; k < m; ++k)
+    greatest = L::max(greatest, work[k]);
+  for (int k = 0; k < m; ++k)
+    count += L::select(work[k] > greatest * least, one, zero);
   return count;
 }
 

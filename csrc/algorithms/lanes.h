@@ -24,6 +24,8 @@
 #define KOOPCORE_CALLED
 #endif
 
+#define KOOPCORE_INLINE inline __attribute__((always_inline))
+
 // Before loops of at most eight turns over arrays that belong in registers.
 #if defined(__CUDACC__) || defined(__clang__)
 #define KOOPCORE_UNROLL _Pragma("unroll")
@@ -94,5 +96,32 @@ template <class Tag> struct ScalarLanes {
     return x;
   }
 };
+
+// The loops of an algorithm whose turns are independent of each other. A warp that has one group
+// shares them out among its lanes (cuda/warp_lanes.h); what writes to an array in an algorithm that
+// it runs stands in one.
+template <class L> struct Loops {
+  template <class Turn> KOOPCORE_HD static KOOPCORE_INLINE void each(int count, Turn &&turn) {
+    for (int i = 0; i < count; ++i)
+      turn(i);
+  }
+  template <class Term>
+  KOOPCORE_HD static KOOPCORE_INLINE typename L::Real sum(int count, Term &&term) {
+    typename L::Real all = L::broadcast(0.0);
+    for (int i = 0; i < count; ++i)
+      all += term(i);
+    return all;
+  }
+};
+
+// turn(i) for every i < count, in any order.
+template <class L, class Turn> KOOPCORE_HD KOOPCORE_INLINE void each(int count, Turn &&turn) {
+  Loops<L>::each(count, turn);
+}
+// Σ term(i) over i < count.
+template <class L, class Term>
+KOOPCORE_HD KOOPCORE_INLINE typename L::Real sum_of(int count, Term &&term) {
+  return Loops<L>::sum(count, term);
+}
 
 } // namespace koopcore

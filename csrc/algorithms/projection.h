@@ -49,12 +49,9 @@ KOOPCORE_HD typename L::Real leading_columns(typename L::Real *columns, int size
   const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
   const int matrix = size * size;
   transposed_pseudo_inverse<L>(columns, size, v, work);
-  Real square = zero, inverse_square = zero;
-  for (int i = 0; i < matrix; ++i) {
-    square += columns[i] * columns[i];
-    inverse_square += v[i] * v[i];
-    u[i] = i % (size + 1) == 0 ? one : zero;
-  }
+  const Real square = sum_of<L>(matrix, [&](int i) { return columns[i] * columns[i]; });
+  const Real inverse_square = sum_of<L>(matrix, [&](int i) { return v[i] * v[i]; });
+  each<L>(matrix, [&](int i) { u[i] = i % (size + 1) == 0 ? one : zero; });
   const double cut_off = rank_tolerance(size) * rank_tolerance(size);
   const typename L::Mask whole =
       L::both(square * inverse_square * cut_off < 1.0, rank < most + 0.5);
@@ -62,10 +59,10 @@ KOOPCORE_HD typename L::Real leading_columns(typename L::Real *columns, int size
     return rank;
   Real *truncated = work, *rotation = truncated + matrix;
   const Real kept = truncate<L>(columns, size, most, truncated, rotation, rotation + matrix);
-  for (int i = 0; i < matrix; ++i) {
+  each<L>(matrix, [&](int i) {
     v[i] = L::select(whole, v[i], truncated[i]);
     u[i] = L::select(whole, u[i], rotation[i]);
-  }
+  });
   return L::select(whole, rank, kept);
 }
 
@@ -81,21 +78,21 @@ KOOPCORE_HD typename L::Real whiten_pivoted(const typename L::Real *a, const Pro
   Real *columns = work, *factor = columns + matrix, *inverse = factor + matrix;
   Real *u = inverse + matrix, *scale = u + matrix, *unscale = scale + size, *rest = unscale + size;
   Real trace = zero, least_scale = L::broadcast(HUGE_VAL);
+  each<L>(size, [&](int i) { scale[i] = L::power_of_two_scale(a[i * size + i]); });
   for (int i = 0; i < size; ++i) {
-    scale[i] = L::power_of_two_scale(a[i * size + i]);
     const typename L::Mask below = scale[i] < least_scale;
     least_scale = L::select(below, scale[i], least_scale);
   }
-  for (int i = 0; i < size; ++i) {
+  each<L>(size, [&](int i) {
     for (int j = 0; j <= i; ++j)
       columns[i * size + j] = a[i * size + j] * (scale[i] * scale[j]);
-    trace += columns[i * size + i];
     unscale[i] = least_scale / scale[i]; // at most 1: F is taken over its largest column
-  }
-  for (int i = 0; i < size; ++i) {
-    columns[i * size + i] += trace * (model.ridge / size);
     rest[i] = unscale[i] * unscale[i];
-  }
+  });
+  for (int i = 0; i < size; ++i)
+    trace += columns[i * size + i];
+  const Real ridge = trace * (model.ridge / size);
+  each<L>(size, [&](int i) { columns[i * size + i] += ridge; });
 
   // F S = Q Lᵀ, and its pseudo-inverse.
   Real largest, smallest;
@@ -105,9 +102,10 @@ KOOPCORE_HD typename L::Real whiten_pivoted(const typename L::Real *a, const Pro
   transposed_pseudo_inverse<L>(factor, size, inverse, rest);
 
   // That of F.
-  for (int i = 0; i < size; ++i)
+  each<L>(size, [&](int i) {
     for (int k = 0; k < size; ++k)
       columns[i * size + k] = factor[i * size + k] * unscale[i];
+  });
   if (model.raw)
     sum_rows<L>(columns, size, false);
   const Real most = L::broadcast(model.rank > 0 ? model.rank : size);
@@ -117,21 +115,20 @@ KOOPCORE_HD typename L::Real whiten_pivoted(const typename L::Real *a, const Pro
   // what the Gram matrix was factored in, makes it hold to theirs.
   if (model.raw)
     sum_rows<L>(v, size, true);
-  for (int i = 0; i < size; ++i)
+  each<L>(size, [&](int i) {
     for (int k = 0; k < size; ++k)
       v[i * size + k] = v[i * size + k] * unscale[i];
+  });
   Real *missing = columns;
   multiply<L, Left::transposed>(factor, v, size, size, size, missing);
-  for (int i = 0; i < matrix; ++i)
-    missing[i] = u[i] - missing[i];
+  each<L>(matrix, [&](int i) { missing[i] = u[i] - missing[i]; });
   multiply<L, Left::plain>(inverse, missing, size, size, size, u);
-  Real square = zero;
-  for (int i = 0; i < size; ++i)
-    for (int k = 0; k < size; ++k) {
-      const Real entry = v[i * size + k] + u[i * size + k];
-      square += entry * entry;
-      v[i * size + k] = entry * scale[i];
-    }
+  each<L>(matrix, [&](int i) { v[i] = v[i] + u[i]; });
+  const Real square = sum_of<L>(matrix, [&](int i) { return v[i] * v[i]; });
+  each<L>(size, [&](int i) {
+    for (int k = 0; k < size; ++k)
+      v[i * size + k] = v[i * size + k] * scale[i];
+  });
   condition = L::max(condition, L::sqrt(square / L::max(rank, one)));
   return rank;
 }
@@ -166,6 +163,20 @@ KOOPCORE_HD typename L::Real project_natural(int size, double ridge, const Proje
   return rank;
 }
 
+// Fits groups of any rank by diagonal pivoting; to.v is needed, to.probe not used. Returns the
+// rank. work: pivoted_work(N), where to.readout, k and z may stand as well.
+template <class L>
+KOOPCORE_HD typename L::Real project_pivoted(const ProjectionModel &model,
+                                             const ProjectionArrays<L> &to,
+                                             typename L::Real &condition, typename L::Real *work) {
+  const int size = model.size;
+  const typename L::Real rank = whiten_pivoted<L>(to.a, model, to.v, condition, work);
+  multiply<L, Left::plain>(to.h, to.v, size, size, size, to.readout);
+  multiply<L, Left::transposed>(to.v, to.readout, size, size, size, to.k);
+  multiply<L, Left::transposed>(to.v, to.g, size, size, 1, to.z);
+  return rank;
+}
+
 // Fits one group per lane and returns its rank; `condition` is the estimate of cond(F). work:
 // projection_work(N).
 template <class L>
@@ -187,15 +198,13 @@ KOOPCORE_HD typename L::Real project(const ProjectionModel &model, const Project
     return rank;
   Real *v = own + size, *readout = v + matrix, *product = readout + matrix;
   Real pivoted_condition;
-  const Real pivoted = whiten_pivoted<L>(to.a, model, v, pivoted_condition, readout);
-  multiply<L, Left::plain>(to.h, v, size, size, size, readout);
-  multiply<L, Left::transposed>(v, readout, size, size, size, product);
+  const ProjectionArrays<L> other{to.a, to.h, to.g, product, product + matrix, readout, v, nullptr};
+  const Real pivoted = project_pivoted<L>(model, other, pivoted_condition, readout);
   replace<L>(apart, readout, matrix, to.readout);
   replace<L>(apart, product, matrix, to.k);
   if (to.v != nullptr)
     replace<L>(apart, v, matrix, to.v);
-  multiply<L, Left::transposed>(v, to.g, size, size, 1, product);
-  replace<L>(apart, product, size, to.z);
+  replace<L>(apart, other.z, size, to.z);
   if (to.probe != nullptr) {
     multiply<L, Left::transposed>(v, own, size, size, 1, product);
     replace<L>(apart, product, size, to.probe);

@@ -43,10 +43,9 @@ pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight,
   const Real zero = L::broadcast(0.0), done = L::broadcast(-HUGE_VAL);
   Real *column = work, *rest = work + size;
   Real greatest = zero;
-  for (int i = 0; i < size; ++i) {
-    rest[i] = a[i * size + i];
+  each<L>(size, [&](int i) { rest[i] = a[i * size + i]; });
+  for (int i = 0; i < size; ++i)
     greatest = L::max(greatest, rest[i]);
-  }
   const Real tolerance = rank_tolerance(size) * greatest;
   typename L::Mask alive = L::everywhere();
   Real rank = zero;
@@ -66,14 +65,14 @@ pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight,
     }
     alive = L::both(alive, most > zero);
     if (picks != nullptr)
-      picks[k] = L::select(alive, pick, L::broadcast(-1.0));
+      each<L>(1, [&](int) { picks[k] = L::select(alive, pick, L::broadcast(-1.0)); });
     rank = L::select(alive, L::broadcast(k + 1.0), rank);
     const Real root = L::sqrt(L::select(alive, pivot, L::broadcast(1.0)));
     largest = L::select(alive, L::max(largest, root), largest);
     smallest = L::select(L::both(alive, root < smallest), root, smallest);
     const Real inverse = 1.0 / root;
     pick_symmetric<L>(a, size, pick, column);
-    for (int i = 0; i < size; ++i) {
+    each<L>(size, [&](int i) {
       // An earlier pivot has nothing left; what rounding leaves there is not used.
       const typename L::Mask open = L::both(alive, rest[i] > done);
       const typename L::Mask here = L::both(pick > i - 0.5, pick < i + 0.5);
@@ -83,10 +82,11 @@ pivoted_cholesky(typename L::Real *a, int size, const typename L::Real *weight,
       column[i] = L::select(open, L::select(here, root, entry), zero);
       factor[i * size + k] = column[i];
       rest[i] = L::select(here, done, rest[i] - column[i] * column[i]);
-    }
-    for (int i = 0; i < size; ++i)
+    });
+    each<L>(size, [&](int i) {
       for (int j = 0; j <= i; ++j)
         a[i * size + j] -= column[i] * column[j];
+    });
   }
   return rank;
 }
@@ -205,27 +205,25 @@ KOOPCORE_HD KOOPCORE_CALLED void transposed_pseudo_inverse(const typename L::Rea
   const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
   Real *t = work, *inverse = t + size * size, *along = inverse + size;
   for (int k = 0; k < size; ++k) {
-    for (int i = 0; i < size; ++i)
+    each<L>(size, [&](int i) {
       v[i * size + k] = r[i * size + k];
-    for (int j = 0; j < k; ++j)
-      t[k * size + j] = zero; // T by columns
+      t[k * size + i] = zero; // T by columns
+    });
     for (int turn = 0; turn < 2; ++turn) {
       products_with_columns<L>(v, v + k, k, size, along);
       subtract_from_column<L>(v, along, k, size, one, v + k);
-      for (int i = 0; i < k; ++i)
-        t[k * size + i] += along[i];
+      each<L>(k, [&](int i) { t[k * size + i] += along[i]; });
     }
     Real square = zero;
     for (int i = 0; i < size; ++i)
       square += v[i * size + k] * v[i * size + k];
     const typename L::Mask some = square > zero;
-    inverse[k] = L::select(some, 1.0 / L::sqrt(L::select(some, square, one)), zero);
-    for (int i = 0; i < size; ++i)
-      v[i * size + k] = v[i * size + k] * inverse[k];
+    const Real over = L::select(some, 1.0 / L::sqrt(L::select(some, square, one)), zero);
+    each<L>(size, [&](int i) { v[i * size + k] = v[i * size + k] * over; });
+    each<L>(1, [&](int) { inverse[k] = over; });
   }
   for (int k = size; k-- > 0;) { // v Tᵀ = Q
-    for (int j = k + 1; j < size; ++j)
-      along[j] = t[j * size + k];
+    each<L>(size - 1 - k, [&](int j) { along[k + 1 + j] = t[(k + 1 + j) * size + k]; });
     subtract_from_column<L>(v + k + 1, along + k + 1, size - 1 - k, size, inverse[k], v + k);
   }
 }
@@ -246,27 +244,28 @@ KOOPCORE_HD typename L::Real inverse_root(const typename L::Real *a, int m, type
     greatest = L::max(greatest, a[i * m + i]);
   greatest = L::select(greatest < one, greatest, one);
   for (int k = 0; k < m; ++k) {
-    Real *row = factor + k * m;
+    const Real *row = factor + k * m;
     Real pivot = a[k * m + k];
     const Real least = L::max(greatest * 0x1p-20, pivot * 0x1p-40);
-    for (int j = 0; j < k; ++j) {
-      Real x = a[k * m + j];
-      for (int i = 0; i < j; ++i)
-        x -= row[i] * factor[j * m + i];
-      row[j] = x * t[j * m + j]; // 1/l_jj, or 0
+    for (int j = 0; j < k; ++j)
       pivot -= row[j] * row[j];
-    }
     const typename L::Mask some = pivot > least;
     count += L::select(some, one, zero);
     const Real inverse = L::select(some, 1.0 / L::sqrt(L::select(some, pivot, one)), zero);
-    for (int j = 0; j < k; ++j) {
+    each<L>(m - 1 - k, [&](int below) { // column k of the factor
+      const int r = k + 1 + below;
+      Real x = a[r * m + k];
+      for (int i = 0; i < k; ++i)
+        x -= factor[r * m + i] * row[i];
+      factor[r * m + k] = x * inverse; // 1/l_kk, or 0
+    });
+    each<L>(k + 1, [&](int j) {
       Real x = zero;
       for (int i = j; i < k; ++i)
         x -= row[i] * t[j * m + i];
-      t[j * m + k] = x * inverse;
       t[k * m + j] = zero;
-    }
-    t[k * m + k] = inverse;
+      t[j * m + k] = j < k ? Real(x * inverse) : inverse;
+    });
   }
   return count;
 }
@@ -274,12 +273,12 @@ KOOPCORE_HD typename L::Real inverse_root(const typename L::Real *a, int m, type
 // Running sums over the rows of a (N × N), from the first on, or from the last (`back`): from
 // [x_1, d_1 …] to [x_1, x_2 …], and the transposed of that.
 template <class L> KOOPCORE_HD void sum_rows(typename L::Real *a, int size, bool back) {
-  for (int i = 1; i < size; ++i) {
-    typename L::Real *to = a + (back ? size - 1 - i : i) * size;
-    const typename L::Real *from = back ? to + size : to - size;
-    for (int k = 0; k < size; ++k)
-      to[k] += from[k];
-  }
+  each<L>(size, [&](int k) {
+    for (int i = 1; i < size; ++i) {
+      typename L::Real *to = a + (back ? size - 1 - i : i) * size + k;
+      *to += back ? to[size] : to[-size];
+    }
+  });
 }
 
 } // namespace koopcore

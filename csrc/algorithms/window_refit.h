@@ -37,31 +37,30 @@ KOOPCORE_HD typename L::Real refit_window(const WindowProducts<L> &of, int n, bo
   Real rank = inverse_root<L>(of.inner, size, root, rest);
   multiply<L, Left::transposed>(root, of.across, size, size, n, factor); // R
   multiply<L, Left::transposed>(root, of.state, size, size, 1, last);
-  Real *own = rest, *squares = own + matrix, square = L::broadcast(0.0);
-  for (int j = 0; j < size; ++j) { // R_F in the basis, transposed
-    squares[j] = L::broadcast(0.0);
+  Real *own = rest, *squares = own + matrix;
+  each<L>(size, [&](int j) { // R_F in the basis, transposed
+    Real sum = L::broadcast(0.0);
     for (int k = 0; k < size; ++k) {
       own[j * size + k] = factor[k * n + first + j];
-      squares[j] += own[j * size + k] * own[j * size + k];
+      sum += own[j * size + k] * own[j * size + k];
     }
-  }
+    squares[j] = sum;
+  });
   const Real most = resolved_rank<L>(own, squares, size, rank_tolerance(size), squares + size);
-  for (int k = 0; k < size; ++k) { // F = Q R_F, transposed, in columns x_1, x_2, … or d_1, d_2, …
+  each<L>(size, [&](int k) { // F = Q R_F, transposed, in columns x_1, x_2, … or d_1, d_2, …
     Real sum = L::broadcast(0.0);
     for (int j = 0; j < size; ++j) {
       sum = affine ? factor[k * n + first + j] : Real(sum + factor[k * n + j]);
       columns[j * size + k] = sum;
-      square += sum * sum;
     }
-  }
+  });
+  const Real square = sum_of<L>(matrix, [&](int i) { return columns[i] * columns[i]; });
   const Real scale = L::power_of_two_scale(square);
-  for (int i = 0; i < matrix; ++i)
-    columns[i] = columns[i] * scale;
+  each<L>(matrix, [&](int i) { columns[i] = columns[i] * scale; });
   rank = leading_columns<L>(columns, size, most, rank, to.v, u, rest);
-  for (int i = 0; i < matrix; ++i)
-    to.v[i] = to.v[i] * scale;
+  each<L>(matrix, [&](int i) { to.v[i] = to.v[i] * scale; });
   Real *ahead = columns;
-  for (int k = 0; k < size; ++k) {
+  each<L>(size, [&](int k) {
     Real sum = factor[k * n];
     for (int j = 0; j < size; ++j) {
       sum = affine ? factor[k * n + first + 1 + j] : Real(sum + factor[k * n + 1 + j]);
@@ -69,7 +68,7 @@ KOOPCORE_HD typename L::Real refit_window(const WindowProducts<L> &of, int n, bo
     }
     if (affine)
       last[k] = factor[k * n + n - 1];
-  }
+  });
   multiply<L, Left::plain>(ahead, to.v, size, size, size, to.readout);
   multiply<L, Left::transposed>(u, to.readout, size, size, size, to.k);
   multiply<L, Left::transposed>(u, last, size, size, 1, to.z);

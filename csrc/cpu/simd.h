@@ -13,8 +13,6 @@
 #include <immintrin.h>
 #endif
 
-#define KOOPCORE_INLINE inline __attribute__((always_inline))
-
 namespace koopcore::cpu::KOOPCORE_ISA {
 
 #if defined(__AVX512F__)

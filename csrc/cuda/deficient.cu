@@ -1,18 +1,18 @@
 // Weights of groups whose window has no full rank, without asking the host: they are projected.
 //
 // Mirrors `ProjectedFit` of fitted/projected.py; cpu/ has no counterpart, for there the host is at
-// hand. A warp has 32 groups, one a lane. Groups of full rank, which most are, cost one look at
-// their rank. What needs the snapshots of a group again the whole warp does, one group after
-// another: a Gram matrix in the group's own unit and in fp64 sums, where the one at hand is not,
-// and the products of the second pass, where that resolves too little.
+// hand. A lane looks at the rank of a group; those that are deficient the warp takes one after
+// another, all of it together (warp_lanes.h). Neighbours go to different warps: what is deficient,
+// a frozen layer or words that did not come, mostly stands side by side. The snapshots of a group
+// are read again for a Gram matrix in the group's own unit and in fp64 sums, where the one at hand
+// is not, and for the products of the second pass, where that resolves too little.
 #ifdef __CUDACC__
 #define KOOPCORE_CALLED __noinline__
 #endif
-#include "algorithms/dense_rollout.h"
 #include "algorithms/window_refit.h"
 #include "cuda/batch_lanes.h"
 #include "cuda/stages.h"
-#include "cuda/warp.h"
+#include "cuda/warp_lanes.h"
 
 namespace koopcore::cuda {
 namespace {
@@ -22,27 +22,31 @@ namespace {
 constexpr double kUnsureFloat = 0x1p-6, kUnsureDouble = 0x1p-40, kUnsureOfRank = 0x1p-12;
 constexpr double kVanishing = 0x1p-30;
 
-// Numbers of a lane, apart from those of a tile.
-std::int64_t lane_rows(int n, int size, int levels) {
-  const int fit = projection_work(size);
-  const int again = window_products(size, n) + window_refit_work(size, n);
-  return 5 * size * size + 3 * size + 2 + (fit > again ? fit : again) +
-         dense_rollout_work(size, levels);
-}
-// Rows of a tile: B, x_n and Y.
-int tile_rows(int n, int size) { return n + 1 + size; }
+constexpr int larger(int a, int b) { return a > b ? a : b; }
 
-std::int64_t deficient_rows(int n, int size, int levels) {
-  return lane_rows(n, size, levels) + tile_rows(n, size);
-}
+// What a warp has of its group, in shared memory where it fits.
+struct Room {
+  double *gram, *a, *h;            // read until the fit; then the products of the second pass
+  double *v, *k, *readout, *g, *z; // the fit
+  double *tile;                    // B, x_n and Y of 32 parameters: rows of kBatch numbers
+  double *work;                    // of what is called
 
-// Another lane's numbers, from where the lane's own begin.
-__device__ BatchReal *of_lane(BatchReal *own, int lane, int other) {
-  return reinterpret_cast<BatchReal *>(reinterpret_cast<double *>(own) + (other - lane));
-}
-
-// What stands in a lane is shown to all: a power of two, a rank.
-__device__ double shown(double x, int lane) { return __shfl_sync(kAllLanes, x, lane); }
+  __device__ Room(double *at, int n, int size) {
+    const int matrix = size * size;
+    gram = at, a = gram + packed_size(n), h = a + matrix;
+    v = h + matrix, k = v + matrix, readout = k + matrix, g = readout + matrix;
+    z = g + size, tile = z + size, work = tile + (n + 1 + size) * kBatch;
+  }
+  static std::int64_t numbers(int n, int size, int levels) {
+    const int fit = larger(pivoted_work(size), window_refit_work(size, n));
+    return packed_size(n) + 5 * size * size + 2 * size + (n + 1 + size) * kBatch +
+           larger(fit, dense_rollout_work(size, levels));
+  }
+  // They fit where G, A and H stood: N n + N² + N <= n (n + 1)/2 + 2 N².
+  __device__ WindowProducts<WarpLanes> products(int n, int size) const {
+    return {gram, gram + size * n, gram + size * n + size * size};
+  }
+};
 
 // The snapshots of one group, by the whole warp: 32 parameters at a time, one a lane. `tile` is
 // then B in its first n rows and x_n in the next, times `scale`; rows have kBatch numbers.
@@ -105,10 +109,8 @@ __device__ double unit_of(const Window &window, const Groups &groups, std::int64
 
 // G of one group in fp64 sums, the snapshots times `scale`.
 __device__ void exact_gram(const Window &window, const Groups &groups, std::int64_t group,
-                           double scale, double *tile, int lane, BatchReal *gram) {
-  for (int e = lane; e < packed_size(window.n); e += kBatch)
-    gram[e] = 0.0;
-  __syncwarp();
+                           double scale, double *tile, int lane, double *gram) {
+  each<WarpLanes>(packed_size(window.n), [&](int e) { gram[e] = 0.0; });
   each_tile(window, groups, group, scale, tile, lane, [&] {
     __syncwarp();
     multiply_rows(tile, window.n, tile, window.n, lane, [&](int i, int j, double x) {
@@ -120,17 +122,13 @@ __device__ void exact_gram(const Window &window, const Groups &groups, std::int6
 
 // The products of one group with Y = B V, whose first `rank` columns are not zero.
 __device__ void window_products_of(const Window &window, const Groups &groups, std::int64_t group,
-                                   double scale, bool affine, const BatchReal *v, int rank,
-                                   double *tile, int lane, const WindowProducts<BatchLanes> &to) {
+                                   double scale, bool affine, const double *v, int rank,
+                                   double *tile, int lane, const WindowProducts<WarpLanes> &to) {
   const int n = window.n, first = affine ? 1 : 0, size = n - 1 - first;
   double *y = tile + (n + 1) * kBatch;
-  for (int e = lane; e < size * n; e += kBatch)
-    to.across[e] = 0.0;
-  for (int e = lane; e < size * size; e += kBatch)
-    to.inner[e] = 0.0;
-  for (int e = lane; e < size; e += kBatch)
-    to.state[e] = 0.0;
-  __syncwarp();
+  each<WarpLanes>(size * n, [&](int e) { to.across[e] = 0.0; });
+  each<WarpLanes>(size * size, [&](int e) { to.inner[e] = 0.0; });
+  each<WarpLanes>(size, [&](int e) { to.state[e] = 0.0; });
   each_tile(window, groups, group, scale, tile, lane, [&] {
     for (int k = 0; k < rank; ++k) {
       double sum = 0.0;
@@ -151,57 +149,59 @@ __device__ void window_products_of(const Window &window, const Groups &groups, s
 }
 
 // Entry (i, j) of the symmetric matrix whose lower triangle is packed.
-__device__ double entry(const BatchReal *gram, int i, int j) {
+__device__ double entry(const double *gram, int i, int j) {
   return i >= j ? gram[packed_index(i, j)] : gram[packed_index(j, i)];
 }
 
 // A = FᵀF, H = FᵀF' and g = Fᵀf'_last in the difference basis.
-__device__ void window_matrices(const BatchReal *gram, int n, bool affine, BatchReal *a,
-                                BatchReal *h, BatchReal *g) {
+__device__ void window_matrices(const double *gram, int n, bool affine, double *a, double *h,
+                                double *g) {
   const int first = affine ? 1 : 0, size = n - 1 - first;
-  for (int i = 0; i < size; ++i) {
+  each<WarpLanes>(size, [&](int i) {
     for (int j = 0; j < size; ++j) {
       a[i * size + j] = entry(gram, first + i, first + j);
       h[i * size + j] = entry(gram, first + i, first + j + 1);
     }
     if (affine) {
       g[i] = entry(gram, first + i, n - 1);
-      continue;
+      return;
     }
     h[i * size] += entry(gram, i, 0);
     double sum = 0.0;
     for (int j = 0; j < n; ++j)
       sum += entry(gram, i, j);
     g[i] = sum;
-  }
+  });
 }
 
 // Weights (n) on B of a whitened state, all 1 where they diverged; returns whether they did.
-__device__ __noinline__ bool put_weights(const BatchReal *v, const BatchReal *state, int size,
-                                         bool affine, double *weights) {
+__device__ bool put_weights(const double *v, const double *state, int size, bool affine,
+                            double *weights) {
   const int first = affine ? 2 : 1;
   bool diverged = false;
-  for (int i = 0; i < size; ++i) {
+  each<WarpLanes>(size, [&](int i) {
     double c = affine ? 1.0 : 0.0;
     for (int k = 0; k < size; ++k)
       c += v[i * size + k] * state[k];
     weights[first + i] = c;
     diverged = diverged || !(::fabs(c) <= kWeightLimit);
-  }
-  weights[0] = affine ? 1.0 : weights[1];
-  if (affine)
-    weights[1] = 1.0;
+    if (i == 0) {
+      weights[0] = affine ? 1.0 : c;
+      if (affine)
+        weights[1] = 1.0;
+    }
+  });
+  diverged = any_lane(diverged);
   if (diverged)
-    for (int i = 0; i < size + first; ++i)
-      weights[i] = 1.0;
+    each<WarpLanes>(size + first, [&](int i) { weights[i] = 1.0; });
   return diverged;
 }
 
 // Whether the largest of G's diagonal, from column `first` on, has lost digits or overflows.
-__device__ bool in_range(const BatchReal *gram, int first, int end) {
+__device__ bool in_range(const double *gram, int first, int end) {
   double largest = 0.0;
   for (int i = first; i < end; ++i)
-    largest = gram[packed_index(i, i)] <= largest ? largest : double(gram[packed_index(i, i)]);
+    largest = gram[packed_index(i, i)] <= largest ? largest : gram[packed_index(i, i)];
   return largest > kLeastSquare && largest < kGreatestSquare;
 }
 
@@ -214,19 +214,14 @@ __device__ bool too_little(bool is_double, bool whole, double condition) {
 }
 
 // Whether the newest column has come down to next to nothing.
-__device__ bool vanishing(const BatchReal *gram, int n, bool affine) {
+__device__ bool vanishing(const double *gram, int n, bool affine) {
   double newest = 0.0, largest = 0.0; // squares
   for (int i = affine ? 1 : 0; i < n; ++i) {
-    largest = ::fmax(largest, double(gram[packed_index(i, i)]));
+    largest = ::fmax(largest, gram[packed_index(i, i)]);
     for (int j = affine ? n : 0; j < n; ++j)
       newest += entry(gram, i, j);
   }
-  return (affine ? double(gram[packed_index(n - 1, n - 1)]) : newest) <= kVanishing * largest;
-}
-
-// The products of a window stand first in a lane's work space.
-__device__ WindowProducts<BatchLanes> products_at(BatchReal *work, int n, int size) {
-  return {work, work + size * n, work + size * n + size * size};
+  return (affine ? gram[packed_index(n - 1, n - 1)] : newest) <= kVanishing * largest;
 }
 
 // The two large algorithms, each a function of its own: inlined into the kernel with all else they
@@ -234,19 +229,18 @@ __device__ WindowProducts<BatchLanes> products_at(BatchReal *work, int n, int si
 struct Projected {
   double rank, condition;
 };
-__device__ __noinline__ Projected project_lane(int size, bool affine,
-                                               const ProjectionArrays<BatchLanes> &to,
-                                               BatchReal *work) {
-  BatchReal condition;
-  const double rank =
-      koopcore::project<BatchLanes>(ProjectionModel{size, 0, 0.0, !affine}, to, condition, work);
-  return {rank, condition};
+__device__ __noinline__ Projected project_group(int size, bool affine,
+                                                const ProjectionArrays<WarpLanes> &to,
+                                                double *work) {
+  Projected made;
+  made.rank =
+      project_pivoted<WarpLanes>(ProjectionModel{size, 0, 0.0, !affine}, to, made.condition, work);
+  return made;
 }
-__device__ __noinline__ void refit_lane(int n, bool affine, const ProjectionArrays<BatchLanes> &to,
-                                        BatchReal *work) {
-  const int size = n - (affine ? 2 : 1);
-  refit_window<BatchLanes>(products_at(work, n, size), n, affine, to,
-                           work + window_products(size, n));
+__device__ __noinline__ void refit_group(const WindowProducts<WarpLanes> &products, int n,
+                                         bool affine, const ProjectionArrays<WarpLanes> &to,
+                                         double *work) {
+  refit_window<WarpLanes>(products, n, affine, to, work);
 }
 
 // Whether nothing in the window moves: a frozen row, a unit that is dead, a word that did not come.
@@ -265,84 +259,90 @@ __device__ void keep_newest(int n, std::int64_t row, double *weights, double *gr
   growth[row] = 1.0;
 }
 
-// A group whose squares leave float64 has a Gram matrix in a unit of its own here: weights have no
-// unit. `noise` is that of the Gram matrices at hand.
+// What the groups of a launch have in common. `noise` is that of the Gram matrices at hand.
+struct Deficient {
+  bool affine;
+  double noise;
+  int levels;
+  Horizons at;
+  double *weights, *growth;
+};
+
+// One group, by the whole warp. A group whose squares leave float64 has a Gram matrix in a unit of
+// its own here: weights have no unit.
+__device__ void fit_group(const Window &window, const Groups &groups, std::int64_t group,
+                          const double *grams, const Deficient &how, const Room &room, int lane) {
+  const int n = window.n, first = how.affine ? 1 : 0, size = n - 1 - first;
+  const double *given = grams + group / kBatch * kBatch * packed_size(n) + group % kBatch;
+  each<WarpLanes>(packed_size(n), [&](int e) { room.gram[e] = given[e * kBatch]; });
+  const bool far =
+      window.is_double && !(in_range(room.gram, 0, n) && in_range(room.gram, first, n - 1));
+  double scale = 1.0;
+  if (far || how.noise > 1.0) {
+    if (window.is_double)
+      scale = unit_of(window, groups, group, how.affine, room.tile, lane);
+    exact_gram(window, groups, group, scale, room.tile, lane, room.gram);
+    __syncwarp();
+  }
+  window_matrices(room.gram, n, how.affine, room.a, room.h, room.g);
+  const bool vanished = vanishing(room.gram, n, how.affine);
+  const ProjectionArrays<WarpLanes> to{room.a, room.h,       room.g, room.k,
+                                       room.z, room.readout, room.v, nullptr};
+  const Projected made = project_group(size, how.affine, to, room.work);
+  if (made.rank > 0.0 &&
+      (vanished || too_little(window.is_double, made.rank == size, made.condition))) {
+    const WindowProducts<WarpLanes> products = room.products(n, size);
+    window_products_of(window, groups, group, scale, how.affine, room.v, int(made.rank), room.tile,
+                       lane, products);
+    __syncwarp();
+    refit_group(products, n, how.affine, to, room.work);
+  }
+  koopcore::rollout_dense<WarpLanes>(
+      room.k, room.z, size, how.affine, true, how.at.ascending, how.at.count, how.levels, room.work,
+      [&](int i, const double *state, double grown) {
+        const std::int64_t row = how.at.slot[i] * groups.count + group;
+        const bool diverged = put_weights(room.v, state, size, how.affine, how.weights + row * n);
+        if (lane == 0)
+          how.growth[row] = diverged ? HUGE_VAL : grown;
+      });
+}
+
+// `numbers`: of a warp's part of `space`, or 0 where it has its room in shared memory.
 __global__ void __launch_bounds__(kBatch, 1)
-    deficient_batches(Window window, Groups groups, const double *grams, const std::int64_t *ranks,
-                      bool affine, double noise, int levels, Horizons at, double *weights,
-                      double *growth, std::int64_t rows, std::int64_t lane_size, double *space) {
-  const int n = window.n, first = affine ? 1 : 0, size = n - 1 - first, matrix = size * size;
-  const int lane = threadIdx.x;
-  BatchReal *a = thread_space(space, rows), *h = a + matrix;
-  BatchReal *v = h + matrix, *k = v + matrix, *readout = k + matrix, *g = readout + matrix;
-  BatchReal *z = g + size, *work = z + size;
-  double *tile = space + (std::int64_t(blockIdx.x) * rows + lane_size) * kBatch;
-  const ProjectionArrays<BatchLanes> to{a, h, g, k, z, readout, v, nullptr};
-  const std::int64_t batches = (groups.count + kBatch - 1) / kBatch;
-  for (std::int64_t batch = blockIdx.x; batch < batches; batch += gridDim.x) {
-    const std::int64_t group = batch * kBatch + lane;
-    const BatchReal *gram = lane_of(grams + batch * kBatch * packed_size(n), lane);
+    deficient_groups(Window window, Groups groups, const double *grams, const std::int64_t *ranks,
+                     Deficient how, std::int64_t numbers, double *space) {
+  KOOPCORE_SHARED(shared);
+  const int n = window.n, size = n - 1 - int(how.affine), lane = threadIdx.x;
+  double *own = numbers > 0 ? space + blockIdx.x * numbers : reinterpret_cast<double *>(shared);
+  const Room room(own, n, size);
+  const std::int64_t blocks = gridDim.x;
+  for (std::int64_t base = blockIdx.x; base < groups.count; base += blocks * kBatch) {
+    const std::int64_t group = base + lane * blocks;
     bool mine = group < groups.count && ranks[group] != size;
-    if (mine && noise <= 1.0 && !window.is_double && rests(gram, n)) {
-      for (int h = 0; h < at.count; ++h)
-        keep_newest(n, at.slot[h] * groups.count + group, weights, growth);
+    if (mine && how.noise <= 1.0 && !window.is_double &&
+        rests(lane_of(grams + group / kBatch * kBatch * packed_size(n), int(group % kBatch)), n)) {
+      for (int h = 0; h < how.at.count; ++h)
+        keep_newest(n, how.at.slot[h] * groups.count + group, how.weights, how.growth);
       mine = false;
     }
-    if (!__any_sync(kAllLanes, mine))
-      continue;
-    double scale = 1.0;
-    const bool far =
-        window.is_double && mine && !(in_range(gram, 0, n) && in_range(gram, first, n - 1));
-    const bool anew = far || (mine && noise > 1.0);
-    unsigned int left = __ballot_sync(kAllLanes, anew);
-    for (; left != 0; left &= left - 1) {
-      const int other = __ffs(int(left)) - 1;
-      double unit = 1.0;
-      if (window.is_double)
-        unit = unit_of(window, groups, batch * kBatch + other, affine, tile, lane);
-      exact_gram(window, groups, batch * kBatch + other, unit, tile, lane,
-                 of_lane(work, lane, other));
-      if (lane == other)
-        scale = unit;
-    }
-    __syncwarp();
-    double rank = 0.0;
-    bool again = false;
-    if (mine) {
-      if (anew)
-        gram = work;
-      window_matrices(gram, n, affine, a, h, g);
-      again = vanishing(gram, n, affine);
-      const Projected made = project_lane(size, affine, to, work);
-      rank = made.rank;
-      const double condition = made.condition;
-      again = rank > 0.0 && (again || too_little(window.is_double, rank == size, condition));
-    }
-    left = __ballot_sync(kAllLanes, again);
-    for (; left != 0; left &= left - 1) {
-      const int other = __ffs(int(left)) - 1;
-      window_products_of(window, groups, batch * kBatch + other, shown(scale, other), affine,
-                         of_lane(v, lane, other), int(shown(rank, other)), tile, lane,
-                         products_at(of_lane(work, lane, other), n, size));
-    }
-    __syncwarp();
-    if (again)
-      refit_lane(n, affine, to, work);
-    if (mine)
-      koopcore::rollout_dense<BatchLanes>(
-          k, z, size, affine, true, at.ascending, at.count, levels, work,
-          [&](int i, const BatchReal *state, const BatchReal &grown) {
-            const std::int64_t row = at.slot[i] * groups.count + group;
-            const bool diverged = put_weights(v, state, size, affine, weights + row * n);
-            growth[row] = diverged ? HUGE_VAL : double(grown);
-          });
+    for (unsigned left = __ballot_sync(kAllLanes, mine); left != 0; left &= left - 1)
+      fit_group(window, groups, base + (__ffs(int(left)) - 1) * blocks, grams, how, room, lane);
   }
 }
 
-// Few blocks: most of them look at ranks and find nothing, and work space is for those that do.
-unsigned deficient_blocks(const Device &device, std::int64_t groups, std::int64_t rows) {
-  const std::int64_t blocks = space_blocks(device, groups, rows), most = 2 * device.processors;
-  return unsigned(blocks < most ? blocks : most);
+struct Shape {
+  std::int64_t numbers; // a warp's
+  unsigned blocks;
+  bool is_shared;
+};
+// Eight warps a multiprocessor, which is what their registers allow. An odd number of them: groups
+// that are deficient at equal distances, units of equal layers, go to different ones.
+Shape shape_of(const Device &device, std::int64_t groups, int n, int size, int levels) {
+  const std::int64_t numbers = Room::numbers(n, size, levels);
+  const std::int64_t blocks = (8 * device.processors) | 1, room = (std::int64_t(1) << 28) / 8;
+  const bool is_shared = std::size_t(8 * numbers) <= device.shared_memory;
+  const std::int64_t fitting = is_shared || blocks * numbers <= room ? blocks : room / numbers;
+  return {numbers, blocks_for(groups, fitting > 0 ? fitting : 1), is_shared};
 }
 
 } // namespace
@@ -350,9 +350,9 @@ unsigned deficient_blocks(const Device &device, std::int64_t groups, std::int64_
 std::int64_t deficient_space(const Device &device, std::int64_t groups, int n, bool affine,
                              const Horizons &at) {
   const int size = n - 1 - int(affine);
-  const std::int64_t rows =
-      deficient_rows(n, size, dense_rollout_levels(size, at.ascending, at.count));
-  return deficient_blocks(device, groups, rows) * kBatch * rows;
+  const Shape shape =
+      shape_of(device, groups, n, size, dense_rollout_levels(size, at.ascending, at.count));
+  return shape.is_shared ? 0 : shape.blocks * shape.numbers;
 }
 
 void roll_deficient(const Device &device, const Window &window, const Groups &groups,
@@ -361,10 +361,10 @@ void roll_deficient(const Device &device, const Window &window, const Groups &gr
                     Stream stream) {
   const int size = window.n - 1 - int(affine);
   const int levels = dense_rollout_levels(size, at.ascending, at.count);
-  const std::int64_t rows = deficient_rows(window.n, size, levels);
-  launch("fits of deficient groups", deficient_batches,
-         deficient_blocks(device, groups.count, rows), kBatch, 0, stream, window, groups, gram,
-         rank, affine, noise, levels, at, weights, growth, rows, lane_rows(window.n, size, levels),
+  const Shape shape = shape_of(device, groups.count, window.n, size, levels);
+  launch("fits of deficient groups", deficient_groups, shape.blocks, kBatch,
+         shape.is_shared ? 8 * shape.numbers : 0, stream, window, groups, gram, rank,
+         Deficient{affine, noise, levels, at, weights, growth}, shape.is_shared ? 0 : shape.numbers,
          space);
 }
 
