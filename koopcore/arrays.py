@@ -9,7 +9,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-_NATIVE = frozenset([np.dtype(np.float32), np.dtype(np.float64)])
+# Names by dtype: NumPy takes 3 µs to find one.
+_NAMES: dict[Any, str] = {np.dtype(name): name for name in ("float32", "float64")}
+_NATIVE = frozenset(_NAMES)
 ACCEPTED = "a NumPy array, a torch tensor or a CuPy array of float32 or float64"
 
 
@@ -195,7 +197,8 @@ def where(array: Any) -> str:
 
 def dtype_name(array: Any) -> str:
     """``float32`` for any library's float32."""
-    return str(array.dtype).removeprefix("torch.")
+    dtype = array.dtype
+    return _NAMES.get(dtype) or str(dtype).removeprefix("torch.")
 
 
 def empty(shape: tuple[int, ...], like: Any) -> Any:

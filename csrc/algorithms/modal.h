@@ -56,6 +56,10 @@ KOOPCORE_HD typename L::Real modal_rank(typename L::Real *squares, int n, const 
   return L::select(rank < available, rank, available);
 }
 
+// The least squared sine between a column of unit length and those before it that normal equations
+// bear: STEEP of koopcore/dmd/dynamics.py.
+KOOPCORE_HD static constexpr double modal_steep() { return 1e-7; }
+
 // Solutions b (r) of gram b = right, gram (r × r) Hermitian: equilibrated, with one step of
 // refinement. gram is scaled in place; rows that are zero have b = 0. factor: r² complex numbers;
 // work: 5 r.
@@ -66,10 +70,11 @@ template <class L> struct HermitianSolver {
   Complex *gram, *factor, *x;
   int r;
   Real *over;
+  Real least; // squared sine between a column of unit length and those before it
 
   KOOPCORE_HD HermitianSolver(Complex *matrix, int size, Complex *space, Real *work)
       : gram(matrix), factor(space), x(reinterpret_cast<Complex *>(work)), r(size),
-        over(work + 2 * size) {
+        over(work + 2 * size), least(L::broadcast(1.0)) {
     const Real zero = L::broadcast(0.0), one = L::broadcast(1.0);
     for (int i = 0; i < r; ++i) {
       const Real square = gram[i * r + i].re;
@@ -85,6 +90,8 @@ template <class L> struct HermitianSolver {
         for (int k = 0; k < j; ++k)
           sum = sum - factor[i * r + k] * conjugate<L>(factor[j * r + k]);
         if (i == j) {
+          const Real sine = L::select(over[i] > 0.0, sum.re, one);
+          least = L::select(sine < least, sine, least);
           const Real pivot = L::select(over[i] > 0.0, sum.re + 8.0 * r * 0x1p-52, one);
           factor[j * r + j] = {one / L::sqrt(L::max(pivot, L::broadcast(r * 0x1p-52))), zero};
         } else {

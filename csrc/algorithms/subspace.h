@@ -1,6 +1,6 @@
 // The leading eigenvectors of symmetric matrices of which few are wanted, one matrix per lane.
 //
-// Mirrors koopcore/dmd/leading.py: subspace iteration with Rayleigh-Ritz (Golub & Van Loan, section
+// Mirrors koopcore/dmd/eigen.py: subspace iteration with Rayleigh-Ritz (Golub & Van Loan, section
 // 8.2.4), with some vectors beside those that are wanted.
 #pragma once
 
@@ -42,6 +42,10 @@ template <class L> struct Subspace {
       state = state * 1664525u + 1013904223u;
       y[i] = L::broadcast(double(state >> 8) * 0x1p-24 - 0.5);
     }
+    Real trace = L::broadcast(0.0);
+    for (int i = 0; i < n; ++i)
+      trace += a[i * n + i];
+    const Real floor = L::broadcast(4.0 * n * 0x1p-52) * trace; // what is rounding of eigenvalues
     Mask settled = L::opposite(L::everywhere());
     for (int round = 0; round < kSubspaceRounds; ++round) {
       for (int twice = 0; twice < 2; ++twice) {
@@ -61,11 +65,21 @@ template <class L> struct Subspace {
       swap(y, other);
       multiply<L, Left::plain>(image, turn, n, w, w, other);
       swap(image, other);
-      Real error = L::broadcast(0.0);
-      for (int i = 0; i < n; ++i)
-        for (int k = 0; k < count; ++k)
+      settled = fine;
+      Real missing = trace;
+      for (int k = 0; k < w; ++k)
+        missing = missing - ritz[k];
+      for (int k = 0; k < count; ++k) {
+        Real error = L::broadcast(0.0);
+        for (int i = 0; i < n; ++i)
           error = L::max(error, L::abs(image[i * w + k] - y[i * w + k] * ritz[k]));
-      settled = L::both(fine, L::opposite(error > 1e-11 * L::max(ritz[0], L::broadcast(0.0))));
+        const Real first = 1e-11 * ritz[0], weak = 1e-2 * L::abs(ritz[k]);
+        const Real near = L::select(first < weak, first, weak);
+        settled = L::both(settled, L::opposite(error > L::max(near, floor)));
+        // A column that was lost is zero: weak, and nothing is missing, or it has to be found.
+        const Mask lost = L::both(floor > ritz[k], missing > floor);
+        settled = L::both(settled, L::opposite(lost));
+      }
       if (!L::any(L::opposite(settled)))
         break;
     }

@@ -10,6 +10,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <memory>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -46,18 +47,19 @@ public:
     view.size = array.shape(1);
     view.step = array.strides(1);
     const std::int64_t *slot = order.data(), count = array.shape(0), step = array.strides(0);
+    rows_.reset(new const char *[view.n]);
+    const auto first = reinterpret_cast<std::intptr_t>(array.data());
     bool good = true;
-    for (int k = 0; k < view.n; ++k)
-      good &= (slot[k] >= 0) & (slot[k] < count);
+    for (int k = 0; k < view.n; ++k) {
+      good &= std::uint64_t(slot[k]) < std::uint64_t(count);
+      rows_[k] = reinterpret_cast<const char *>(first + slot[k] * step);
+    }
     for (int k = 0; !good && k < view.n; ++k)
       if (slot[k] < 0 || slot[k] >= count)
         throw std::invalid_argument("order[" + std::to_string(k) + "] is " +
                                     std::to_string(slot[k]) + "; the array has rows 0 to " +
                                     std::to_string(count - 1));
-    rows_.resize(view.n);
-    for (int k = 0; k < view.n; ++k)
-      rows_[k] = static_cast<const char *>(array.data()) + slot[k] * step;
-    view.rows = rows_.data();
+    view.rows = rows_.get();
   }
   SnapshotArgument(const SnapshotArgument &) = delete;
   SnapshotArgument &operator=(const SnapshotArgument &) = delete;
@@ -65,7 +67,7 @@ public:
   Window view;
 
 private:
-  std::vector<const char *> rows_;
+  std::unique_ptr<const char *[]> rows_;
 };
 
 // (group_ptr, start, length, stride) of a partition, looked through once: Python keeps it.

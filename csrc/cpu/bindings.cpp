@@ -40,8 +40,7 @@ void run(Batch<Job> Kernels::*kernel, const Job &job, std::int64_t together = 0)
   });
 }
 
-constexpr std::int64_t kCopiedTogether = 256;  // groups: a copy has no use for lanes
-constexpr std::int64_t kSinglesTogether = 512; // groups of one parameter
+constexpr std::int64_t kCopiedTogether = 256; // groups: a copy has no use for lanes
 
 void check_model(int n, bool affine, int holdout) {
   if (n - 1 - int(affine) < 1)
@@ -217,8 +216,8 @@ void bind_features(py::module_ &m) {
           const SnapshotArgument snapshots(array, order);
           const EqualGroupsArgument groups(segments, snapshots.view.size);
           const std::int64_t m = groups.m, count = groups.view.count;
-          if (passes < 0 || passes > 2)
-            throw std::invalid_argument("passes is " + std::to_string(passes) + "; give 0 to 2");
+          if (passes < 0 || passes > 3)
+            throw std::invalid_argument("passes is " + std::to_string(passes) + "; give 0 to 3");
           if (holdout < 1 || snapshots.view.n < 2 + int(affine))
             throw std::invalid_argument("a fit needs a holdout of at least 1 and " +
                                         std::to_string(2 + int(affine)) + " snapshots");
@@ -252,12 +251,7 @@ void bind_features(py::module_ &m) {
             job.start = made(py::array_t<double>({count, m}), start);
             job.readout = made(py::array_t<double>({count, m, m}), readout);
           }
-          if (job.m == 1 && job.passes != Passes::sampled && job.rank <= 1)
-            run(&Kernels::single_fit, job, kSinglesTogether);
-          else if (job.passes == Passes::sampled)
-            work(feature_fit_long, job);
-          else
-            run(&Kernels::feature_fit, job);
+          work(feature_fit, job);
           return py::make_tuple(ranks, condition, residual, hindcast, operators, whitener, start,
                                 readout);
         });

@@ -458,7 +458,7 @@ private:
 
   void amplitudes() {
     const int w = width_;
-    const int last = job_.optimal ? n_ : 1;
+    const int last = job_.optimal ? n_ : job_.delays;
     // Cᵀ x_t (w × last), from the products where there are fewer of them.
     if (on_snapshots() && job_.delays == 1 && job_.exact)
       product({mixed_, 1, w}, w, {gram_ + n_, 1, n_}, last, size_, seen_);
@@ -491,6 +491,7 @@ private:
       right_[j] = {over[j] * (re.re - im.im), -(over[j] * (re.im + im.re))};
     }
     HermitianSolver<Lanes> solver(shared_, w, unit_, work_); // whose room the eigenvectors leave
+    fine_ &= solver.least > modal_steep();
     solver.solve(right_, amplitudes_);
     for (int k = 0; k < w; ++k)
       amplitudes_[k] = scale[k] * amplitudes_[k];

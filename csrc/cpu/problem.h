@@ -165,8 +165,35 @@ struct ScatterJob {
 };
 
 // How a fit of the feature side looks at its snapshots: moments alone; moments for a basis, and a
-// second pass in it; or moments of some rows for the basis (`sampled`, of long windows).
-enum class Passes { moments, second, sampled };
+// second pass in it; moments of some rows for the basis (`sampled`, of long windows); or what one
+// large group at a time needs of the first two (`large`).
+// u·cond², the share that rounding of sums may have of their smallest direction, before a second
+// pass (UNSURE in backends/second_pass.py).
+constexpr double kUnsureFloat = 0x1p-6, kUnsureDouble = 0x1p-40;
+
+enum class Passes { moments, second, sampled, large };
+
+// What a kernel of one group can leave to threads: runs body(task, scratch) for all tasks, with
+// `own`, where nobody else does.
+struct Tasks {
+  using Body = void (*)(void *context, std::int64_t task, double *scratch);
+  void (*others)(std::int64_t tasks, double nanoseconds, std::size_t scratch_size, void *context,
+                 Body body); // run_tasks of threads.h, or null
+  double *own;
+
+  template <class Do>
+  void run(std::int64_t tasks, double nanoseconds, std::size_t scratch_size, Do &&each) const {
+    if (others == nullptr) {
+      for (std::int64_t task = 0; task < tasks; ++task)
+        each(task, own);
+      return;
+    }
+    others(tasks, nanoseconds, scratch_size, &each,
+           [](void *context, std::int64_t task, double *scratch) {
+             (*static_cast<Do *>(context))(task, scratch);
+           });
+  }
+};
 
 struct FeatureFitJob {
   Window window;

@@ -9,6 +9,8 @@ namespace koopcore::cpu::KOOPCORE_ISA {
 
 namespace {
 
+constexpr int kApart = 4; // sums that do not wait for one another
+
 // W groups whose parameters start at `offset`, and whether those stand side by side.
 struct Lanes {
   std::ptrdiff_t offset[kLanes];
@@ -50,22 +52,32 @@ Fit fit_of(const Sums &sums) {
   return {some ? 1.0 + sums.change / square : Vec{}, some ? SimdLanes::sqrt(square) : Vec{}};
 }
 
-// power <- a^T, total <- Σ_{j<T} aʲ.
-void roll(const Vec &a, std::int64_t horizon, Vec &power, Vec &total) {
-  power = Vec{} + 1.0;
-  total = Vec{};
-  int bit = 62;
-  while (bit > 0 && !(horizon >> bit & 1))
-    --bit;
-  for (; bit >= 0; --bit) {
-    total += power * total;
-    power *= power;
-    if (horizon >> bit & 1) {
-      total += power;
-      power *= a;
+// a^T and Σ_{j<T} aʲ for one T after the other, from those of the powers of two.
+class Rollout {
+public:
+  explicit Rollout(const Vec &a) {
+    powers_[0] = a;
+    totals_[0] = Vec{} + 1.0;
+  }
+  void advance(std::int64_t steps) {
+    for (int level = 0; steps >> level > 0; ++level) {
+      if (level == levels_) {
+        powers_[level] = powers_[level - 1] * powers_[level - 1];
+        totals_[level] = totals_[level - 1] + powers_[level - 1] * totals_[level - 1];
+        ++levels_;
+      }
+      if (steps >> level & 1) {
+        total += power * totals_[level];
+        power *= powers_[level];
+      }
     }
   }
-}
+  Vec power = Vec{} + 1.0, total{};
+
+private:
+  Vec powers_[63], totals_[63];
+  int levels_ = 1;
+};
 
 template <class U> void store_lanes(const Vec &value, const Lanes &to, int count, char *row) {
   const Narrow<U> x = narrow<U>(clip<U>(value));
@@ -93,10 +105,12 @@ void write_endpoints(const FeatureFitJob &job, const Fit &fit, const Vec &start,
   const std::ptrdiff_t number = job.out.is_double ? sizeof(double) : sizeof(float);
   const Lanes to(job.groups, job.out.step, number, first, count);
   const Vec state = fit.root > 0.0 ? start / fit.root : Vec{};
+  Rollout roll(fit.a);
+  std::int64_t steps = 0;
   for (int h = 0; h < job.horizons.count; ++h) {
-    Vec power, total;
-    roll(fit.a, job.horizons.ascending[h] - 1, power, total);
-    const Vec rolled = job.affine ? total + power : power; // Σ_{j<T} aʲ or a^{T-1}
+    roll.advance(job.horizons.ascending[h] - 1 - steps);
+    steps = job.horizons.ascending[h] - 1;
+    const Vec rolled = job.affine ? roll.total + roll.power : roll.power; // Σ_{j<T} aʲ or a^{T-1}
     const IntVec tame = SimdLanes::abs(rolled * state) <= Vec{} + kWeightLimit;
     const Vec moved = fit.a * rolled * start;
     const Vec value = tame ? (job.affine ? last + moved : moved) : last;
@@ -120,16 +134,24 @@ template <class T> void fit_lanes(const FeatureFitJob &job, std::int64_t first, 
     return job.affine ? x - before : x;
   };
   Vec y = job.affine ? row() : x;
+  Vec newest{}, square[kApart] = {}, change[kApart] = {};
+  const auto add = [&](int which) {
+    newest = y;
+    y = row();
+    square[which] += newest * newest;
+    change[which] += (y - newest) * newest;
+  };
   const int ends[] = {shorter, columns};
   int t = 0;
   for (int stop = shorter >= 1 ? 0 : 1; stop < 2; ++stop) {
-    Vec newest{};
-    for (; t < ends[stop]; ++t) {
-      newest = y;
-      y = row();
-      whole.square += newest * newest;
-      whole.change += (y - newest) * newest;
-    }
+    for (; t + kApart <= ends[stop]; t += kApart)
+      KOOPCORE_UNROLL
+    for (int which = 0; which < kApart; ++which)
+      add(which);
+    for (; t < ends[stop]; ++t)
+      add(0);
+    whole.square = (square[0] + square[1]) + (square[2] + square[3]);
+    whole.change = (change[0] + change[1]) + (change[2] + change[3]);
     whole.newest = newest;
     whole.ahead = y;
     if (stop == 0)
@@ -140,10 +162,11 @@ template <class T> void fit_lanes(const FeatureFitJob &job, std::int64_t first, 
   if (shorter >= 1) {
     const Fit fit = fit_of(held);
     const Vec held_x = from.take<T>(w.rows[w.n - 1 - job.holdout]), movement = last - held_x;
-    Vec power, total;
-    roll(fit.a, job.holdout, power, total);
+    Rollout roll(fit.a);
+    roll.advance(job.holdout);
     // Σ_{j=1..h} aʲ d, or a^h x
-    const Vec predicted = job.affine ? fit.a * total * held.ahead : power * held_x - held_x;
+    const Vec predicted =
+        job.affine ? fit.a * roll.total * held.ahead : roll.power * held_x - held_x;
     const Vec missed = SimdLanes::abs(predicted - movement);
     const IntVec moved = SimdLanes::abs(movement) > 0.0;
     hindcast = moved ? missed / SimdLanes::abs(moved ? movement : Vec{} + 1.0) : Vec{};

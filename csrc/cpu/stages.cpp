@@ -5,6 +5,7 @@
 #include "algorithms/lanes.h"
 #include "cpu/plan.h"
 
+#include <cmath>
 #include <memory>
 #include <numeric>
 #include <vector>
@@ -316,9 +317,7 @@ std::vector<std::int64_t> span_ends(std::int64_t columns, std::int64_t shorter,
   return ends;
 }
 
-} // namespace
-
-void feature_fit_long(const Kernels &kernels, const FeatureFitJob &job) {
+void fit_long(const Kernels &kernels, const FeatureFitJob &job) {
   const std::int64_t lanes = kernels.lanes, batches = (job.count() + lanes - 1) / lanes;
   const std::int64_t columns = job.window.n - 1 - int(job.affine);
   const std::int64_t shorter = std::max<std::int64_t>(columns - job.holdout, 0);
@@ -371,6 +370,108 @@ void feature_fit_long(const Kernels &kernels, const FeatureFitJob &job) {
                   kernels.long_fit(job, batch * lanes, count_of(batch), bases + batch * room,
                                    sums + batch * spans * each, int(spans), before, scratch);
                 });
+}
+
+void fit_large(const Kernels &kernels, const FeatureFitJob &job) {
+  const std::size_t memory = round_up(kernels.large_fit_memory(job));
+  const std::size_t scratch_size = kernels.large_fit_scratch(job);
+  if (job.count() >= thread_count()) {
+    for_each_task(job.count(), job.nanoseconds(), memory + scratch_size,
+                  [&](std::int64_t group, double *scratch) {
+                    kernels.large_fit(job, group, {nullptr, scratch + memory}, scratch);
+                  });
+    return;
+  }
+  const Scratch own(memory);
+  for (std::int64_t group = 0; group < job.count(); ++group)
+    kernels.large_fit(job, group, {run_tasks, nullptr}, own.get());
+}
+
+constexpr std::int64_t kSinglesTogether = 512; // groups of one parameter
+
+void fit_once(const Kernels &kernels, const FeatureFitJob &job) {
+  if (job.m == 1 && job.passes != Passes::sampled && job.rank <= 1)
+    run(kernels.single_fit, job, kSinglesTogether);
+  else if (job.passes == Passes::sampled)
+    fit_long(kernels, job);
+  else if (job.passes == Passes::large)
+    fit_large(kernels, job);
+  else
+    run(kernels.feature_fit, job, kernels.lanes);
+}
+
+// Groups of which one pass says too little: moments lose digits (`unsure` in
+// backends/second_pass.py, of float32), or the rank may not be full.
+std::vector<std::int64_t> unsure_groups(const FeatureFitJob &job) {
+  std::vector<std::int64_t> unsure;
+  for (std::int64_t group = 0; group < job.count(); ++group) {
+    const double condition = job.condition[group];
+    const bool lost = std::isfinite(condition) && condition * condition * 0x1p-53 > kUnsureFloat;
+    if (job.passes == Passes::moments ? job.ranks[group] < job.m || lost : job.ranks[group] == 0)
+      unsure.push_back(group);
+  }
+  return unsure;
+}
+
+// `size` numbers of each of the groups `which` <- those in `from`, one group after the other.
+template <class T>
+void put_back(const std::vector<std::int64_t> &which, std::size_t size, const std::vector<T> &from,
+              T *to) {
+  for (std::size_t i = 0; i < which.size(); ++i)
+    std::copy_n(&from[i * size], size, to + which[i] * size);
+}
+
+// Some of the groups by a second pass.
+void fit_again(const Kernels &kernels, const FeatureFitJob &job,
+               const std::vector<std::int64_t> &which) {
+  const std::size_t count = which.size(), m = job.m;
+  std::vector<std::int64_t> ptr{0}, start, length, stride;
+  for (const std::int64_t group : which) {
+    const auto take = [&](const std::int64_t *from, std::vector<std::int64_t> &to) {
+      to.insert(to.end(), from + job.groups.ptr[group], from + job.groups.ptr[group + 1]);
+    };
+    take(job.groups.start, start);
+    take(job.groups.length, length);
+    take(job.groups.stride, stride);
+    ptr.push_back(std::int64_t(start.size()));
+  }
+  FeatureFitJob again = job;
+  again.groups = {ptr.data(), start.data(), length.data(), stride.data(), std::int64_t(count)};
+  again.passes = Passes::second;
+  std::vector<std::int64_t> ranks(count);
+  again.ranks = ranks.data();
+  std::vector<double> numbers[7];
+  struct Array {
+    double *FeatureFitJob::*member;
+    std::size_t size;
+  };
+  const Array arrays[] = {
+      {&FeatureFitJob::condition, 1},    {&FeatureFitJob::residual, 1},
+      {&FeatureFitJob::hindcast, 1},     {&FeatureFitJob::operators, m * m},
+      {&FeatureFitJob::whitener, m * m}, {&FeatureFitJob::readout, m * m},
+      {&FeatureFitJob::start, m},
+  };
+  for (int i = 0; i < 7; ++i)
+    if (job.*arrays[i].member != nullptr) {
+      numbers[i].resize(count * arrays[i].size);
+      again.*arrays[i].member = numbers[i].data();
+    }
+  fit_once(kernels, again);
+  put_back(which, 1, ranks, job.ranks);
+  for (int i = 0; i < 7; ++i)
+    if (job.*arrays[i].member != nullptr)
+      put_back(which, arrays[i].size, numbers[i], job.*arrays[i].member);
+}
+
+} // namespace
+
+void feature_fit(const Kernels &kernels, const FeatureFitJob &job) {
+  fit_once(kernels, job);
+  if (job.passes == Passes::second)
+    return;
+  const std::vector<std::int64_t> unsure = unsure_groups(job);
+  if (!unsure.empty())
+    fit_again(kernels, job, unsure);
 }
 
 } // namespace koopcore::cpu

@@ -41,7 +41,9 @@ void companion_endpoint(const Kernels &kernels, const Window &window, const Grou
                         const double *coefficients, bool affine, const Horizons &horizons,
                         const Output &out);
 
-// feature_fit of long windows, Passes::sampled: threads over spans of rows as over groups.
-void feature_fit_long(const Kernels &kernels, const FeatureFitJob &job);
+// The fits of groups of equal m, and their endpoints: threads over groups; in long windows also
+// over spans of rows, and inside each of a few large groups. Groups for which one pass is not
+// enough have a second one.
+void feature_fit(const Kernels &kernels, const FeatureFitJob &job);
 
 } // namespace koopcore::cpu

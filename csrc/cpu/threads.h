@@ -16,6 +16,21 @@ int thread_count();
 // 0 returns to the environment's choice; throws std::invalid_argument for a negative count.
 void set_thread_count(int count);
 
+// Memory aligned to a cache line, whose numbers are any; up to 32 MB of what is given back waits
+// for the next who wants it. Throws std::bad_alloc.
+class Scratch {
+public:
+  explicit Scratch(std::size_t doubles);
+  ~Scratch();
+  Scratch(const Scratch &) = delete;
+  Scratch &operator=(const Scratch &) = delete;
+  double *get() const { return static_cast<double *>(memory_); }
+
+private:
+  std::size_t bytes_;
+  void *memory_;
+};
+
 using TaskBody = void (*)(void *context, std::int64_t task, double *scratch);
 
 // Runs body(context, task, scratch) for every task below `tasks`, each once, in any order, with

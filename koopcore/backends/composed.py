@@ -137,6 +137,7 @@ class Composed(Backend):
             fitted = solved.projection, solved.readout
             self.feature_endpoint(snapshots, part, *fitted, affine, *ahead)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def _with_second_pass(
         self,
         snapshots: Snapshots,

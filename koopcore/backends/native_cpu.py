@@ -15,9 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore._native import build_record
-from koopcore.backends import second_pass
 from koopcore.backends.composed import Composed
-from koopcore.backends.large_groups import are_large, feature_fit
 from koopcore.backends.protocol import (
     Ahead,
     Companion,
@@ -29,19 +27,23 @@ from koopcore.backends.protocol import (
     Snapshots,
     WholeCompanion,
 )
+from koopcore.backends.second_pass import LONG, is_long
 from koopcore.backends.threads import thread_count
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
 
 MOST_THREADS = 4096  # that the module takes
-MOMENTS, SECOND, SAMPLED = range(3)
+MOMENTS, SECOND, SAMPLED, LARGE = range(4)
 """Passes of a fit on the feature side: `Passes` in csrc/cpu/problem.h."""
 MODAL_ROWS, MODAL_NUMBERS = 32, 2**15
 """Of a modal fit: rows of its small matrices, and numbers of a system, that the cache holds."""
 LEADING_ROWS = 160  # of matrices whose leading eigenvectors are iterated in the cache
 PROBED = 64  # systems that say how many modes the others may have
-LONG, LONG_FOR_ITS_GROUPS = 128, 8
-"""Windows of so many snapshots, and so many times the parameters of a group, are long."""
+MANY_PARAMETERS, SURELY_MANY = 16, 32
+"""Groups of so many are fitted one at a time, each in whole registers, instead of one a lane: of
+float32 in windows that are not long only groups of surely many, as moments are all they need."""
+FEW_GROUPS, PARAMETERS_OF_FEW = 4, 8
+"""In long windows, so few groups of so many parameters leave most lanes to copies."""
 LONG_FOR_ONE = 2**16
 """Windows of so many snapshots are long for groups of one parameter, unless those are many."""
 
@@ -146,27 +148,21 @@ class NativeCpu(Composed):
         """
         m, n = int(part.sizes[0]), len(snapshots.order)
         double = snapshots.array.dtype == np.float64
-        how = affine, holdout, ahead
-        if are_large(m, part.n_groups):
-            solved = feature_fit(snapshots, part, *how)
-            unsure = np.flatnonzero(solved.rank == 0)
+        long = is_long(n, m)
+        many = MANY_PARAMETERS if double or long else SURELY_MANY
+        if long and part.n_groups <= FEW_GROUPS:
+            many = PARAMETERS_OF_FEW
+        if m >= many and n - 1 - affine - holdout >= m:
+            passes = LARGE
         elif m == 1 and n < max(LONG * part.n_groups, LONG_FOR_ONE):  # there is one direction
-            return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
-        elif n >= LONG and n >= LONG_FOR_ITS_GROUPS * m:
-            solved = self._feature_fit(snapshots, part, *how, passes=SAMPLED, ranged=double)
-            unsure = np.flatnonzero(solved.rank == 0)
-        elif double:
-            return self._feature_fit(snapshots, part, *how, passes=SECOND, ranged=double)
+            passes = SECOND
+        elif long:
+            passes = SAMPLED
         else:
-            solved = self._feature_fit(snapshots, part, *how)
-            unsure = second_pass.unsure(solved.condition, solved.rank, m, snapshots)
-            unsure = np.union1d(unsure, np.flatnonzero(solved.rank < m))
-        if not unsure.size:
-            return solved
-        again = self._feature_fit(
-            snapshots, part.subset(unsure), *how, passes=SECOND, ranged=double
+            passes = SECOND if double else MOMENTS
+        return self._feature_fit(
+            snapshots, part, affine, holdout, ahead, passes=passes, ranged=double
         )
-        return second_pass.replaced(solved, unsure, again)
 
     def feature_refit(
         self,
@@ -189,11 +185,14 @@ class NativeCpu(Composed):
         holdout: int,
         ahead: Ahead | None,
         *,
-        passes: int = MOMENTS,
+        passes: int,
         rank: int = 0,
         ranged: bool = False,
     ) -> FeatureSolved:
-        """How often the snapshots are read; ``ranged``: out of range, the residual is NaN."""
+        """Groups for which ``passes`` say too little have a second one.
+
+        ``ranged``: out of range, the residual is NaN.
+        """
         given = *snapshots, self._groups(part), affine, holdout, ahead, passes, rank, ranged
         ranks, condition, residual, hindcast, operator, whitener, start, readout = (
             self._cpu.feature_fit(*given)

@@ -27,6 +27,8 @@ from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
 
 BLOCK = 2**22  # numbers of snapshots in float64 at once
+LONG, LONG_FOR_ITS_GROUPS = 128, 8
+"""Windows of so many snapshots, and so many times the parameters of a group, are long."""
 UNSURE = {"float32": 2.0**-6, "float64": 2.0**-40}
 """u·cond², the share of its smallest direction that may be wrong in an operator: not more.
 
@@ -53,6 +55,11 @@ def reach(backend: Backend, snapshots: Snapshots, part: Partition) -> FloatArray
         moved = np.linalg.norm(last - first, axis=1) / (2.0 * (len(snapshots.order) - 1))
         step = np.linalg.norm(last - before, axis=1)
         return np.where(moved > step, np.minimum(moved / step, 2.0**53), 1.0)
+
+
+def is_long(n: int, m: int) -> bool:
+    """Whether a window of n is long for groups of m: noise alone makes most well conditioned."""
+    return n >= max(LONG, LONG_FOR_ITS_GROUPS * m)
 
 
 def unsure(condition: FloatArray, rank: IntArray, size: int, snapshots: Snapshots) -> IntArray:

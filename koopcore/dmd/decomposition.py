@@ -14,10 +14,11 @@ import numpy.typing as npt
 from koopcore.backends.protocol import RankRule
 from koopcore.dmd.checks import Rank
 from koopcore.dmd.columns import Columns, Numbers, omega
+from koopcore.dmd.dynamics import PARALLEL, independence
 from koopcore.dmd.eigen import ComplexArray, eig, eigh
 from koopcore.types import FloatArray, IntArray
 
-GOOD, EMPTY, BACKWARD, DIVERGED, STALLED, EXHAUSTED = range(6)
+GOOD, EMPTY, BACKWARD, DIVERGED, STALLED, EXHAUSTED, DEFECTIVE = range(7)
 STATUS = {
     GOOD: "decomposed",
     EMPTY: "nothing to decompose: all zero, or noise alone; it has no modes",
@@ -25,9 +26,16 @@ STATUS = {
     "forward operator was taken",
     DIVERGED: "the last forecast grew past 1e30 times the data: the last state was kept",
     STALLED: "OptimizedDMD: no step makes the error smaller, though the slope is not zero",
-    EXHAUSTED: "OptimizedDMD: still on its way after n_iterations",
+    EXHAUSTED: "OptimizedDMD: still on its way after n_iterations, or at the fastest growth that "
+    "is tried, which noise or too many modes ask for, or a series that grows by more than e^60",
+    DEFECTIVE: "nearly defective: some modes, or powers of eigenvalues, nearly depend on each "
+    "other, as where a series goes along a straight line. Read none of their amplitudes alone: "
+    "they are large and cancel. States keep some six digits",
 }
 """The codes of ``status_``."""
+
+SPLIT = 1e-11
+"""What is added to an operator that has not enough eigenvectors, over its size."""
 
 
 @dataclass
@@ -40,12 +48,25 @@ class Decomposition:
     rank: IntArray  # (S,)
     status: IntArray  # (S,)
 
-    def with_constant(self) -> None:
-        """λ = 1 in front, for the constant of an affine model."""
+    def with_constant(self, n: int) -> None:
+        """λ = 1 in front, for the constant of an affine model of n snapshots.
+
+        Another λ = 1, of a series that drifts, and this one become 1 ± δ with δ n = 1e-5, whose
+        powers a least squares fit can tell apart, and which are those of a straight line to 1e-11.
+        """
         one = np.ones((len(self.rank), 1), dtype=np.complex128)
+        other = np.abs(self.eigenvalues - 1.0) * n < 1e-5
+        twice = other.any(axis=1)
+        one[twice] += 1e-5 / n
+        self.eigenvalues[other] = 1.0 - 1e-5 / n
         self.eigenvalues = np.concatenate([one, self.eigenvalues], axis=1)
         self.rank = self.rank + 1
         self.status = np.where(self.status == EMPTY, GOOD, self.status)
+
+    def note_independence(self, apart: FloatArray) -> None:
+        """Systems whose columns depend on each other are nearly defective."""
+        defective = (apart < PARALLEL) & (self.status == GOOD)
+        self.status = np.where(defective, DEFECTIVE, self.status)
 
 
 def decompose(
@@ -90,9 +111,32 @@ def decompose(
     if forward_backward:
         k, failed = _forward_backward(k, columns, adjoint, kept)
         status[failed & (chosen > 0)] = BACKWARD
-    eigenvalues, vectors = eig(k, chosen)
+    eigenvalues, vectors, defective = eigenvectors(k, chosen)
+    status[defective & (status == GOOD)] = DEFECTIVE
     coefficients = _times(right if basis is None else basis @ right, vectors)
     return Decomposition(eigenvalues, coefficients, values, chosen, status)
+
+
+def eigenvectors(
+    k: Numbers, chosen: IntArray
+) -> tuple[ComplexArray, ComplexArray, npt.NDArray[np.bool_]]:
+    """`eig` of operators (S, r, r), and which of them are nearly defective (S,).
+
+    To these a matrix of `SPLIT` times their size is added, which parts a double eigenvalue by its
+    root: the powers of the eigenvectors that the sum has are those of the operator to some 1e-11,
+    where rounding alone would part them by 1e-8, or not at all. Source: Davies 2007, Approximate
+    diagonalization, SIAM J. Matrix Anal. Appl. 29.
+    """
+    eigenvalues, vectors = eig(k, chosen)
+    defective = independence(vectors.conj().swapaxes(1, 2) @ vectors) < PARALLEL
+    if defective.any():
+        width = k.shape[1]
+        part = SPLIT * np.random.default_rng(0).standard_normal((width, width))
+        some, ranks = k[defective], chosen[defective]
+        kept = np.arange(width) < ranks[:, None]
+        size = np.sqrt((np.abs(some) ** 2).sum(axis=(1, 2), where=kept[:, None] & kept[:, :, None]))
+        eigenvalues[defective], vectors[defective] = eig(some + size[:, None, None] * part, ranks)
+    return eigenvalues, vectors, defective
 
 
 def singular(a: Numbers) -> tuple[Numbers, FloatArray]:

@@ -9,7 +9,7 @@ else on the CPU.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,12 @@ from koopcore.dmd.columns import contract
 from koopcore.dmd.eigen import ComplexArray
 from koopcore.types import FloatArray
 
-Amplitudes: TypeAlias = Literal["optimal", "first"]
-
 LIMIT = 1e30
 """A forecast whose amplitudes grow past this, beside those of the data, has diverged."""
+
+STEEP, PARALLEL = 1e-7, 1e-10
+"""Squares of the sine between a column of unit length and those before it: below the first normal
+equations lose more than nine digits, below the second the columns count as dependent."""
 
 
 @dataclass
@@ -96,21 +98,23 @@ def combined(modes: Any, factors: ComplexArray, real: bool) -> Any:
     return result.real if real else result
 
 
-def amplitudes(kind: Amplitudes, x: Any, modes: Any, eigenvalues: ComplexArray) -> ComplexArray:
-    """b (S, r) of series x (S, n, m).
+def amplitudes(x: Any, modes: Any, eigenvalues: ComplexArray) -> tuple[ComplexArray, FloatArray]:
+    """b (S, r) of series x (S, n, m), and the `independence` of the columns φ_j λ_jᵗ (S,).
 
-    "optimal": min Σ_t ‖x_t - Φ diag(b) λᵗ‖² (Jovanović, Schmid, Nichols 2014, eq. 12); "first":
-    min ‖x_0 - Φ b‖ (Schmid 2010), where noise of one snapshot counts in full.
+    min Σ_t ‖x_t - Φ diag(b) λᵗ‖² (Jovanović, Schmid, Nichols 2014, eq. 12; with the first snapshot
+    alone Schmid 2010, where its noise counts in full).
     """
     gram = arrays.host(products(modes, modes))
-    if kind == "first":
-        return solve(gram, arrays.host(products(modes, x[:, :1].swapaxes(1, 2))))[:, :, 0]
     powers, scale = vandermonde(eigenvalues, int(x.shape[1]))
     shared = gram * (powers.conj() @ powers.swapaxes(1, 2))
     seen = arrays.host(products(modes, x.swapaxes(1, 2)))  # φ_jᴴ x_t: (S, r, n)
     right = np.einsum("sjt,sjt->sj", powers.conj(), seen)
+    b = solve(shared, right[:, :, None])
+    apart = independence(shared)
+    for s in np.flatnonzero(apart < STEEP):
+        b[s] = by_rotations(modes[s], powers[s], arrays.host(x[s])[:, :, None])
     with np.errstate(over="ignore"):
-        return solve(shared, right[:, :, None])[:, :, 0] * scale
+        return b[:, :, 0] * scale, apart
 
 
 def of_rows(x: Any, modes: Any, eigenvalues: ComplexArray, depth: int) -> ComplexArray:
@@ -127,7 +131,12 @@ def of_rows(x: Any, modes: Any, eigenvalues: ComplexArray, depth: int) -> Comple
         powers, _ = vandermonde(eigenvalues, k + 1)
         size = found[:, rows].shape[1]
         right = sum(powers[:, :, j, None].conj() * seen[:, :, j : j + size] for j in range(k + 1))
-        first = solve(gram * (powers.conj() @ powers.swapaxes(1, 2)), right)
+        shared = gram * (powers.conj() @ powers.swapaxes(1, 2))
+        first = solve(shared, right)
+        for s in np.flatnonzero(independence(shared) < STEEP):
+            series = arrays.host(x[s if len(x) > 1 else 0]).T
+            reach = np.stack([series[:, j : j + size] for j in range(k + 1)])
+            first[s] = by_rotations(modes[s], powers[s], reach)
         found[:, rows] = (first * powers[:, :, -1:]).swapaxes(1, 2)
     return found
 
@@ -159,7 +168,9 @@ def solve(gram: ComplexArray, right: ComplexArray) -> ComplexArray:
     """
     n = gram.shape[1]
     squares = np.einsum("sii->si", gram).real
-    over = np.divide(1.0, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0.0)
+    over = np.divide(
+        1.0, np.sqrt(np.maximum(squares, 0.0)), out=np.zeros_like(squares), where=squares > 0.0
+    )
     scaled = gram * over[:, :, None] * over[:, None]
     ridged = scaled.copy()
     diagonal = ridged[:, np.arange(n), np.arange(n)]
@@ -172,20 +183,56 @@ def solve(gram: ComplexArray, right: ComplexArray) -> ComplexArray:
     return b * over[:, :, None]
 
 
-def refitted(x: Any, eigenvalues: ComplexArray) -> tuple[Any, ComplexArray]:
-    """Unit modes and amplitudes b >= 0 with min Σ_t ‖x_t - Σ_j φ_j b_j λ_jᵗ‖² over both."""
+def independence(gram: ComplexArray) -> FloatArray:
+    """The least squared sine between a column and those before it, of products (S, r, r): (S,).
+
+    The pivots of Cholesky's factor of unit columns; columns that are zero do not count.
+    """
+    squares = np.einsum("sii->si", gram).real
+    over = np.divide(
+        1.0, np.sqrt(np.maximum(squares, 0.0)), out=np.zeros_like(squares), where=squares > 0.0
+    )
+    rest = gram * over[:, :, None] * over[:, None]
+    least = np.ones(len(gram))
+    for j in range(gram.shape[1]):
+        pivot = rest[:, j, j].real
+        np.minimum(least, pivot, out=least, where=squares[:, j] > 0.0)
+        column = rest[:, j + 1 :, j, None] / np.where(pivot > PARALLEL, pivot, 1.0)[:, None, None]
+        rest[:, j + 1 :, j + 1 :] -= column * rest[:, j, None, j + 1 :]
+    return np.where(np.isfinite(least), least, 0.0)
+
+
+def by_rotations(modes: Any, powers: ComplexArray, x: npt.NDArray[Any]) -> ComplexArray:
+    """b (r, q) with min Σ_t ‖x_t - Φ diag(b) p_t‖² of modes (m, r), powers (r, n), x (n, m, q).
+
+    Without products, so that columns may depend on each other up to rounding.
+    """
+    q, triangle = np.linalg.qr(arrays.host(modes))
+    columns = (triangle * powers.T[:, None]).reshape(-1, len(powers))
+    right = (q.conj().T @ x).reshape(len(columns), -1)
+    sizes = np.linalg.norm(columns, axis=0)
+    over = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0.0)
+    b: ComplexArray = np.linalg.lstsq(columns * over, right, rcond=None)[0] * over[:, None]
+    return b
+
+
+def refitted(x: Any, eigenvalues: ComplexArray) -> tuple[Any, ComplexArray, FloatArray]:
+    """Unit modes and amplitudes b >= 0 with min Σ_t ‖x_t - Σ_j φ_j b_j λ_jᵗ‖² over both.
+
+    And the `independence` of the eigenvalues' powers (S,).
+    """
     powers, scale = vandermonde(eigenvalues, int(x.shape[1]))
     powers = np.where(np.isnan(eigenvalues)[:, :, None], 0.0, powers)
-    modes, sizes = unit(contract(x, pseudo_inverse(powers)))
-    with np.errstate(over="ignore", invalid="ignore"):
-        return modes, (sizes * scale).astype(np.complex128)
-
-
-def pseudo_inverse(powers: ComplexArray) -> ComplexArray:
-    """The right inverse Vᴴ (V Vᴴ)⁻¹ (S, n, r) of V (S, r, n); zero rows stay zero."""
     gram = powers @ powers.conj().swapaxes(1, 2)
-    result: ComplexArray = solve(gram, powers).conj().swapaxes(1, 2)
-    return result
+    inverse = solve(gram, powers).conj().swapaxes(1, 2)
+    apart = independence(gram)
+    for s in np.flatnonzero(apart < STEEP):
+        sizes = np.linalg.norm(powers[s], axis=1)
+        over = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0.0)
+        inverse[s] = np.linalg.pinv(powers[s] * over[:, None]) * over
+    modes, sizes = unit(contract(x, inverse))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return modes, (sizes * scale).astype(np.complex128), apart
 
 
 def products(modes: Any, x: Any) -> Any:

@@ -6,7 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ from koopcore.dmd.decomposition import (
     decompose,
     rank_rule,
 )
-from koopcore.dmd.dynamics import Amplitudes, Dynamics
+from koopcore.dmd.dynamics import Dynamics
 from koopcore.dmd.eigen import ComplexArray
 from koopcore.dmd.series import Kind, Series, read
 from koopcore.dmd.streaming import Stream
@@ -44,6 +44,7 @@ CHUNK, CACHED = 2**26, 2**20
 """Numbers of small matrices that are held at once, on a device and on the CPU: there 8 MB."""
 
 Part = TypeVar("Part")
+Amplitudes: TypeAlias = Literal["optimal", "first"]
 
 GROWTH = 1e3
 """A forecast that grows past this, beside the data, is warned of."""
@@ -53,12 +54,17 @@ class UnstableForecastWarning(UserWarning):
     """A forecast grows far beyond the data."""
 
 
+class LowerRankWarning(UserWarning):
+    """Systems have fewer modes than ``rank`` asked for."""
+
+
 class Decomposing(TransformerMixin, BaseEstimator):
     """What `DMD` and `OptimizedDMD` share: data in, attributes, forecasts.
 
     Without an axis of systems every attribute and result loses its first axis.
     """
 
+    rank: Rank
     dt: float
     _dynamics: Dynamics
     _rank: IntArray
@@ -83,6 +89,7 @@ class Decomposing(TransformerMixin, BaseEstimator):
         """
         self._check()
         series = read(X, finite=False)
+        series.warn_if_uneven()
         _check_feature_names(self, X if series.kind.library == "pandas" else None, reset=True)
         return self._fit(series)
 
@@ -93,6 +100,7 @@ class Decomposing(TransformerMixin, BaseEstimator):
 
     def _fit(self, series: Series) -> Any:
         self._decompose(series)
+        self._warn_of_rank(series.kind.systems)
         self.n_features_in_ = int(series.array.shape[2])
         self._kind = series.kind
         self._stream: Stream | None = None
@@ -113,6 +121,27 @@ class Decomposing(TransformerMixin, BaseEstimator):
         """Keep what every decomposition has; no forecast of it has diverged yet."""
         self._dynamics, self._rank, self._status = fitted, rank, status
         self._diverged = np.zeros(len(fitted.last), dtype=np.bool_)
+
+    def _warn_of_rank(self, systems: bool) -> None:
+        """One warning for all systems that have fewer modes than were asked for; not for none."""
+        asked = check_rank(self.rank)
+        if not isinstance(asked, int):
+            return
+        constant = int(getattr(self, "model", "linear") == "affine")
+        rank = self._rank - constant
+        fewer = np.flatnonzero((rank < asked) & (rank > 0))
+        if not fewer.size:
+            return
+        least = int(fewer[np.argmin(rank[fewer])])
+        which = f" in {fewer.size} of {len(rank)} systems, fewest in system {least}"
+        warnings.warn(
+            f"rank={asked} was asked for, and {rank[least]} of the data's directions "
+            f"{'is' if rank[least] == 1 else 'are'} more than rounding"
+            f"{which if systems else ''}: rank_ says how many modes there are. There are at most "
+            "as many directions as features times delays: more delays show more",
+            LowerRankWarning,
+            stacklevel=4,
+        )
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_dynamics")
@@ -197,7 +226,7 @@ class Decomposing(TransformerMixin, BaseEstimator):
         if horizon is None and is_horizon(X):
             horizons, single = checks.check_horizons(X)
             states = self._ahead(horizons)
-            return self._give_ahead(states[:, 0] if single else states)
+            return self._give_ahead(states[:, 0] if single else states, horizons)
         if np.ndim(X) == 0:
             raise TypeError(
                 f"predict({X!r}): a whole number of snapshots >= 1, several of them, or states "
@@ -217,25 +246,27 @@ class Decomposing(TransformerMixin, BaseEstimator):
         """All states after the last row of X: (horizon, features), (systems, horizon, features).
 
         Args:
-            X: (time, features) with at least ``delays`` rows, or one such series per system;
-                None continues what was fitted (for several trajectories: (trajectories,
-                horizon, features)).
+            X: (time, features) with at least ``delays`` rows (`OptimizedDMD`: as many as say
+                what each mode does, one mostly), or one such series per system; None continues
+                what was fitted (for several trajectories: (trajectories, horizon, features)).
+
+        An index of pandas, or the times of xarray, go on where they are evenly spaced.
 
         Warnings, cost and limits as of `predict`.
         """
         steps = np.arange(1, check_whole("horizon", horizon, 1) + 1)
         if X is None:
-            return self._give_ahead(self._ahead(steps.tolist()))
+            return self._give_ahead(self._ahead(steps.tolist()), steps.tolist())
         here = self._states_of(X)
-        n, needed = int(here.array.shape[1]), self._delays()
+        n, needed = int(here.array.shape[1]), self._rows_needed()
         if n < needed:
             raise ValueError(f"X has {n} rows; the last {needed} (delays) are needed to go on")
         fitted = self._fitted()
-        b = self._coordinates(here.last(needed))[:, -1]
+        b = self._coordinates(here.last(min(n, self._delays())))[:, -1]
         ahead = Dynamics(fitted.eigenvalues, fitted.modes, b, fitted.real, (1,), here.array[:, -1])
         states, growth = ahead.ahead(steps)
         self._warn(growth[:, -1], horizon)
-        return here.kind.give(states)
+        return here.kind.give(states, steps.tolist())
 
     def reconstruct(self) -> Any:
         """Σ_j φ_j b_j λ_jᵗ at the fitted snapshots, in their shape and kind; a list for a list."""
@@ -293,7 +324,12 @@ class Decomposing(TransformerMixin, BaseEstimator):
     # -- inside ---------------------------------------------------------------------------------
 
     def _delays(self) -> int:
+        """Rows that a state is seen in: itself and those before it."""
         return 1
+
+    def _rows_needed(self) -> int:
+        """Rows without which a series cannot be gone on with."""
+        return self._delays()
 
     def _states_of(self, X: Any) -> Series:
         """X, checked against what was fitted."""
@@ -309,6 +345,8 @@ class Decomposing(TransformerMixin, BaseEstimator):
             )
         if here.is_complex and fitted.real:
             raise ValueError("X is complex, and real series were fitted")
+        if systems > 1 and not here.kind.systems:  # one series for all, each of which has its own
+            return here._replace(kind=here.kind.of_systems())
         return here
 
     def _coordinates(self, here: Series) -> ComplexArray:
@@ -345,10 +383,10 @@ class Decomposing(TransformerMixin, BaseEstimator):
         self._diverged[:] = ~(growth[:, latest] <= dynamics.LIMIT)
         return states
 
-    def _give_ahead(self, states: Any) -> Any:
+    def _give_ahead(self, states: Any, steps: list[int]) -> Any:
         if self._kind.trajectories:
-            return Kind(self._kind.library, self._kind.dtype, self._kind.device, True).give(states)
-        return self._kind.give(states)
+            return self._kind.of_systems().give(states)
+        return self._kind.give(states, steps)
 
     def _warn(self, growth: FloatArray, horizon: int) -> None:
         """One warning for all systems whose forecast grows far beyond the data."""
@@ -438,7 +476,7 @@ class DMD(Decomposing):
     Args:
         rank: an int >= 1; a fraction, 0 < rank < 1, of the energy; "svht", the optimal hard
             threshold (Gavish & Donoho 2014); None, all that is no rounding. Each system has its
-            own.
+            own, ``rank_``; one below an int is warned of, `LowerRankWarning`.
         delays: snapshots stacked into one state, 1 for none (Arbabi & Mezić 2017). Standing
             waves, momentum and few sensors need them: a third of the series is a robust choice.
             Not with fewer than twice as many snapshots.
@@ -447,7 +485,7 @@ class DMD(Decomposing):
         modes: "projected" (U w), "exact" (Tu et al. 2014), or "refit", least squares over all
             times.
         amplitudes: "optimal", over all times (Jovanović et al. 2014), or "first", at the first
-            one.
+            one (the first ``delays``).
         forward_backward: corrects observation noise (Dawson et al. 2016); not for decaying
             modes.
         tls: total least squares (Hemati et al. 2017), the same end; not with the full rank.
@@ -614,18 +652,20 @@ class DMD(Decomposing):
         with np.errstate(invalid="ignore"):
             residuals = np.sqrt(sum(one[0] for one in squares) / sum(one[1] for one in squares))
         if self.model == "affine":
-            done.with_constant()
+            done.with_constant(int(series.array.shape[1]))
             residuals = np.concatenate([np.zeros((len(residuals), 1)), residuals], axis=1)
         if self.modes == "refit" or self.model == "affine":
-            modes, amplitudes = dynamics.refitted(series.array, done.eigenvalues)
+            modes, amplitudes, apart = dynamics.refitted(series.array, done.eigenvalues)
+            done.note_independence(apart)
             return modes, amplitudes, residuals
         modes, _ = dynamics.unit(then if self.modes == "exact" else now)
-        each = [
-            dynamics.amplitudes(
-                self.amplitudes, series.array[:, at : at + n], modes, done.eigenvalues
-            )
-            for at, n in zip(series.starts, series.lengths, strict=True)
-        ]
+        each = []
+        for at, n in zip(series.starts, series.lengths, strict=True):
+            seen = n if self.amplitudes == "optimal" else int(self.delays)
+            x = series.array[:, at : at + seen]
+            amplitudes, apart = dynamics.amplitudes(x, modes, done.eigenvalues)
+            done.note_independence(apart)
+            each.append(amplitudes)
         return modes, np.concatenate(each), residuals
 
     def partial_fit(self, X: Any, y: object = None) -> DMD:
@@ -645,6 +685,7 @@ class DMD(Decomposing):
         """
         self._check()
         series = read(X)
+        series.warn_if_uneven()
         if self.model == "affine" or self.modes == "refit":
             raise ValueError(
                 "model='affine' and modes='refit' look at all snapshots; a stream keeps none"
@@ -658,7 +699,9 @@ class DMD(Decomposing):
             self.n_features_in_, self._kind = m, series.kind
             rank = check_rank(self.rank)
             stream = Stream(systems, m, int(self.delays), float(self.forgetting), rank)
-        elif (systems, m) != (stream.systems, stream.m):
+        elif (systems, m) == (stream.systems, stream.m):
+            self._kind = series.kind  # whose times forecasts go on from
+        else:
             raise ValueError(
                 f"X has {m} features, but {type(self).__name__} is expecting {stream.m} features "
                 f"as input: the stream is of {stream.systems} system(s) of {stream.m} features"
@@ -730,6 +773,7 @@ class DMD(Decomposing):
         )
         self._conclude(fitted, done.rank, done.status)
         self._singular_values, self._residuals = done.singular_values, residuals
+        self._warn_of_rank(self._kind.systems)
 
     def _set(
         self, series: Series, parts: list[tuple[Decomposition, Any, Any, Any]], last: Any = None

@@ -20,7 +20,7 @@ class FixedPoint(NamedTuple):
     """What `fixed_point` found."""
 
     state: Any  # (features,), or (systems, features), in the kind of the series
-    residual: Any  # of that state's next step over the newest step: a float, or (systems,)
+    residual: Any  # ‖f(x∞) - x∞‖/‖newest step‖, without a unit: a float, or (systems,)
 
 
 def fixed_point(X: Any, ridge: float = 1e-10, backend: str | None = None) -> FixedPoint:
@@ -39,17 +39,23 @@ def fixed_point(X: Any, ridge: float = 1e-10, backend: str | None = None) -> Fix
             d'Aspremont, Bach 2016). More where f is curved, or where there is noise.
         backend: a name of `koopcore.available_backends()`; None takes the first that runs.
 
-    Returns `FixedPoint`. A series at rest stays there. Raises TypeError or ValueError for what is
-    no series, NaN (with its place), fewer than three snapshots, a list of trajectories.
+    Returns `FixedPoint`. Its ``residual`` is of the linear model, beside the newest step, in no
+    unit: 1e-8 says that x∞ moves by 1e-8 of what the series moved last (which, of a series that
+    has nearly arrived, is itself small), 1 that nothing was gained. A series at rest stays there.
 
-    Cost: one Gram matrix of the steps, n² m, and one read for the combination. Not for a series
-    that oscillates for ever or drifts, whose residual stays near one; nor for noise as large as
-    the steps, where their mean is better.
+    Raises TypeError or ValueError for what is no series, NaN (with its place), fewer than three
+    snapshots, a list of trajectories.
+
+    Cost: one Gram matrix of the steps, n² m, and one read for the combination. Of a series that
+    oscillates for ever it is the centre, where the series never comes. Not for one that drifts,
+    whose residual is near one, nor for noise as large as the steps, where their mean is better.
+    Of more steps than features some combination always vanishes: a small residual says nothing.
 
     Source: Smith, Ford, Sidi 1987, eq. 2.16; docs/mathematics.md.
     """
     ridge = check_number("ridge", ridge, 0.0, np.inf, "a finite number >= 0")
     series = read(X)
+    series.warn_if_uneven()
     if len(series.lengths) > 1 or series.kind.trajectories:
         raise ValueError("fixed_point takes one series a system; a list was given")
     n, m = (int(size) for size in series.array.shape[1:])

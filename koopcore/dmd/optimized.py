@@ -13,15 +13,23 @@ from koopcore.backends.protocol import Backend, ExponentFit
 from koopcore.dmd import dynamics
 from koopcore.dmd.checks import Rank, check_number, check_rank, check_whole
 from koopcore.dmd.columns import gram
-from koopcore.dmd.decomposition import EMPTY, EXHAUSTED, GOOD, STALLED, ranks, singular
-from koopcore.dmd.eigen import ComplexArray, eig
+from koopcore.dmd.decomposition import (
+    DEFECTIVE,
+    EMPTY,
+    EXHAUSTED,
+    GOOD,
+    STALLED,
+    ranks,
+    singular,
+)
+from koopcore.dmd.dynamics import Dynamics
+from koopcore.dmd.eigen import ComplexArray, eig, leading
 from koopcore.dmd.estimator import Decomposing, in_parts, newest, padded, replaced
-from koopcore.dmd.leading import leading
 from koopcore.dmd.series import Series
-from koopcore.dmd.variable_projection import fit_exponents, partners
+from koopcore.dmd.variable_projection import HEADROOM, fit_exponents, partners
 from koopcore.types import FloatArray, IntArray
 
-SLOWEST, FASTEST = -60.0, 30.0
+SLOWEST, FASTEST = -60.0, 60.0
 """Re α T of a start: what decays or grows more over the series is not in it."""
 
 
@@ -34,8 +42,9 @@ class OptimizedDMD(Decomposing):
 
     Args:
         rank: number of exponentials, as in `DMD`; also more than the spatial rank (standing
-            waves).
-        delays: of the start; "auto" for a third of the series.
+            waves). Fewer, where the start sees no more, are warned of: `LowerRankWarning`.
+        delays: snapshots that the start stacks, and that say where `predict` and `forecast` of
+            new rows set out from; "auto" for a third of the series.
         max_growth: bound on the growth rates, in 1/unit of dt; 0 forbids growing modes; None:
             none.
         dt: time between snapshots.
@@ -91,6 +100,22 @@ class OptimizedDMD(Decomposing):
         check_whole("n_trials", self.n_trials, 0)
         check_number("share", self.share, np.finfo(float).tiny, 1.0, "a share, 0 < share <= 1,")
 
+    def _delays(self) -> int:
+        return self._delays_of(self._dynamics.lengths[0])
+
+    def _rows_needed(self) -> int:
+        modes = arrays.host(self._dynamics.modes)
+        gram = dynamics.products(modes, modes)
+        for count in range(1, self._delays()):
+            powers, _ = dynamics.vandermonde(self._dynamics.eigenvalues, count)
+            apart = dynamics.independence(gram * (powers.conj() @ powers.swapaxes(1, 2)))
+            if (apart > dynamics.PARALLEL).all():
+                return count
+        return self._delays()
+
+    def _delays_of(self, n: int) -> int:
+        return max(n // 3, 1) if self.delays == "auto" else int(self.delays)
+
     def _decompose(self, series: Series) -> None:
         if len(series.lengths) > 1:
             raise ValueError("OptimizedDMD takes one trajectory a system; a list was given")
@@ -103,12 +128,12 @@ class OptimizedDMD(Decomposing):
                 f"a series has {n} snapshot{'s' * (n != 1)} (n_samples = {n}); {least - 1} "
                 f"exponential{'s' * (least > 2)} need at least {least}"
             )
-        delays = max(n // 3, 1) if self.delays == "auto" else int(self.delays)
+        delays = self._delays_of(n)
         if n < delays + 1:
             raise ValueError(f"delays is {delays}; {n} snapshots have room for {n - 1} at most")
         series.check_finite()
         parts = in_parts(lambda part: self._part(part, rank, delays, on), series, 4 * n * n + n * m)
-        fitted = dynamics.Dynamics(
+        fitted = Dynamics(
             padded([part[0] for part in parts], np.nan),
             padded([part[1] for part in parts], 0.0),
             padded([part[2] for part in parts], 0.0),
@@ -118,16 +143,15 @@ class OptimizedDMD(Decomposing):
         )
         rank_of = np.concatenate([part[3] for part in parts])
         fits = [part[4] for part in parts]
-        stop = np.concatenate([fit.stop for fit in fits])
-        codes = np.array([GOOD, STALLED, EXHAUSTED])
-        self._conclude(fitted, rank_of, np.where(rank_of > 0, codes[stop], EMPTY))
+        status = np.concatenate([part[5] for part in parts])
+        self._conclude(fitted, rank_of, np.where(rank_of > 0, status, EMPTY))
         self._n_iter = np.concatenate([fit.iterations for fit in fits])
         self._error = np.concatenate([fit.error for fit in fits])
-        self._eigenvalues_std = padded([part[5] for part in parts], np.nan)
+        self._eigenvalues_std = padded([part[6] for part in parts], np.nan)
 
     def _part(
         self, series: Series, rank: Rank, delays: int, on: Backend
-    ) -> tuple[ComplexArray, Any, ComplexArray, IntArray, ExponentFit, FloatArray]:
+    ) -> tuple[ComplexArray, Any, ComplexArray, IntArray, ExponentFit, IntArray, FloatArray]:
         series, scale = series.in_range()
         n = int(series.array.shape[1])
         most = rank if isinstance(rank, int) else None
@@ -141,6 +165,13 @@ class OptimizedDMD(Decomposing):
         total = (np.abs(c) ** 2).sum(axis=(1, 2))
         with np.errstate(invalid="ignore", divide="ignore"):
             relative = np.where(total > 0.0, np.sqrt(fit.error / total), 0.0)
+        fit = fit._replace(error=relative)
+        status = np.array([GOOD, STALLED, EXHAUSTED])[fit.stop]
+        limit = np.maximum(start.real, 0.0) + HEADROOM  # not by max_growth: by too fast a growth
+        with np.errstate(invalid="ignore"):
+            held = ((fit.alpha.real > limit - 1e-6) & (limit < ceiling)).any(axis=1)
+        status[held & (status == GOOD)] = EXHAUSTED
+        self._mend_defective(c, start, fit, status, ceiling)
         alpha, deviation = fit.alpha, np.full(fit.alpha.shape, np.nan)
         if self.n_trials:
             alpha, deviation = self._bagged(c, fit.alpha, times, ceiling, pairs, on)
@@ -148,9 +179,45 @@ class OptimizedDMD(Decomposing):
         order = np.argsort(-np.abs(np.nan_to_num(eigenvalues, nan=0.0)), axis=1, kind="stable")
         eigenvalues = np.take_along_axis(eigenvalues, order, 1)
         deviation = np.take_along_axis(deviation / (n - 1), order, 1) * np.abs(eigenvalues)
-        modes, amplitudes = dynamics.refitted(series.array, eigenvalues)
+        modes, amplitudes, _ = dynamics.refitted(series.array, eigenvalues)
         amplitudes = amplitudes * scale[:, None]
-        return eigenvalues, modes, amplitudes, number, fit._replace(error=relative), deviation
+        return eigenvalues, modes, amplitudes, number, fit, status, deviation
+
+    @staticmethod
+    def _mend_defective(
+        c: npt.NDArray[Any],
+        start: ComplexArray,
+        fit: ExponentFit,
+        status: IntArray,
+        ceiling: float,
+    ) -> None:
+        """Set ``fit`` and ``status`` where exponentials are nearly dependent.
+
+        The polish goes by normal equations, which see nothing of what parts them: the better of
+        its exponents and of those it started from, by errors that are not products.
+        """
+        n = c.shape[1]
+        powers, _ = dynamics.vandermonde(np.exp(fit.alpha / (n - 1)), n)
+        powers = np.where(np.isnan(fit.alpha)[:, :, None], 0.0, powers)
+        apart = dynamics.independence(powers @ powers.conj().swapaxes(1, 2))
+        close = np.flatnonzero(apart < dynamics.STEEP)
+        if not close.size:
+            return
+        some = c[close]
+        size = np.maximum(np.linalg.norm(some, axis=(1, 2)), np.finfo(float).tiny)
+        bounded = np.minimum(start[close].real, ceiling) + 1j * start[close].imag
+        exponents = [fit.alpha[close], bounded]
+        errors = []
+        for alpha in exponents:
+            eigenvalues = np.exp(alpha / (n - 1))
+            modes, b, _ = dynamics.refitted(some, eigenvalues)
+            real = some.dtype.kind != "c"
+            states = Dynamics(eigenvalues, modes, b, real, (n,), some[:, -1]).states(np.arange(n))
+            errors.append(np.linalg.norm(states - some, axis=(1, 2)) / size)
+        better = errors[1] < errors[0]
+        fit.alpha[close] = np.where(better[:, None], exponents[1], exponents[0])
+        fit.error[close] = np.where(better, errors[1], errors[0])
+        status[close] = DEFECTIVE
 
     def _coordinates_of(self, series: Series, most: int | None, on: Backend) -> npt.NDArray[Any]:
         """C (S, n, k): snapshots on their leading singular vectors, all where ``most`` is None."""
@@ -225,9 +292,9 @@ def first_exponents(
 def exponents_of(values: ComplexArray, n: int) -> ComplexArray:
     """log λ (n - 1), growth rates within bounds."""
     with np.errstate(divide="ignore", invalid="ignore"):  # of 0, and of NaN past the rank
-        alpha = np.log(values) * (n - 1)
-    clipped: ComplexArray = np.clip(alpha.real, SLOWEST, FASTEST) + 1j * alpha.imag
-    return clipped
+        growth = np.log(np.abs(values)) * (n - 1)
+    alpha: ComplexArray = np.clip(growth, SLOWEST, FASTEST) + 1j * np.angle(values) * (n - 1)
+    return alpha
 
 
 def delay_eigenvalues(c: npt.NDArray[Any], rank: Rank, delays: int, features: int) -> ComplexArray:

@@ -26,10 +26,12 @@ MORE = ("rank", "status", "singular_values", "residuals", "n_iter", "error", "ei
 def save(estimator: DMD | OptimizedDMD, directory: str | Path) -> Path:
     """Write ``dmd.json`` and ``dmd.safetensors`` into a directory, made if need be.
 
-    No pickle: loading runs no code from the files. What is kept is the decomposition and the
-    settings; a stream's moments are not, and results come back as NumPy arrays (torch and CuPy: as
-    theirs, on the same device). Raises NotFittedError before ``fit``, TypeError for settings that
-    JSON does not know (a random generator), ImportError without safetensors, OSError.
+    No pickle: loading runs no code from the files. What is kept is the decomposition, the settings
+    and names of features; a stream's moments, an index and xarray's coordinates are not. So what
+    was fitted to pandas or xarray comes back as NumPy arrays, and what is predicted of a DataFrame
+    as a DataFrame (torch and CuPy: as theirs, on the same device). Raises NotFittedError before
+    ``fit``, TypeError for settings that JSON does not know (a random generator), ImportError
+    without safetensors, OSError.
     """
     if type(estimator).__name__ not in KINDS:
         raise TypeError(f"save takes a DMD or OptimizedDMD, not a {type(estimator).__name__}")
@@ -50,6 +52,7 @@ def save(estimator: DMD | OptimizedDMD, directory: str | Path) -> Path:
         "lengths": list(fitted.lengths),
         "real": fitted.real,
         "features": estimator.n_features_in_,
+        "feature names": [*getattr(estimator, "feature_names_in_", [])],
         "streamed": getattr(estimator, "_stream", None) is not None,
         "kind": [library, kind.dtype, kind.device, kind.systems, kind.trajectories],
     }
@@ -98,6 +101,8 @@ def load(directory: str | Path) -> Any:
         )
         estimator._conclude(fitted, numbers.pop("rank"), numbers.pop("status"))
         estimator.n_features_in_ = description["features"]
+        if description["feature names"]:
+            estimator.feature_names_in_ = np.array(description["feature names"], dtype=object)
         for name, value in numbers.items():
             setattr(estimator, f"_{name}", value)
         estimator._streamed = description["streamed"]

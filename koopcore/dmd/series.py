@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore import arrays, checks
+from koopcore.dmd.time_index import continued, warn_if_uneven
 from koopcore.types import FloatArray
 
 ACCEPTED = (
@@ -35,10 +37,11 @@ class Kind:
     trajectories: bool = False  # whether a list came in
     labels: tuple[Any, ...] = ()  # pandas: columns; xarray: dims, and coordinates of the features
 
-    def give(self, values: Any) -> Any:
+    def give(self, values: Any, ahead: Sequence[int] | None = None) -> Any:
         """States (systems, k, features), or (systems, features), as the kind that came in.
 
-        Real data have real states. Without systems the first axis goes.
+        Real data have real states. Without systems the first axis goes. ahead: rows after the last
+        that the states are of; None: they are the rows themselves.
         """
         values = values if self.systems else values[0]
         if self.library == "numpy":
@@ -61,19 +64,48 @@ class Kind:
             values = values.astype(self.dtype, copy=False)
             if values.ndim == 1:
                 return pandas.Series(values, index=columns)
-            fits = index is not None and len(index) == len(values)
-            return pandas.DataFrame(values, columns=columns, index=index if fits else None)
+            if index is not None and ahead is not None:
+                index = continued(index, ahead)
+            return pandas.DataFrame(values, columns=columns, index=index)
         import xarray
 
         dims, coordinates = self.labels
         sizes = len(dims) - (values.ndim < len(dims))
         names = dims if sizes == len(dims) else (*dims[:-2], dims[-1])
-        fit = {
-            name: coordinates[name]
-            for name, size in zip(names, values.shape, strict=True)
-            if name in coordinates and len(coordinates[name]) == size
-        }
+        fit = {name: coordinates[name] for name in names if name in coordinates}
+        time = dims[-2]
+        if ahead is not None and time in fit:
+            later = continued(self.times, ahead)
+            fit = {**fit, time: later} if later is not None else fit
+            if later is None:
+                del fit[time]
         return xarray.DataArray(values.astype(self.dtype, copy=False), dims=names, coords=fit)
+
+    @property
+    def times(self) -> Any:
+        """The index of the rows as pandas has it, or None."""
+        if self.library == "pandas" and self.labels:
+            return self.labels[1]
+        if self.library == "xarray" and self.labels and self.labels[0][-2] in self.labels[1]:
+            import pandas
+
+            return pandas.Index(self.labels[1][self.labels[0][-2]])
+        return None
+
+    def of_systems(self) -> Kind:
+        """The same with an axis of systems, for which pandas and xarray have no labels: NumPy."""
+        plain = "numpy" if self.library in ("pandas", "xarray") else self.library
+        return replace(self, systems=True, trajectories=False, labels=(), library=plain)
+
+    def without_times(self) -> Kind:
+        """The same, of rows whose times are not known."""
+        if self.library == "pandas" and self.labels:
+            return replace(self, labels=(self.labels[0], None))
+        if self.library == "xarray" and self.labels:
+            dims, coordinates = self.labels
+            some = {name: one for name, one in coordinates.items() if name != dims[-2]}
+            return replace(self, labels=(dims, some))
+        return self
 
     def place(self, values: npt.NDArray[Any]) -> Any:
         """NumPy numbers on the device."""
@@ -127,6 +159,11 @@ class Series(NamedTuple):
         """ValueError for NaN and infinities, with their place."""
         _check_finite(self.array, "X", self.kind.systems)
 
+    def warn_if_uneven(self, name: str = "X", stacklevel: int = 4) -> None:
+        """A warning where pandas' or xarray's times say that rows are not one step apart."""
+        if self.kind.times is not None:
+            warn_if_uneven(self.kind.times, name, stacklevel)
+
     def part(self, low: int, high: int) -> Series:
         """Systems low .. high - 1."""
         return self._replace(array=self.array[low:high])
@@ -171,9 +208,7 @@ class Series(NamedTuple):
         n, m = (int(size) for size in self.array.shape[1:])
         count = (n - window) // step + 1
         view = strided(self.array, (count, window, m), (step * m, m, 1))
-        kind = replace(self.kind, systems=True, labels=())
-        plain = "numpy" if kind.library in ("pandas", "xarray") else kind.library
-        return Series(view, (window,), replace(kind, library=plain), self.device, step * m)
+        return Series(view, (window,), self.kind.of_systems(), self.device, step * m)
 
 
 def read(value: Any, name: str = "X", finite: bool = True) -> Series:
@@ -191,10 +226,12 @@ def read(value: Any, name: str = "X", finite: bool = True) -> Series:
             f"{name} has {array.ndim} dimension{'s' * (array.ndim != 1)}, shape "
             f"{tuple(array.shape)}; (time, features) or (systems, time, features) is needed. "
             "Expected 2D array, got another. Reshape your data: x.reshape(-1, 1) is a series of "
-            "one feature, x.reshape(1, -1) one snapshot"
+            "one feature (of a pandas Series x.to_frame()), x.reshape(1, -1) one snapshot"
         )
     systems = array.ndim == 3
     array = array if systems else array[None]
+    if array.shape[0] == 0:
+        raise ValueError(f"{name} has 0 systems (shape={tuple(array.shape)}); at least 1 is needed")
     if 0 in array.shape:
         what = "sample" if array.shape[1] == 0 else "feature"
         raise ValueError(
@@ -238,9 +275,9 @@ def _trajectories(items: Sequence[Any], name: str) -> Series:
         library = sys.modules[type(first.array).__module__.partition(".")[0]]
         joined = library.concatenate([one.array for one in each], 1)
     lengths = tuple(int(one.array.shape[1]) for one in each)
-    kind = Kind(
-        first.kind.library, first.kind.dtype, first.kind.device, False, True, first.kind.labels
-    )
+    for k, one in enumerate(each):
+        one.warn_if_uneven(f"{name}[{k}]", 6)
+    kind = replace(first.kind.without_times(), trajectories=True)
     return Series(joined, lengths, kind, first.device, int(joined.shape[1] * joined.shape[2]))
 
 
@@ -279,10 +316,15 @@ def _plain(value: Any, name: str) -> tuple[Any, Kind]:
         return array, Kind("xarray", array.dtype.name, labels=labels)
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(value, pandas.DataFrame):
-        array = _numbers(value.to_numpy(), name)
+        plain = value.to_numpy()
+        if plain.dtype.kind == "O":  # nullable types: what is missing is NaN
+            plain = value.to_numpy(na_value=np.nan)
+        array = _numbers(plain, name)
         return array, Kind("pandas", array.dtype.name, labels=(value.columns, value.index))
     if hasattr(value, "toarray") or type(value).__module__.startswith("scipy.sparse"):
         raise TypeError(f"{name} is sparse; {ACCEPTED} is needed: pass X.toarray()")
+    if value is None or isinstance(value, (str, bytes, dict)):
+        raise TypeError(f"{name} is {reprlib.repr(value)}; {ACCEPTED} is needed")
     array = _numbers(value, name)
     return array, Kind("numpy", array.dtype.name)
 

@@ -36,6 +36,7 @@ def sliding(X: Any, window: int, step: int = 1, estimator: Any = None, **setting
         )
     window, step = check_whole("window", window, 2), check_whole("step", step, 1)
     series = read(X)
+    series.warn_if_uneven()
     if series.kind.systems or series.kind.trajectories:
         raise ValueError(f"sliding takes one series (time, features), not {series.array.shape}")
     n = int(series.array.shape[1])

@@ -16,6 +16,7 @@ from koopcore.backends.protocol import (
     Ahead,
     Backend,
     Companion,
+    FeatureSolved,
     Projection,
     Snapshots,
     WholeCompanion,
@@ -91,13 +92,21 @@ def fit_groups(
         ahead = Ahead(horizons, out)
         if part.n_parameters < part.size:
             out[:] = snapshots.array[snapshots.order[-1]]
-    n, solved = len(snapshots.order), None
-    if recipe.full_rank and not backend.is_spread and part.smallest >= n - 1:
-        solved = backend.gram_solve(snapshots, part, recipe.affine, holdout_of(n), ahead)
-        if isinstance(solved, WholeCompanion):  # most calls; a small one is half of Python
-            whole = CompanionFit.of(part, part.numbers, recipe.affine, solved)
-            return [whole], None if ahead is None else ahead.out
-    fitting = _Fitting(snapshots, part, recipe, backend, ahead, solved=solved)
+    n, solved, small = len(snapshots.order), None, None
+    if recipe.full_rank and not backend.is_spread and part.n_groups:
+        how = recipe.affine, holdout_of(n), ahead
+        # Most calls are done by this; a small one is half of Python.
+        if part.smallest >= n - 1:
+            solved = backend.gram_solve(snapshots, part, *how)
+            if isinstance(solved, WholeCompanion):
+                whole = CompanionFit.of(part, part.numbers, recipe.affine, solved)
+                return [whole], None if ahead is None else ahead.out
+        elif ahead is not None and part.smallest == part.largest:
+            small = backend.feature_fit(snapshots, part, *how)
+            if small.projection is None and math.isfinite(small.residual.sum()):
+                deferred = DeferredFit.of(part, part.numbers, recipe.affine, small, how[1])
+                return [deferred], ahead.out
+    fitting = _Fitting(snapshots, part, recipe, backend, ahead, solved=solved, small=small)
     fits: list[Fitted | DeferredFit] = []
     divisions = [(part.numbers, part)] if backend.is_spread else part.by_size(fitting.n - 1)
     for numbers, groups in divisions:
@@ -143,9 +152,10 @@ class _Fitting:
         ahead: Ahead | None,
         is_scaled: bool = False,
         solved: Companion | None = None,
+        small: FeatureSolved | None = None,
     ) -> None:
         self.is_scaled = is_scaled
-        self.solved = solved  # of all groups, where that is known
+        self.solved, self.small = solved, small  # of all groups, where that is known
         self.snapshots = snapshots
         self.part = part
         self.recipe = recipe
@@ -289,7 +299,9 @@ class _Fitting:
         unwritten: list[Fitted] = []
         if recipe.full_rank:
             how = recipe.affine, self.holdout
-            solved = self.backend.feature_fit(self.snapshots, groups.part, *how, self.ahead)
+            solved = self.small or self.backend.feature_fit(
+                self.snapshots, groups.part, *how, self.ahead
+            )
             near = np.isfinite(solved.residual)
             whole = math.isfinite(solved.residual.sum())  # faster than to look at all of `near`
             keep = groups.part.numbers if whole or near.all() else np.flatnonzero(near)

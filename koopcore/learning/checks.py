@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,21 @@ def positive_seconds(name: str, number: object) -> float:
     if not value > 0.0:
         raise ValueError(f"{name} is {number}; seconds > 0 are needed")
     return value
+
+
+def nothing_more(learner: object, more: Mapping[str, object]) -> None:
+    """TypeError for arguments of ``fit`` that a learner does not have, with who has them."""
+    if not more:
+        return
+    others = {"u": "inputs", "outputs": "outputs", "sample_weight": "weights"}
+    what = [others[name] for name in more if name in others]
+    hint = (
+        f": {' and '.join(what)} are taken by VariableProjectionLearner.fit(X, u=…, outputs=…, "
+        "sample_weight=…)"
+        if what
+        else ""
+    )
+    raise TypeError(f"{type(learner).__name__}.fit takes no {', '.join(more)}{hint}")
 
 
 def truth(name: str, value: object) -> bool:

@@ -111,6 +111,42 @@ def test_companion_endpoints_ahead_are_the_bits_of_the_stages(horizons, piece, a
     same_bits(solved, apart)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("model", ["linear", "affine"])
+def test_long_windows_are_those_of_the_reference(model, dtype):
+    """Batches take turns over rows; who is ill-conditioned, deficient or out of range, has others.
+
+    Other groups of the same window are those whose sums resolve all that float64 tells apart.
+    """
+    rng = np.random.default_rng(3)
+    n, m, groups = 701, 5, 203  # more batches than take turns, and lanes of the last without groups
+    x = rng.normal(size=(n, groups, m))
+    for k in range(1, n):
+        x[k] += 0.9 * x[k - 1]
+    x[:, 7, 4] = x[:, 7, 1] + 1e-4 * x[:, 7, 4]  # cond(F) of 10^4: sums lose half of float64
+    x[:, 50, 2] = -2.0 * x[:, 50, 0]
+    x[:, 111, :] = 0.0
+    x[:, 130, 3] = 2.5
+    x += 20.0 * rng.normal(size=(groups, m)) * (np.arange(groups) % 3 == 0)[:, None]
+    if dtype == np.float64:
+        x[:, 160] *= 1e-160
+    x = x.astype(dtype).reshape(n, -1)
+    part = side_by_side([m] * groups)
+    due = koopcore.fit(x, part, model, backend="reference")
+    got = koopcore.fit(x, part, model, backend="numba_cpu")
+    np.testing.assert_array_equal(got.rank, due.rank)
+    atol = (1e-6 if dtype == np.float32 else 1e-9) * np.abs(x[-1]).max()
+    expected = due.predict([1, 30])
+    np.testing.assert_allclose(got.predict([1, 30]), expected, rtol=0, atol=atol)
+    ahead = koopcore.fit(x, part, model, backend="numba_cpu", horizon=[1, 30])
+    np.testing.assert_allclose(ahead.predict([1, 30]), expected, rtol=0, atol=atol)
+    np.testing.assert_allclose(got.hindcast_error, due.hindcast_error, rtol=1e-6, atol=1e-9)
+    some = x[:, 10 * m : 11 * m]
+    alone = koopcore.fit(some, None, model, backend="numba_cpu", horizon=[1, 30])
+    beside = koopcore.fit(x, part, model, backend="numba_cpu", horizon=[1, 30]).predict([1, 30])
+    np.testing.assert_array_equal(alone.predict([1, 30]), beside[:, 10 * m : 11 * m])
+
+
 def test_concurrent_calls_do_not_disturb_each_other():
     part = side_by_side([65] * 3000)
     snapshots = window(16, part.size)

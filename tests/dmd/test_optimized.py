@@ -7,7 +7,7 @@ import pytest
 from dmd_cases import damped, farthest, waves
 from scipy.optimize import least_squares
 
-from koopcore.dmd import DMD, STATUS, OptimizedDMD
+from koopcore.dmd import DMD, STATUS, LowerRankWarning, OptimizedDMD
 
 
 def literal(x, eigenvalues):
@@ -59,7 +59,8 @@ def test_all_systems_of_a_batch_are_found_in_noise(shape, standing):
 
 def test_more_exponentials_than_the_data_have():
     x, eigenvalues = damped()
-    estimator = OptimizedDMD(10).fit(x)
+    with pytest.warns(LowerRankWarning, match="rank=10 was asked for, and 6 of"):
+        estimator = OptimizedDMD(10).fit(x)
     assert estimator.rank_ == 6  # of the rest nothing is seen
     assert farthest(eigenvalues, estimator.eigenvalues_) < 1e-7
     noisy = x + 1e-3 * np.random.default_rng(0).standard_normal(x.shape)
@@ -92,11 +93,13 @@ def test_trials_say_how_sure_the_eigenvalues_are():
     assert np.isnan(OptimizedDMD(4).fit(x).eigenvalues_std_).all()
 
 
-def test_a_series_whose_eigenvalues_are_none_says_so_without_a_warning():
+def test_an_impulse_has_an_eigenvalue_of_zero_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         estimator = OptimizedDMD(1).fit(np.eye(6)[:, :3])
-    assert estimator.status_ == 1
+    assert estimator.status_ == 0
+    assert np.abs(estimator.eigenvalues_) < 1e-6
+    assert np.abs(estimator.forecast(horizon=2)).max() < 1e-12
 
 
 def test_a_batch_has_good_and_empty_systems():

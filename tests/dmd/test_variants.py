@@ -5,7 +5,7 @@ import pytest
 from dmd_cases import DT, TOY, damped, farthest, toy, waves
 from scipy.linalg import sqrtm
 
-from koopcore.dmd import DMD, fixed_point
+from koopcore.dmd import DMD, LowerRankWarning, fixed_point
 from koopcore.dmd.columns import variances
 
 NOISY = waves(n=50, m=30, noise=0.05)[0][0]
@@ -146,7 +146,10 @@ def test_ranks():
         assert DMD(share).fit(x).rank_ == np.argmax(energy >= share) + 1
     assert DMD(None).fit(x).rank_ == 8
     assert DMD(np.int32(3)).fit(x).rank_ == 3
-    assert DMD(100).fit(x).rank_ == 8
+    with pytest.warns(LowerRankWarning, match=r"rank=100 was asked for, and 8 of .* more than"):
+        assert DMD(100).fit(x).rank_ == 8
+    with pytest.warns(LowerRankWarning, match=r"rank=5 .* 4 of .* in 1 of 2 systems, .* system 1"):
+        DMD(5).fit(np.stack([x, waves(n=50, m=8)[0][0]]))
     exact, _ = damped(m=20)
     assert DMD(None).fit(exact).rank_ == 6  # the others are rounding
     assert DMD("svht").fit(exact).rank_ == 6

@@ -1,5 +1,8 @@
 """Windows of many more snapshots than parameters, groups of one parameter, large groups alone."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -111,6 +114,56 @@ def test_a_memory_map_is_a_window_without_a_copy(tmp_path):
     assert (got == kc.fit(x, part, backend="native_cpu").predict([2, 9])).all()
 
 
+STREAMED = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+import koopcore as kc
+
+backend, room = sys.argv[1], int(sys.argv[2])
+nodes = kc.Partition.nodes(kc.Layout.from_shapes([(50, 8, False)]))
+wide = kc.Partition.nodes(kc.Layout.from_shapes([(8, 150_000, False)]))
+
+def fits(numbers):  # groups of fewer parameters than snapshots, and of more
+    yield numbers.reshape(-1, nodes.size), nodes, "linear"
+    yield numbers.reshape(-1, nodes.size), nodes, "affine"
+    yield numbers.reshape(-1, wide.size), wide, "affine"
+
+for path in sys.argv[3:]:  # compiled before the limit
+    for rows, part, model in fits(np.fromfile(path, Path(path).name, count=4 * wide.size)):
+        kc.fit(rows, part, model, backend=backend, horizon=9).predict(9)
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+used = int(status["VmData"].split()[0]) << 10
+resource.setrlimit(resource.RLIMIT_DATA, (used + room, used + room))
+for path in sys.argv[3:]:
+    mapped = np.memmap(path, Path(path).name, mode="r")
+    assert mapped.nbytes > 2 * room
+    for rows, part, model in fits(mapped):
+        kc.fit(rows, part, model, backend=backend, horizon=9).predict(9)
+        kc.fit(rows, part, model, backend=backend).predict([1, 9])
+    try:
+        np.array(mapped)
+    except MemoryError:
+        continue
+    raise SystemExit("the limit is none")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit private memory")
+@pytest.mark.parametrize("backend", ["native_cpu", "numba_cpu"])
+def test_a_window_that_memory_cannot_hold_is_read_as_a_stream(backend, tmp_path):
+    """Files of 96 MB, float32 and float64, where a process may have 40 MB more than it has."""
+    if backend == "numba_cpu":
+        pytest.importorskip("numba")
+    rng, paths = np.random.default_rng(4), []
+    for dtype in map(np.dtype, DTYPES):
+        paths.append(tmp_path / dtype.name)
+        rng.standard_normal(96_000_000 // dtype.itemsize, dtype=dtype).tofile(paths[-1])
+    command = [sys.executable, "-c", STREAMED, backend, str(40_000_000), *map(str, paths)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("model", ["linear", "affine"])
 @pytest.mark.parametrize("n", [4, 16, 300])
@@ -144,7 +197,7 @@ def test_a_parameter_that_runs_away_keeps_its_last_value():
 @pytest.mark.parametrize("model", ["linear", "affine"])
 @pytest.mark.parametrize("spread", [0.0, 4.0], ids=["one pass", "two passes"])
 def test_large_groups_alone(spread, model, dtype):
-    """By BLAS; columns of very different sizes, mixed, need the second pass in float64."""
+    """Columns of very different sizes, mixed, need the second pass in float64."""
     rng = np.random.default_rng(5)
     x = pulled(rng, 300, 70) * 10.0 ** np.linspace(-spread / 2, spread / 2, 70)
     x = x @ np.linalg.qr(rng.normal(size=(70, 70)))[0]
@@ -155,7 +208,7 @@ def test_large_groups_alone(spread, model, dtype):
 
 
 def test_a_few_large_groups():
-    """Fewer than lanes are worth it for: each by BLAS, like one alone."""
+    """One after the other, like one alone."""
     x = pulled(np.random.default_rng(8), 230, 4 * 90)
     got, due = agree(x, equal_groups(4, 90), "linear")
     np.testing.assert_allclose(got.operator(3), due.operator(3), atol=1e-9)
@@ -166,3 +219,43 @@ def test_a_large_group_of_deficient_rank_is_fitted_as_any_other():
     x[:, 9] = x[:, 3] + x[:, 4]
     got, _ = agree(x, equal_groups(1, 70), "linear")
     assert got.rank.tolist() == [69]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("model", ["linear", "affine"])
+def test_large_groups_of_scattered_parameters(model, dtype):
+    """Several windows' spans; no register of parameters that stand side by side, and a last one."""
+    x = pulled(np.random.default_rng(3), 600, 4 * 37).astype(dtype)
+    groups = [np.arange(g, 4 * 37, 4) for g in range(4)]
+    got, due = agree(x, kc.Partition.groups(4 * 37, groups), model)
+    np.testing.assert_allclose(got.operator(2), due.operator(2), atol=1e-9)
+    np.testing.assert_allclose(got.growth(9), due.growth(9), rtol=1e-7)
+
+
+@pytest.mark.parametrize("spread", [0.0, 5.0], ids=["one pass", "two passes"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_large_group_has_the_same_bits_alone_and_beside_others(spread, threads, monkeypatch):
+    """Whether threads share its sums or take a group each; one beside it is deficient."""
+    monkeypatch.setenv("KOOPCORE_NUM_THREADS", str(threads))
+    x = pulled(np.random.default_rng(9), 900, 5 * 40) * np.geomspace(1.0, 10.0**spread, 200)
+    x[:, 7] = x[:, 8]
+    horizons = [1, 7, 60]
+    beside = kc.fit(x, equal_groups(5, 40), "linear", backend="native_cpu", horizon=horizons)
+    alone = kc.fit(
+        x[:, 80:120], equal_groups(1, 40), "linear", backend="native_cpu", horizon=horizons
+    )
+    assert beside.rank.tolist() == [39, 40, 40, 40, 40]
+    np.testing.assert_array_equal(beside.predict(horizons)[:, 80:120], alone.predict(horizons))
+    assert beside.residual[2] == alone.residual[0]
+    assert beside.hindcast_error[2] == alone.hindcast_error[0]
+    assert beside.condition[2] == alone.condition[0]
+
+
+def test_squarings_of_a_very_large_group_are_divided():
+    """Into tasks of some panels, of which the last has fewer; long horizons square the most."""
+    x = pulled(np.random.default_rng(2), 700, 260)
+    agree(x, equal_groups(1, 260), "affine")
+    far = [400, 3000]
+    got = kc.fit(x, equal_groups(1, 260), "affine", backend="native_cpu", horizon=far).predict(far)
+    due = kc.fit(x, equal_groups(1, 260), "affine", backend="reference").predict(far)
+    np.testing.assert_allclose(got, due, rtol=1e-8, atol=1e-8)

@@ -47,6 +47,12 @@ def test_an_array_that_looks_transposed_is_named():
     with pytest.warns(UserWarning, match=r"snapshots of shape \(300, 40\) seems to be transposed"):
         kc.fit(x.T, model="linear")
     kc.fit(rng.standard_normal((50, 20)), model="linear")  # noise both ways
+    few = np.cos(0.3 * np.arange(300)[:, None] + np.arange(4))
+    kc.fit(few, model="linear")
+    with pytest.warns(UserWarning, match=r"snapshots of shape \(4, 300\) seems to be transposed"):
+        kc.fit(few.T, model="linear")
+    field = np.sin(9.0 * np.linspace(0.0, 1.0, 300) - 0.5 * np.arange(4)[:, None])
+    kc.fit(field, model="linear")  # smooth in space, four times
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,27 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 from koopcore.lab.problems.van_der_pol import paper_split
-from koopcore.learning import AlternatingLearner, Layered, Monomials, OneLayer, StateInclusive
+from koopcore.learning import (
+    AlternatingLearner,
+    DistributedLearner,
+    Layered,
+    MinibatchLearner,
+    Monomials,
+    OneLayer,
+    StateInclusive,
+)
 from koopcore.learning.objective import gradient
 from koopcore.learning.trajectories import pairs
+
+
+@pytest.mark.parametrize("learner", [AlternatingLearner, MinibatchLearner, DistributedLearner])
+def test_arguments_that_only_another_learner_takes_are_named(learner):
+    x = paper_split().train[:50]
+    learner = learner(StateInclusive(OneLayer(2, 3)))
+    with pytest.raises(TypeError, match=r"takes no u, .*inputs and weights .*VariableProjection"):
+        learner.fit(x, u=x, sample_weight=np.ones(50))
+    with pytest.raises(TypeError, match=rf"{type(learner).__name__}\.fit takes no weights$"):
+        learner.fit(x, weights=np.ones(50))
 
 
 def test_scores_are_r_squared_of_one_step():

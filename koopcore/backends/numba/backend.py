@@ -34,9 +34,11 @@ from koopcore.backends.protocol import (
     Snapshots,
     breakdown_tolerance,
     near_cut_off,
+    out_of_range,
     packed_size,
     rank_tolerance,
 )
+from koopcore.backends.second_pass import is_long
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray
 
@@ -168,17 +170,21 @@ class NumbaCpu(Composed):
     ) -> FeatureSolved:
         """WIDTH groups at a time, their matrices in the cache; no operators where ``ahead``.
 
-        Float64 snapshots take the way of `Composed`.
+        Float64 snapshots of short windows, which resolve more than moments do in nearly all
+        groups, take the way of `Composed`. In long ones noise alone makes most groups well
+        conditioned: only the others are fitted by a second pass.
         """
-        if snapshots.array.dtype != np.float32:
+        m, groups, n = int(part.sizes[0]), part.n_groups, len(snapshots.order)
+        double = snapshots.array.dtype == np.float64
+        if double and not is_long(n, m):
             return super().feature_fit(snapshots, part, affine, holdout, ahead)
-        m, groups = int(part.sizes[0]), part.n_groups
         wanted = groups if ahead is None else 0
         operator, whitener, readout = (np.empty((wanted, m, m)) for _ in range(3))
         start = np.empty((wanted, m))
         rank = np.empty(groups, dtype=np.int64)
         condition, residual, hindcast = (np.empty(groups) for _ in range(3))
-        result = rank, condition, residual, hindcast, operator, whitener, start, readout
+        squares = np.empty((groups, m if double else 0))
+        result = rank, condition, residual, hindcast, operator, whitener, start, readout, squares
         view, cut = window(snapshots), segments(part)
         steps, places = _ascending(() if ahead is None else ahead.horizons)
         memory, rows, step, limit = target(
@@ -192,9 +198,11 @@ class NumbaCpu(Composed):
                 view, cut, m, int(affine), holdout, tolerances, steps, written, low, high, result
             )
 
-        n, longest = len(snapshots.order), int(steps.max(initial=0))
+        longest = int(steps.max(initial=0))
         cost = 2 * m * m * n + 8 * m**3 + m * m * min(longest, 8 * m)
         spread(work, equal_ends(groups, cost), WIDTH)
+        if double:
+            residual[out_of_range(squares)] = np.nan
         projection = None if ahead else Projection(operator, whitener, start, rank, condition)
         solved = FeatureSolved(
             rank, condition, residual, hindcast, projection, None if ahead else readout

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from koopcore.backends.numba.features import accumulate, begin, moments, take_snapshot, unreflect
+from koopcore.backends.numba.features import (
+    IN_A_ROW,
+    accumulate,
+    batch,
+    begin,
+    moments,
+    take_snapshot,
+    unreflect,
+)
 from koopcore.backends.numba.lanes import apply, copy, lane_array, power_of_two_scale
 from koopcore.backends.numba.natural import (
     condition_of,
@@ -45,6 +53,7 @@ from koopcore.backends.numba.views import Target, Window
 from koopcore.backends.protocol import WEIGHT_LIMIT
 from koopcore.partition.segments import Segments
 
+BATCHES = 8  # whose sums stay in the second cache
 SURE_OF_RANK = 4.0  # diagonal pivoting must find full rank by this factor to be left out
 
 
@@ -54,16 +63,19 @@ def feature_fit_range(
 ):
     """Groups low .. high - 1 of ``result``, a FeatureSolved with its Projection spread out.
 
-    ahead: ascending horizons; target: with a row for each of them. The matrices of ``result`` may
-    have no groups: then they are not wanted.
+    Its last array takes diag C (n_groups, m), or has no columns. ahead: ascending horizons; target:
+    with a row for each of them. The matrices of ``result`` may have no groups: then they are not
+    wanted. BATCHES of WIDTH groups take turns over rows of a long window, so that rows are read in
+    their order.
     """
     w, s, t = Window(*window), Segments(*segments), Target(*target)
-    ranks, conditions, residual, hindcast, operators, whiteners, starts, readouts = result
+    ranks, conditions, residual, hindcast, operators, whiteners, starts, readouts, squares = result
     n, shorter = len(w.rows), len(w.rows) - holdout
     held_out = 0 < holdout and shorter - 1 - affine >= 1
     wanted = len(operators) > 0
-    x = moments(m, affine)
-    f, frame, wide = x.f, x.frame, x.wide
+    wide = (m + 3) // 4 * 4
+    together = min((high - low + WIDTH - 1) // WIDTH, BATCHES if n > IN_A_ROW else 1)
+    batches = moments(m, affine, together)
     most = most_levels(ahead, m)
     if held_out:
         most = max(most, worthwhile_levels(holdout - 1, m, 0))
@@ -74,78 +86,89 @@ def feature_fit_range(
     work = lane_array(5 * wide)
     state, y, zero = lane_array(3 * wide), lane_array(2 * wide), lane_array(wide)
     rank, numbers = np.empty(WIDTH, dtype=np.int64), lane_array(3)
-    for first in range(low, high, WIDTH):
-        count = min(WIDTH, high - first)
-        begin(w, s, first, high, x)
-        store(numbers, WIDTH, constant(np.nan))
+    for base in range(low, high, WIDTH * together):
+        count = min(together, (high - base + WIDTH - 1) // WIDTH)
+        for b in range(count):
+            begin(w, s, base + b * WIDTH, high, batch(batches, b))
         done = 0
         for turn in range(0 if held_out else 1, 2):
             stop = (n if turn else shorter) - 1 - affine
-            accumulate(w, done, stop, x)
-            done = stop
-            copy(f, 0, sums, 0, wide)
-            copy(frame, 3 * wide, y, 0, wide)
-            unpack(x, scale, a, readout)
-            least = constant(SURE_OF_RANK * tolerances[1]) * greatest_diagonal(a, wide, m)
-            alive = factor(a, m, wide, tolerances[0], reciprocal, work)
-            greatest, unscaled = diagonal_of_inverse(a, wide, reciprocal, m, scale, ladder)
-            alive = where_less(least * greatest, constant(1.0), alive, constant(0.0))
-            # σ_1/σ_m of F is at most the root of this: no value is near the cut-off.
-            values = constant(tolerances[1] ** 2) * trace(x.square, wide, m) * unscaled
-            alive = where_less(values, constant(1.0), alive, constant(0.0))
-            solve_right(a, wide, reciprocal, readout)
-            scaled_rows(readout, wide, scale, ladder)
-            solve_left(a, wide, reciprocal, ladder, 0)
-            start_vector(a, m, wide, scale, reciprocal, sums)
-            start_vector(a, m, wide, scale, reciprocal, y)
-            if wanted:
-                set_diagonal(v, wide, scale)
-                solve_right(a, wide, reciprocal, v)
-            store(numbers, 0, condition_of(reciprocal, m))
-            store(numbers, 2 * WIDTH, alive)
-            for lane in range(count):
-                rank[lane] = m
-                # With fewer columns than parameters the rank is theirs, whatever rounding adds.
-                if numbers[2 * WIDTH + lane] == 0.0 or stop < m:
-                    rank[lane], numbers[lane] = refit_lane(
-                        x,
-                        scale,
-                        min(m, stop),
-                        lane,
-                        tolerances[1],
-                        (readout, ladder, sums, y, v),
-                    )
-            if not turn:
-                levels = worthwhile_levels(holdout - 1, m, 0)
-                climb(ladder, sums, wide, 0, levels, affine)
+            while done < stop:  # rows that stay in the cache while they pass all batches
+                until = min(stop, (done // IN_A_ROW + 1) * IN_A_ROW)
+                for b in range(count):
+                    accumulate(w, done, until, batch(batches, b))
+                done = until
+            for b in range(count):
+                first = base + b * WIDTH
+                lanes = min(WIDTH, high - first)
+                x = batch(batches, b)
+                f, frame = x.f, x.frame
+                copy(f, 0, sums, 0, wide)
+                copy(frame, 3 * wide, y, 0, wide)
+                unpack(x, scale, a, readout)
+                least = constant(SURE_OF_RANK * tolerances[1]) * greatest_diagonal(a, wide, m)
+                alive = factor(a, m, wide, tolerances[0], reciprocal, work)
+                greatest, unscaled = diagonal_of_inverse(a, wide, reciprocal, m, scale, ladder)
+                alive = where_less(least * greatest, constant(1.0), alive, constant(0.0))
+                # σ_1/σ_m of F is at most the root of this: no value is near the cut-off.
+                values = constant(tolerances[1] ** 2) * trace(x.square, wide, m) * unscaled
+                alive = where_less(values, constant(1.0), alive, constant(0.0))
+                solve_right(a, wide, reciprocal, readout)
+                scaled_rows(readout, wide, scale, ladder)
+                solve_left(a, wide, reciprocal, ladder, 0)
+                start_vector(a, m, wide, scale, reciprocal, sums)
+                start_vector(a, m, wide, scale, reciprocal, y)
+                if wanted:
+                    set_diagonal(v, wide, scale)
+                    solve_right(a, wide, reciprocal, v)
+                store(numbers, 0, condition_of(reciprocal, m))
+                store(numbers, 2 * WIDTH, alive)
+                for lane in range(lanes):
+                    rank[lane] = m
+                    # With fewer columns than parameters the rank is theirs, whatever rounding adds.
+                    if numbers[2 * WIDTH + lane] == 0.0 or stop < m:
+                        fit = readout, ladder, sums, y, v
+                        rank[lane], numbers[lane] = refit_lane(
+                            x, scale, min(m, stop), lane, tolerances[1], fit
+                        )
+                if not turn:
+                    levels = worthwhile_levels(holdout - 1, m, 0)
+                    climb(ladder, sums, wide, 0, levels, affine)
+                    copy(sums, 0, state, 0, wide)
+                    plus = sums if affine else zero
+                    advance(ladder, wide, holdout - 1, levels, state, plus, wide if affine else 0)
+                    apply(readout, 0, wide, state, 0, zero, 0, 2 * wide)
+                    take_snapshot(w, shorter - 1, x, y, 0)
+                    store(numbers, WIDTH, missed(state, 2 * wide, y, frame, m, wide, affine))
+                    for lane in range(lanes):
+                        hindcast[first + lane] = numbers[WIDTH + lane]
+                    continue
+                apply(readout, 0, wide, y, 0, zero, 0, wide)
+                store(numbers, 2 * WIDTH, norm_of_difference(y, wide, f, 0, m))
+                for lane in range(lanes):
+                    group = first + lane
+                    ranks[group], conditions[group] = rank[lane], numbers[lane]
+                    residual[group] = numbers[2 * WIDTH + lane]
+                    if not held_out:
+                        hindcast[group] = np.nan
+                    for i in range(squares.shape[1]):
+                        squares[group, i] = x.square[i * (wide + 1) * WIDTH + lane]
+                    if wanted:
+                        put_matrix(ladder, m, wide, lane, operators[group])
+                        put_matrix(v, m, wide, lane, whiteners[group])
+                        put_matrix(readout, m, wide, lane, readouts[group])
+                        for i in range(m):
+                            starts[group, i] = sums[i * WIDTH + lane]
                 copy(sums, 0, state, 0, wide)
-                plus = sums if affine else zero
-                advance(ladder, wide, holdout - 1, levels, state, plus, wide if affine else 0)
-                apply(readout, 0, wide, state, 0, zero, 0, 2 * wide)
-                take_snapshot(w, shorter - 1, x, y, 0)
-                store(numbers, WIDTH, missed(state, 2 * wide, y, frame, m, wide, affine))
-        apply(readout, 0, wide, y, 0, zero, 0, wide)
-        store(numbers, 2 * WIDTH, norm_of_difference(y, wide, f, 0, m))
-        for lane in range(count):
-            group = first + lane
-            ranks[group], conditions[group] = rank[lane], numbers[lane]
-            hindcast[group], residual[group] = numbers[WIDTH + lane], numbers[2 * WIDTH + lane]
-            if wanted:
-                put_matrix(ladder, m, wide, lane, operators[group])
-                put_matrix(v, m, wide, lane, whiteners[group])
-                put_matrix(readout, m, wide, lane, readouts[group])
-                for i in range(m):
-                    starts[group, i] = sums[i * WIDTH + lane]
-        copy(sums, 0, state, 0, wide)
-        reached, have = 1, 0
-        for i in range(len(ahead)):
-            gap = ahead[i] - reached
-            levels = min(worthwhile_levels(gap, m, have), most)
-            climb(ladder, sums, wide, have, levels, affine)
-            have, reached = max(have, levels), ahead[i]
-            plus = sums if affine else zero
-            advance(ladder, wide, gap, levels, state, plus, wide if affine else 0)
-            write_endpoint(state, readout, zero, x, count, t, i)
+                reached, have = 1, 0
+                for i in range(len(ahead)):
+                    gap = ahead[i] - reached
+                    levels = min(worthwhile_levels(gap, m, have), most)
+                    climb(ladder, sums, wide, have, levels, affine)
+                    have, reached = max(have, levels), ahead[i]
+                    plus = sums if affine else zero
+                    advance(ladder, wide, gap, levels, state, plus, wide if affine else 0)
+                    write_endpoint(state, readout, zero, x, lanes, t, i)
 
 
 @inner

@@ -25,7 +25,10 @@ FRAME = 5  # parts of a frame, each of ``wide`` vectors
 
 
 class Moments(NamedTuple):
-    """The sums of WIDTH groups on their way through the window; all but sizes are lane arrays."""
+    """The sums of WIDTH groups on their way through the window; all but sizes are lane arrays.
+
+    Or those of several batches of WIDTH groups, one behind the other.
+    """
 
     m: int
     wide: int
@@ -40,28 +43,52 @@ class Moments(NamedTuple):
 
 
 @making
-def moments(m, affine):
+def moments(m, affine, batches):
     """Room for them."""
     wide = (m + 3) // 4 * 4
     return Moments(
         m,
         wide,
         affine,
-        np.empty(m * WIDTH, dtype=np.int64),
-        np.empty(m * WIDTH, dtype=np.int64),
-        lane_array(FRAME * wide),
-        lane_array((2 * CHUNK + 1) * wide),
-        lane_array(wide * wide),
-        lane_array(wide * wide),
-        lane_array(2 * wide * wide),
+        np.empty(batches * m * WIDTH, dtype=np.int64),
+        np.empty(batches * m * WIDTH, dtype=np.int64),
+        lane_array(batches * FRAME * wide),
+        lane_array(batches * (2 * CHUNK + 1) * wide),
+        lane_array(batches * wide * wide),
+        lane_array(batches * wide * wide),
+        lane_array(batches * 2 * wide * wide),
     )
+
+
+@making
+def batch(x, b):
+    """Those of one batch."""
+    wide = x.wide
+    return Moments(
+        x.m,
+        wide,
+        x.affine,
+        share(x.columns, b, x.m),
+        share(x.places, b, x.m),
+        share(x.frame, b, FRAME * wide),
+        share(x.f, b, (2 * CHUNK + 1) * wide),
+        share(x.square, b, wide * wide),
+        share(x.motion, b, wide * wide),
+        share(x.some, b, 2 * wide * wide),
+    )
+
+
+@making
+def share(lanes, b, count):
+    """The ``count`` vectors of one batch."""
+    return lanes[b * count * WIDTH : (b + 1) * count * WIDTH]
 
 
 @kernel
 def feature_range(window, segments, m, affine, stops, low, high, out):
     """Groups low .. high - 1 of ``out`` (n_stops, n_groups, 2, m, m); ``stops`` ascend."""
     w, s = Window(*window), Segments(*segments)
-    x = moments(m, affine)
+    x = moments(m, affine, 1)
     for first in range(low, high, WIDTH):
         begin(w, s, first, high, x)
         done = 0
@@ -174,6 +201,8 @@ def accumulate(w, done, stop, x):
     motions, at_motion = (x.some, matrix) if in_blocks else (x.motion, 0)
     while done < stop:
         count = min(CHUNK, stop - done)
+        if in_blocks:
+            count = min(count, IN_A_ROW - done % IN_A_ROW)
         for k in range(count):
             at = k * wide
             take_column(w, done + k + 1, x, at + wide)
@@ -190,7 +219,7 @@ def accumulate(w, done, stop, x):
         copy(f, (count - 1) * wide, x.frame, 3 * wide, wide)
         copy(f, count * wide, f, 0, wide)
         done += count
-        if in_blocks and (done == stop or done % IN_A_ROW < count):
+        if in_blocks and (done == stop or done % IN_A_ROW == 0):
             add_multiple(x.square, 0, constant(1.0), x.some, 0, matrix)
             add_multiple(x.motion, 0, constant(1.0), x.some, matrix, matrix)
             for i in range(2 * matrix):

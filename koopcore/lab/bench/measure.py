@@ -57,12 +57,12 @@ def run_race(
         rows.append(row)
         try:
             job = study.build(case)
+            row.bound, row.figures, row.engine = job.bound, dict(job.figures), job.engine
+            row.error = job.error(prepared(job)())
         except Unavailable as reason:
             row.missing = str(reason)
             tick(case)
             continue
-        row.bound, row.figures, row.engine = job.bound, dict(job.figures), job.engine
-        row.error = job.error(prepared(job)())
         if row.wrong:
             tick(case)
             continue

@@ -4,8 +4,8 @@ A map over the size of a group m and the window n, for both dtypes, the linear a
 model, and two numbers of groups: as many as give every cell snapshots of equal bytes, and one. In
 each cell koopcore stands beside NumPy group by group, stacked NumPy and torch's batched Cholesky
 (in blocks on threads; of one group with the threads of their own libraries), and JAX where it is
-installed and the run is a full one, as it compiles for seconds. Cells with m and n both above MOST
-are left out: one call would take seconds.
+installed, compiled before it is timed. Cells with m and n both above MOST are left out: one call
+would take seconds.
 
 Snapshots are noise that is pulled back to the origin, as weights under minibatches are. All methods
 are accurate there, so that no peer is without a time because its squares lost what was asked for;
@@ -15,9 +15,9 @@ how they compare on slow decays, and in accuracy, is the question of the study "
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import product
+from itertools import count, product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,17 @@ import numpy.typing as npt
 import koopcore as kc
 from koopcore.backends.threads import thread_count
 from koopcore.lab.bench.roofs import PROBES, Work, probe_job, roofs_of, share_of
-from koopcore.lab.bench.study import Case, Claim, Job, Row, Size, Study, Summary, shared
+from koopcore.lab.bench.study import (
+    Case,
+    Claim,
+    Job,
+    Row,
+    Size,
+    Study,
+    Summary,
+    Unavailable,
+    shared,
+)
 from koopcore.lab.studies.peers.powers import powered, summed
 from koopcore.lab.studies.peers.study import Peer, in_its_way
 from koopcore.lab.studies.roofline import BACKENDS
@@ -58,8 +68,10 @@ MOST = 1000  # of m and n, the smaller
 LOOPED = 50  # groups that a loop does
 SHARED = 3e7  # flops of one group from which on the threads of a library are worth waking
 CHECKED = 3  # groups
+FEW_STEPS, BOUNDED = 16, 100.0  # windows so short may predict more than so many times themselves
 PULL = 0.9  # x_{k+1} = PULL x_k + noise
 RIGHT = 1e-3  # relative error of a prediction, of groups near an instability too
+VANISHED = 1e-6  # of the movement: a prediction so small
 PEERS = {
     "NumPy, group by group": Peer("numpy", "numpy_peers", "gram_loop", "loop", 1.0),
     "NumPy, stacked": Peer("numpy", "numpy_peers", "gram_stack", "blocks", 1.0),
@@ -106,7 +118,7 @@ def cases(size: Size) -> list[Case]:
     """The probes of the roofs, and of each cell the engine and the peers that have a way of it."""
     probes = [Case(ROOFS, probe, options=BYTES[size]) for probe in PROBES]
     names = [ENGINE, *PEERS]
-    if size is not Size.full:
+    if size is Size.once:  # compiled for half a second to be called once
         names.remove(COMPILED)
     return probes + [
         Case(str(cell), name, options=cell)
@@ -118,12 +130,23 @@ def cases(size: Size) -> list[Case]:
 
 @shared
 def _snapshots(cell: Cell) -> npt.NDArray[Any]:
-    """(n, groups · m) of noise that is pulled back; the same for the same cell."""
-    rng = np.random.default_rng(7)
-    rows = rng.standard_normal((cell.n, cell.groups * cell.m), dtype=np.dtype(cell.dtype))
-    for k in range(1, cell.n):
-        rows[k] += PULL * rows[k - 1]
+    """(n, groups · m) of noise that is pulled back; the same for the same cell.
+
+    One group whose prediction leaves all bounds is drawn again, as nothing could be checked.
+    """
+    for seed in count(7):
+        rng = np.random.default_rng(seed)
+        rows = rng.standard_normal((cell.n, cell.groups * cell.m), dtype=np.dtype(cell.dtype))
+        for k in range(1, cell.n):
+            rows[k] += PULL * rows[k - 1]
+        if cell.groups > 1 or _is_bounded(cell, rows, least_squares(rows, cell.affine)):
+            break
     return rows
+
+
+def _is_bounded(cell: Cell, rows: npt.NDArray[Any], answer: FloatArray) -> bool:
+    """Whether a group's prediction can be checked: of a few steps its operator may be unstable."""
+    return cell.n > FEW_STEPS or bool(np.linalg.norm(answer) < BOUNDED * np.linalg.norm(rows))
 
 
 @shared
@@ -134,10 +157,19 @@ def _grouped(cell: Cell) -> npt.NDArray[Any]:
 
 
 @shared
-def _answers(cell: Cell, groups: tuple[int, ...]) -> list[FloatArray]:
-    return [least_squares(_grouped(cell)[g], cell.affine) for g in groups]
+def _answers(cell: Cell, groups: tuple[int, ...]) -> dict[int, FloatArray]:
+    """Least squares at some places of ``groups``."""
+    answers: dict[int, FloatArray] = {}
+    for k in np.linspace(0, len(groups) - 1, 8 * CHECKED).round().astype(int).tolist():
+        rows = _grouped(cell)[groups[k]]
+        if len(answers) < CHECKED and k not in answers:
+            answer = least_squares(rows, cell.affine)
+            if _is_bounded(cell, rows, answer):
+                answers[k] = answer
+    return answers
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def least_squares(snapshots: npt.NDArray[Any], affine: bool) -> FloatArray:
     """The prediction of one group (n, m) by an orthogonal factorization in float64: (m,)."""
     x = snapshots.astype(np.float64)
@@ -193,8 +225,9 @@ def build(case: Case) -> Job:
         batch = batch[list(timed)]
         processes = min(thread_count(), cell.groups)
     alone = cell.groups == 1 and work(cell).flops < SHARED
+    way = "loop" if alone else peer.way if cell.groups > 1 else "whole"
     return Job(
-        in_its_way("loop" if alone else peer.way if cell.groups > 1 else "whole", endpoint, batch),
+        partial(_answer, in_its_way(way, endpoint, batch)),
         partial(_error, cell, timed),
         RIGHT,
         scale=cell.groups / len(timed) / processes,
@@ -204,13 +237,32 @@ def build(case: Case) -> Job:
     )
 
 
+def _answer(call: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """What a peer predicts; `Unavailable` where one singular group leaves it without any."""
+    try:
+        return call()
+    except np.linalg.LinAlgError as reason:
+        raise Unavailable(f"no answer: {reason}") from None
+
+
 def _error(cell: Cell, groups: tuple[int, ...], predicted: npt.NDArray[Any]) -> float:
-    """The median of ‖predicted - least squares‖ / ‖least squares‖ over some of ``groups``."""
-    some = sorted({round(k) for k in np.linspace(0, len(groups) - 1, CHECKED)})
-    answers = _answers(cell, tuple(groups[k] for k in some))
-    mine = np.asarray(predicted).reshape(len(groups), cell.m)[some]
-    pairs = zip(mine, answers, strict=True)
-    return float(np.median([np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs]))
+    """The median of `missed` over some of ``groups``."""
+    answers = _answers(cell, groups)
+    mine = np.asarray(predicted).reshape(len(groups), cell.m)
+    errors = [
+        missed(mine[k], answer, _grouped(cell)[groups[k], -1]) for k, answer in answers.items()
+    ]
+    return float(np.median(errors))
+
+
+def missed(predicted: npt.NDArray[Any], answer: npt.NDArray[Any], last: npt.NDArray[Any]) -> float:
+    """‖predicted - answer‖ / ‖answer‖ of one group, whose last snapshot is ``last``.
+
+    An answer that has all but vanished, as that of the linear model may, counts as VANISHED of the
+    movement: its digits are those of an underflow.
+    """
+    size = max(np.linalg.norm(answer), VANISHED * np.linalg.norm(answer - last))
+    return float(np.linalg.norm(predicted - answer) / size)
 
 
 class Standing(NamedTuple):

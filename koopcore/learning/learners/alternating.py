@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from koopcore.learning.checks import not_negative
+from koopcore.learning.checks import not_negative, nothing_more
 from koopcore.learning.dictionaries.one_layer import OneLayer
 from koopcore.learning.dictionaries.protocol import Dictionary, Pullback
 from koopcore.learning.learners.divergence import Point, diverges
@@ -87,6 +87,7 @@ class AlternatingLearner(SynchronousLearner):
         *,
         initial: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
         callback: Callable[[int, Iterate], object] | None = None,
+        **more: object,
     ) -> AlternatingLearner:
         """Learn from one trajectory (length, n) or several of different lengths, or snapshot pairs.
 
@@ -100,6 +101,7 @@ class AlternatingLearner(SynchronousLearner):
         diverge warn (`DivergenceWarning`), keep the last good iterate and give the step that would
         have been safe, as ``history_.safe_step``.
         """
+        nothing_more(self, more)
         self._check()
         problem, start = self._begin(X, initial, y)
         alternation = Alternation(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from koopcore.learning.checks import positive, truth, whole
+from koopcore.learning.checks import nothing_more, positive, truth, whole
 from koopcore.learning.dictionaries.blocks import Blocks
 from koopcore.learning.dictionaries.protocol import Dictionary
 from koopcore.learning.dictionaries.torch import torch_features
@@ -77,12 +77,14 @@ class MinibatchLearner(Learner):
         y: Trajectories | None = None,
         *,
         initial: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+        **more: object,
     ) -> MinibatchLearner:
         """Learn from trajectories, or from snapshot pairs X, y; see `VariableProjectionLearner`.
 
         Raises ValueError for batches smaller than the features with an exact K, RuntimeError where
         there is no process group with ``distributed``, FloatingPointError where F is not finite.
         """
+        nothing_more(self, more)
         self._check()
         problem, (theta, k) = self._begin(X, initial, y)
         self._check_pairs(problem.data.n_pairs)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from koopcore.learning.checks import whole
+from koopcore.learning.checks import nothing_more, whole
 from koopcore.learning.learners.divergence import runs_away
 from koopcore.learning.learners.history import History
 from koopcore.learning.learners.step_sizes import Diminishing, check_step, scheduled
@@ -82,10 +82,12 @@ class AsynchronousLearner(ParallelLearner):
         y: Trajectories | None = None,
         *,
         initial: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+        **more: object,
     ) -> AsynchronousLearner:
         """Start the workers, deal out the columns of X, and learn. Raises before any work as
         `AlternatingLearner` does, and `WorkerError` naming a worker that died or kept silent.
         """
+        nothing_more(self, more)
         division = self._division(self.workers)
         problem, start = self._begin(X, initial, y)
         key, rules, places = secrets.token_bytes(16), self._rules(), division.feature_slices()

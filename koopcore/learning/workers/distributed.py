@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore.backends import backend_for
+from koopcore.learning.checks import nothing_more
 from koopcore.learning.learned_operator import LearnedOperator, check_readout, fit_readout
 from koopcore.learning.learners.divergence import (
     check_finite,
@@ -85,10 +86,12 @@ class DistributedLearner(ParallelLearner, SynchronousLearner):
         y: Trajectories | None = None,
         *,
         initial: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+        **more: object,
     ) -> DistributedLearner:
         """Start the ranks, deal out the columns of X, and learn. Raises as `AlternatingLearner`;
         `WorkerError` names a rank that died, with its ``last_good`` operator.
         """
+        nothing_more(self, more)
         from koopcore.learning.workers.ranks import run_rank
 
         division = self._division(self.workers)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from koopcore.lab.bench.measure import run_study
+from koopcore.lab.bench.measure import run_race, run_study
 from koopcore.lab.bench.results import Results
 from koopcore.lab.bench.study import Case, Row, Size, forget
 from koopcore.lab.studies import shapes
@@ -29,6 +29,32 @@ def test_engine_and_peers_have_the_answer_of_least_squares(cell):
         assert job.error(job.call()) <= job.bound, name
         assert job.engine == (name == shapes.ENGINE)
         assert job.figures["flops"] > 0
+
+
+@pytest.mark.parametrize("cell", CELLS[:4], ids=str)
+def test_compiled_by_jax_the_answer_is_the_same(cell):
+    pytest.importorskip("jax", reason="a peer that is measured where it is installed")
+    job = shapes.build(Case(str(cell), shapes.COMPILED, options=cell))
+    assert job.error(job.call()) <= job.bound
+    assert job.call().dtype == np.float64
+
+
+def test_a_peer_that_a_singular_group_leaves_without_an_answer_has_no_time(monkeypatch):
+    cell = CELLS[0]
+    grouped = np.ones_like(shapes._grouped(cell))
+    monkeypatch.setattr(shapes, "_grouped", lambda cell: grouped)
+    stacked = Case(str(cell), "NumPy, stacked", options=cell)
+    (row,) = run_race(shapes.STUDY, [stacked], 0.001, lambda case: None)
+    assert row.missing == "no answer: Singular matrix"
+    assert row.seconds is None
+
+
+def test_a_group_whose_prediction_leaves_all_bounds_is_not_what_is_checked():
+    cells = [shapes.Cell(1, 3, "float64", "affine", groups) for groups in (1, 40)]
+    for cell in cells:
+        for k, answer in shapes._answers(cell, tuple(range(cell.groups))).items():
+            limit = shapes.BOUNDED * np.linalg.norm(shapes._grouped(cell)[k])
+            assert np.linalg.norm(answer) < limit
 
 
 def test_a_wrong_prediction_has_an_error():
