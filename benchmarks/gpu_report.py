@@ -207,7 +207,7 @@ def main() -> int:
         left = LIMIT - 5.0 - (time.monotonic() - started)
         seconds = min(item.seconds, PARTS[item.part] - used[item.part], left)
         if arguments.rehearse:  # of a machine that may be busy with other things
-            seconds = item.seconds
+            seconds = 10 * item.seconds
         key = f"{item.part}: {item.name}"
         if seconds < 3.0:
             done: dict[str, Any] = {"passed": True, "exit_code": 0, "left_out": "no time left"}
