@@ -1,5 +1,8 @@
 """Windows of many more snapshots than parameters, groups of one parameter, large groups alone."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -109,6 +112,56 @@ def test_a_memory_map_is_a_window_without_a_copy(tmp_path):
     got = ops.predict([2, 9])
     assert type(got) is np.ndarray
     assert (got == kc.fit(x, part, backend="native_cpu").predict([2, 9])).all()
+
+
+STREAMED = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+import koopcore as kc
+
+backend, room = sys.argv[1], int(sys.argv[2])
+nodes = kc.Partition.nodes(kc.Layout.from_shapes([(50, 8, False)]))
+wide = kc.Partition.nodes(kc.Layout.from_shapes([(8, 150_000, False)]))
+
+def fits(numbers):  # groups of fewer parameters than snapshots, and of more
+    yield numbers.reshape(-1, nodes.size), nodes, "linear"
+    yield numbers.reshape(-1, nodes.size), nodes, "affine"
+    yield numbers.reshape(-1, wide.size), wide, "affine"
+
+for path in sys.argv[3:]:  # compiled before the limit
+    for rows, part, model in fits(np.fromfile(path, Path(path).name, count=4 * wide.size)):
+        kc.fit(rows, part, model, backend=backend, horizon=9).predict(9)
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+used = int(status["VmData"].split()[0]) << 10
+resource.setrlimit(resource.RLIMIT_DATA, (used + room, used + room))
+for path in sys.argv[3:]:
+    mapped = np.memmap(path, Path(path).name, mode="r")
+    assert mapped.nbytes > 2 * room
+    for rows, part, model in fits(mapped):
+        kc.fit(rows, part, model, backend=backend, horizon=9).predict(9)
+        kc.fit(rows, part, model, backend=backend).predict([1, 9])
+    try:
+        np.array(mapped)
+    except MemoryError:
+        continue
+    raise SystemExit("the limit is none")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit private memory")
+@pytest.mark.parametrize("backend", ["native_cpu", "numba_cpu"])
+def test_a_window_that_memory_cannot_hold_is_read_as_a_stream(backend, tmp_path):
+    """Files of 96 MB, float32 and float64, where a process may have 40 MB more than it has."""
+    if backend == "numba_cpu":
+        pytest.importorskip("numba")
+    rng, paths = np.random.default_rng(4), []
+    for dtype in map(np.dtype, DTYPES):
+        paths.append(tmp_path / dtype.name)
+        rng.standard_normal(96_000_000 // dtype.itemsize, dtype=dtype).tofile(paths[-1])
+    command = [sys.executable, "-c", STREAMED, backend, str(40_000_000), *map(str, paths)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -8,6 +8,7 @@ from koopcore.lab.bench.study import Study
 from koopcore.lab.studies import (
     backpropagation,
     capture,
+    goals,
     memory,
     roofline,
     scaling,
@@ -28,6 +29,7 @@ STUDIES = (
     capture.STUDY,
     memory.STUDY,
     shapes.STUDY,
+    goals.STUDY,
 )
 
 

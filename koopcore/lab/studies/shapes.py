@@ -70,7 +70,8 @@ SHARED = 3e7  # flops of one group from which on the threads of a library are wo
 CHECKED = 3  # groups
 FEW_STEPS, BOUNDED = 16, 100.0  # windows so short may predict more than so many times themselves
 PULL = 0.9  # x_{k+1} = PULL x_k + noise
-RIGHT = 1e-3  # of the movement, of groups near an instability too
+RIGHT = 1e-3  # relative error of a prediction, of groups near an instability too
+VANISHED = 1e-6  # of the movement: a prediction so small
 PEERS = {
     "NumPy, group by group": Peer("numpy", "numpy_peers", "gram_loop", "loop", 1.0),
     "NumPy, stacked": Peer("numpy", "numpy_peers", "gram_stack", "blocks", 1.0),
@@ -245,14 +246,23 @@ def _answer(call: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 def _error(cell: Cell, groups: tuple[int, ...], predicted: npt.NDArray[Any]) -> float:
-    """The median of ‖predicted - least squares‖ / ‖its movement‖ over some of ``groups``."""
+    """The median of `missed` over some of ``groups``."""
     answers = _answers(cell, groups)
     mine = np.asarray(predicted).reshape(len(groups), cell.m)
     errors = [
-        np.linalg.norm(mine[k] - answer) / np.linalg.norm(answer - _grouped(cell)[groups[k], -1])
-        for k, answer in answers.items()
+        missed(mine[k], answer, _grouped(cell)[groups[k], -1]) for k, answer in answers.items()
     ]
     return float(np.median(errors))
+
+
+def missed(predicted: npt.NDArray[Any], answer: npt.NDArray[Any], last: npt.NDArray[Any]) -> float:
+    """‖predicted - answer‖ / ‖answer‖ of one group, whose last snapshot is ``last``.
+
+    An answer that has all but vanished, as that of the linear model may, counts as VANISHED of the
+    movement: its digits are those of an underflow.
+    """
+    size = max(np.linalg.norm(answer), VANISHED * np.linalg.norm(answer - last))
+    return float(np.linalg.norm(predicted - answer) / size)
 
 
 class Standing(NamedTuple):

@@ -79,7 +79,7 @@ def test_columns_of_a_large_group_may_be_taken_in_blocks(module, monkeypatch):
 def test_a_way_of_calling_changes_nothing(way, groups, monkeypatch):
     monkeypatch.setattr(study, "BLOCK", 8 * 16 * 65 * 7)  # seven groups a block, the last one less
     load = Workload(groups, 64, 16) if groups > 1 else Workload(20_000, 0, 16)
-    batch, _ = study._grouped(load)
+    batch, _ = study.grouped(load)
     threads = torch.get_num_threads()
     call = study.in_its_way(way, numpy_peers.gram_stack, batch)
     assert np.allclose(call(), numpy_peers.gram_stack(batch, study.HORIZON), rtol=1e-6)
@@ -125,7 +125,7 @@ def test_the_fastest_peer_is_named_and_must_not_be_faster():
 
 def test_a_workload_is_grouped_as_its_partition_says():
     load = workload("W1", Size.once)
-    groups, part = study._grouped(load)
+    groups, part = study.grouped(load)
     rows = decays(load.n, part.size).rows
     assert groups.shape == (load.groups, load.n, load.fan_in + 1)
     for g in (0, 7, load.groups - 1):

@@ -111,7 +111,7 @@ def cases(size: Size) -> list[Case]:
 
 
 @shared
-def _grouped(load: Workload) -> tuple[npt.NDArray[np.float32], kc.Partition]:
+def grouped(load: Workload) -> tuple[npt.NDArray[np.float32], kc.Partition]:
     """(n_groups, n, m) contiguous, and where each group's columns stand in the rows."""
     part = load.partition()
     rows = decays(load.n, part.size).rows
@@ -137,7 +137,7 @@ def build(case: Case) -> Job:
         return endpoint_job(data, part, backend=case.name)
     peer = PEERS[case.name]
     endpoint = peer.load()
-    groups, part = _grouped(load)
+    groups, part = grouped(load)
     count = min(max(round(peer.share * part.n_groups), FEWEST), part.n_groups)
     timed = np.linspace(0, part.n_groups - 1, count).round().astype(np.int64)
     batch = groups if count == part.n_groups else np.ascontiguousarray(groups[timed])
