@@ -1,8 +1,8 @@
 // Predictions x_{n+T} = x_n + B (w - 1): one pass over the snapshots for several horizons.
 //
-// Mirrors cuda/combine.cu. One or two horizons are made in registers while the snapshots stream by.
-// For more, x_1, the differences and x_n of some columns are converted once, into a panel in the
-// second-level cache.
+// Mirrors cuda/combine.cu. Up to eight horizons are made in registers while the snapshots stream
+// by. For more, x_1, the differences and x_n of some columns are converted once, into a panel in
+// the second-level cache.
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
 
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kPanelBytes = 131072;               // a part of the second-level cache
 constexpr int kTileVectors = kLanes == 8 ? 2 : 1; // with eight horizons: what fits into registers
-constexpr int kStreamed = 2;                      // horizons made without a panel, at most
+constexpr int kStreamed = 8;                      // horizons made without a panel, at most
 
 template <class U> KOOPCORE_INLINE void store(Vec value, char *p, std::ptrdiff_t step, int count) {
   const Narrow<U> x = narrow<U>(clip<U>(value));
@@ -29,23 +29,34 @@ template <class U> KOOPCORE_INLINE void store(Vec value, char *p, std::ptrdiff_t
 // H horizons of V vectors of parameters; `weights` (H, n) holds w - 1.
 template <int H, int V, class Row>
 KOOPCORE_INLINE void predict(int n, const double *weights, Row row, Vec (*out)[V]) {
-  Vec previous[V];
+  Vec previous[V], s[H][V];
+  KOOPCORE_UNROLL
   for (int v = 0; v < V; ++v)
     previous[v] = row(0, v);
+  KOOPCORE_UNROLL
   for (int h = 0; h < H; ++h)
-    for (int v = 0; v < V; ++v)
-      out[h][v] = weights[h * n] * previous[v];
-  for (int k = 1; k < n; ++k)
+    KOOPCORE_UNROLL
+  for (int v = 0; v < V; ++v)
+    s[h][v] = weights[h * n] * previous[v];
+  for (int k = 1; k < n; ++k) {
+    Vec difference[V];
+    KOOPCORE_UNROLL
     for (int v = 0; v < V; ++v) {
       const Vec current = row(k, v);
-      const Vec difference = current - previous[v];
+      difference[v] = current - previous[v];
       previous[v] = current;
-      for (int h = 0; h < H; ++h)
-        out[h][v] += weights[h * n + k] * difference;
     }
-  for (int h = 0; h < H; ++h)
+    KOOPCORE_UNROLL
+    for (int h = 0; h < H; ++h)
+      KOOPCORE_UNROLL
     for (int v = 0; v < V; ++v)
-      out[h][v] += previous[v];
+      s[h][v] += weights[h * n + k] * difference[v];
+  }
+  KOOPCORE_UNROLL
+  for (int h = 0; h < H; ++h)
+    KOOPCORE_UNROLL
+  for (int v = 0; v < V; ++v)
+    out[h][v] = s[h][v] + previous[v];
 }
 
 // `count` <= W numbers `step` bytes apart, zeros behind them.
@@ -90,17 +101,38 @@ KOOPCORE_INLINE void stream(const CombineJob &job, const Run &run, std::ptrdiff_
                v == V - 1 ? some : kLanes);
 }
 
-// H <= kStreamed horizons of a run.
+// H horizons of a run.
 template <class T, class U, int H>
 void combine_streaming(const CombineJob &job, Run run, const double *weights) {
+  constexpr int together = H == 8 ? kTileVectors : 2;
   if (run.step == sizeof(T))
-    for (; run.count >= 2 * kLanes; run.advance(2 * kLanes))
-      stream<T, U, H, 2>(job, run, sizeof(T), weights, kLanes);
+    for (; run.count >= together * kLanes; run.advance(together * kLanes))
+      stream<T, U, H, together>(job, run, sizeof(T), weights, kLanes);
   while (run.count > 0) {
     const int some = run.count < kLanes ? int(run.count) : kLanes;
     stream<T, U, H, 1>(job, run, run.step, weights, some);
     run.advance(some);
   }
+}
+
+// All horizons of a run, at most kStreamed; snapshots that are read again are in a cache.
+template <class T, class U>
+void combine_few(const CombineJob &job, Run run, const double *weights) {
+  int left = job.n_horizons;
+  const auto some = [&](int count, auto &&combine) {
+    combine(job, run, weights);
+    run.out += count * job.out.row;
+    weights += count * job.window.n;
+    left -= count;
+  };
+  if (left == 8)
+    some(8, combine_streaming<T, U, 8>);
+  if (left >= 4)
+    some(4, combine_streaming<T, U, 4>);
+  if (left >= 2)
+    some(2, combine_streaming<T, U, 2>);
+  if (left == 1)
+    some(1, combine_streaming<T, U, 1>);
 }
 
 // x_1, d_1 … d_{n-1}, x_n of W parameters after the other W.
@@ -258,10 +290,8 @@ void combine_of(const CombineJob &job, const Piece *pieces, int count, const dou
   for (int i = 0; i < count; ++i) {
     const double *moves = weights + i * each; // w - 1
     for_each_run(job, pieces[i], [&](const Run &run) {
-      if (job.n_horizons == 1)
-        combine_streaming<T, U, 1>(job, run, moves);
-      else if (job.n_horizons == kStreamed)
-        combine_streaming<T, U, kStreamed>(job, run, moves);
+      if (job.n_horizons <= kStreamed)
+        combine_few<T, U>(job, run, moves);
       else
         together.add(run, moves);
     });
