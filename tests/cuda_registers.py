@@ -128,21 +128,52 @@ def solve_bytes(n: int) -> int:
     return (n * (n + 1) // 2 + 6 * n) * 32 * 8
 
 
+def deficient_bytes(n: int) -> int:
+    """The same of `deficient_groups` without an affine term: `deficient_bytes` of deficient.cu."""
+    size = n - 1
+    work = max(7 * size**2 + 4 * size, 6 * size**2 + size * n + 2 * size)
+    return 8 * (n * (n + 1) // 2 + 5 * size**2 + 2 * size + (n + 1 + size) * 32 + work)
+
+
+# Some that nothing limits but their registers, and the warps of their blocks.
+BY_REGISTERS = {
+    ("solve", "rollout_registers<16>"): 2,
+    ("combine", "combine_planned<float, 1>"): 4,
+    ("combine", "combine_planned<float, 8>"): 4,
+    ("project", "project_batches"): 1,
+    ("project", "rollout_dense_batches"): 1,
+}
+
+
 def occupancy() -> str:
-    """Warps of `solve_batches` on a multiprocessor, a batch of 32 groups each."""
+    """Warps on a multiprocessor: of the kernels that shared memory limits, and of the others."""
     golden = read_golden()
-    lines = [
-        "| n | KiB of shared memory a block | " + " | ".join(f"sm_{of}" for of in SHARED) + " |"
-    ]
-    lines.append("|---" * (2 + len(SHARED)) + "|")
-    for n in (8, 16, 24, 32):
-        cells = []
-        for of in SHARED:
-            registers = golden[f"sm_{of}"]["solve"]["solve_batches<true>"]["registers"]
-            warps = resident_blocks(of, registers, solve_bytes(n), 1)
-            cells.append(str(warps) if warps else "in global memory")
-        lines.append(f"| {n} | {solve_bytes(n) / 1024:.1f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    cards = " | ".join(f"sm_{of}" for of in SHARED)
+    rule = "|---" * (2 + len(SHARED)) + "|"
+
+    def registers(of: int, file: str, kernel: str) -> int:
+        return golden[f"sm_{of}"][file][kernel]["registers"]
+
+    tables = []
+    for file, kernel, bytes_of in (
+        ("solve", "solve_batches<true>", solve_bytes),
+        ("deficient", "deficient_groups", deficient_bytes),
+    ):
+        lines = [f"| `{kernel.partition('<')[0]}`, n | KiB of a block | {cards} |", rule]
+        for n in (8, 16, 24, 32):
+            cells = []
+            for of in SHARED:
+                warps = resident_blocks(of, registers(of, file, kernel), bytes_of(n), 1)
+                cells.append(str(warps) if warps else "in global memory")
+            lines.append(f"| {n} | {bytes_of(n) / 1024:.1f} | " + " | ".join(cells) + " |")
+        tables.append("\n".join(lines))
+    lines = [f"| kernel | warps of a block | {cards} |", rule]
+    for (file, kernel), warps in BY_REGISTERS.items():
+        used = [registers(of, file, kernel) for of in SHARED]
+        fit = [resident_blocks(of, r, 0, warps) * warps for of, r in zip(SHARED, used, strict=True)]
+        cells = [f"{many} ({r})" for many, r in zip(fit, used, strict=True)]
+        lines.append(f"| `{kernel}` | {warps} | " + " | ".join(cells) + " |")
+    return "\n\n".join([*tables, "\n".join(lines)])
 
 
 def instructions(source: str, architecture: int) -> dict[str, Counter[str]]:
@@ -170,7 +201,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="keep what is found")
     parser.add_argument("--files", nargs="*", choices=SOURCES, default=SOURCES, metavar="FILE")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilations at once")
-    parser.add_argument("--occupancy", action="store_true", help="of the batched solve")
+    parser.add_argument("--occupancy", action="store_true", help="warps on a multiprocessor")
     parser.add_argument("--instructions", nargs=2, metavar=("FILE", "ARCHITECTURE"))
     arguments = parser.parse_args()
     if arguments.occupancy:

@@ -71,17 +71,20 @@ KOOPCORE_HD KOOPCORE_CALLED void orthogonalize(typename L::Real *a, typename L::
   }
 }
 
-// out <- column `pick` (per lane) of a (N × N) times `by`, zero where that is -1; `out` is a column
-// of an (N × N) matrix too.
+// v <- column `pick` (per lane) of a (N × N) times `by`, and u <- that of w, zeros where it is -1;
+// v and u are columns of such matrices too.
 template <class L>
-KOOPCORE_HD void pick_column(const typename L::Real *a, int size, const typename L::Real &pick,
-                             const typename L::Real &by, typename L::Real *out) {
+KOOPCORE_HD void pick_columns(const typename L::Real *a, const typename L::Real *w, int size,
+                              const typename L::Real &pick, const typename L::Real &by,
+                              typename L::Real *v, typename L::Real *u) {
   for (int i = 0; i < size; ++i)
-    out[i * size] = L::broadcast(0.0);
+    v[i * size] = u[i * size] = L::broadcast(0.0);
   for (int j = 0; j < size; ++j) {
     const typename L::Mask here = L::both(pick > j - 0.5, pick < j + 0.5);
-    for (int i = 0; i < size; ++i)
-      out[i * size] = L::select(here, a[i * size + j] * by, out[i * size]);
+    for (int i = 0; i < size; ++i) {
+      v[i * size] = L::select(here, a[i * size + j] * by, v[i * size]);
+      u[i * size] = L::select(here, w[i * size + j], u[i * size]);
+    }
   }
 }
 
@@ -118,8 +121,7 @@ KOOPCORE_HD typename L::Real truncate(typename L::Real *lower, int size,
     const typename L::Mask some = pick > -0.5;
     rank = L::select(some, L::broadcast(k + 1.0), rank);
     const Real inverse = L::select(some, 1.0 / L::select(some, best, one), zero);
-    pick_column<L>(lower, size, pick, inverse, v + k);
-    pick_column<L>(w, size, pick, one, u + k);
+    pick_columns<L>(lower, w, size, pick, inverse, v + k, u + k);
     each<L>(size, [&](int j) {
       const typename L::Mask here = L::both(pick > j - 0.5, pick < j + 0.5);
       square[j] = L::select(here, zero, square[j]);

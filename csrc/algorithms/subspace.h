@@ -77,7 +77,7 @@ template <class L> struct Subspace {
         const Real near = L::select(first < weak, first, weak);
         settled = L::both(settled, L::opposite(error > L::max(near, floor)));
         // A column that was lost is zero: weak, and nothing is missing, or it has to be found.
-        const Mask lost = L::both(ritz[k] < floor, missing > floor);
+        const Mask lost = L::both(floor > ritz[k], missing > floor);
         settled = L::both(settled, L::opposite(lost));
       }
       if (!L::any(L::opposite(settled)))

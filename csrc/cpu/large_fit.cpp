@@ -15,6 +15,8 @@ namespace {
 constexpr std::int64_t kFetchedAhead = 8; // rows
 constexpr std::int64_t kLeastRows = 256;  // of a span, whose sums are those of one task
 constexpr double kMostSpanSums = 0x1p23;  // doubles of all spans' sums
+constexpr int kLargeProducts = 256;       // rows of squarings that are divided into tasks
+constexpr int kPanelsOfTask = 9;
 constexpr int kMostInCache = 400;         // rows of a matrix in the second-level cache
 constexpr double kNanosecondsEach = 0.05; // a multiply-add
 // Hands out memory one piece after the other; without memory it counts.
@@ -41,7 +43,7 @@ struct Shape {
       : m(job.m), panels(panels_of(m)), rows(panels * kLanes),
         columns(job.window.n - 1 - int(job.affine)), shorter(columns - job.holdout) {
     const double most = kMostSpanSums / (2.0 * m * m);
-    const std::int64_t least = m > kLeastRows ? m : kLeastRows;
+    const std::int64_t least = m > 2 * kLeastRows ? m / 2 : kLeastRows;
     std::int64_t wanted = columns / least;
     wanted = double(wanted) > most ? std::int64_t(most) : wanted;
     const std::int64_t of_shorter =
@@ -177,17 +179,26 @@ public:
       set_basis(whole);
       sum_up(2.0 * all, [&](int span, double *scratch) { sum_in_basis(span, scratch); });
     }
+    // Squarings of one window may be many more than those of the other: large ones share threads.
+    const bool apart = shape_.m < kLargeProducts;
     in_windows(2.0 * each, [&](WindowWork &of) {
       of.sure = !again || factor_again(of);
       if (!of.sure)
         return;
       find_columns_of(of);
       make_operator(of, again);
-      if (&of == &work_.window[0])
-        hindcast_ = hindcast(of);
+      if (apart) {
+        raise(of, false);
+        roll(of);
+      }
     });
-    if (shorter.sure && whole.sure)
-      put(whole);
+    if (!apart && shorter.sure && whole.sure) {
+      raise(shorter, true);
+      raise(whole, true);
+      in_windows(0.5 * shape_.products(rollout_steps()), [&](WindowWork &of) { roll(of); });
+    }
+    job_.ranks[group_] = shorter.sure && whole.sure ? shape_.m : 0;
+    job_.hindcast[group_] = hindcast_;
   }
 
 private:
@@ -557,8 +568,6 @@ private:
     const Panels first{of.powers.data, shape_.rows};
     product(Sum::set, of.readout, of.whitener, first, all(), all(), upper);
     apply_transposed(of.whitener, panels_, of.newest, of.z);
-    const bool whole = &of == &work_.window[1];
-    raise(of, whole ? farthest(job_.horizons) : job_.holdout);
   }
 
   // -- Rollout ------------------------------------------------------------------------------------
@@ -568,20 +577,35 @@ private:
   }
 
   // (K^(2^level))ᵀ, and of the affine model the sum of 2^level terms.
-  void raise(WindowWork &of, std::int64_t horizon) const {
+  void raise(WindowWork &of, bool by_tasks) const {
     for (int j = 0; j < panels_; ++j)
       of.totals[j] = of.z[j];
-    const int levels = squarings(horizon - 1, shape_.m);
-    for (int level = 0; level < levels; ++level) {
+    for (int level = 0; level < levels_of(of); ++level) {
       const Panels from = power(of, level), to = power(of, level + 1);
       transpose_all(from, panels_, of.free);
-      product(Sum::set, of.free, from, to, all(), all(),
-              [&](int, int, int) { return Range{0, shape_.rows}; });
+      const auto columns = [&](Range some) {
+        product(Sum::set, of.free, from, to, all(), some,
+                [&](int, int, int) { return Range{0, shape_.rows}; });
+      };
+      if (by_tasks)
+        tasks_.run((panels_ + kPanelsOfTask - 1) / kPanelsOfTask,
+                   shape_.products(shape_.m) * kNanosecondsEach, 0,
+                   [&](std::int64_t task, double *) {
+                     const int begin = int(task) * kPanelsOfTask, end = begin + kPanelsOfTask;
+                     columns({begin, end < panels_ ? end : panels_});
+                   });
+      else
+        columns(all());
       Vec *const total = of.totals + level * panels_, *const next = total + panels_;
       apply_transposed(from, panels_, total, next);
       for (int j = 0; j < panels_; ++j)
         next[j] += total[j];
     }
+  }
+
+  int levels_of(const WindowWork &of) const {
+    const std::int64_t horizon = &of == &work_.window[0] ? job_.holdout : farthest(job_.horizons);
+    return squarings(horizon - 1, shape_.m);
   }
 
   // The state `gap` snapshots on.
@@ -592,6 +616,23 @@ private:
         for (int j = 0; j < panels_; ++j)
           of.state[j] = job_.affine ? of.next[j] + of.totals[level * panels_ + j] : of.next[j];
       }
+  }
+
+  // Products with a vector in the rollout of the two windows, about.
+  double rollout_steps() const {
+    double steps = 0.0;
+    for (const WindowWork &of : work_.window) {
+      const std::int64_t horizon = &of == &work_.window[0] ? job_.holdout : farthest(job_.horizons);
+      steps += double(horizon >> levels_of(of)) + levels_of(of);
+    }
+    return steps;
+  }
+
+  void roll(WindowWork &of) {
+    if (&of == &work_.window[0])
+      hindcast_ = hindcast(of);
+    else
+      put(of);
   }
 
   void start(WindowWork &of) const {
@@ -609,7 +650,7 @@ private:
   // The relative error of predicting the newest snapshot from the shorter window.
   double hindcast(WindowWork &of) const {
     start(of);
-    advance(of, job_.holdout - 1, squarings(job_.holdout - 1, shape_.m));
+    advance(of, job_.holdout - 1, levels_of(of));
     apply_panels(of.readout, panels_, of.state, of.next);
     for (int j = 0; j < panels_; ++j)
       of.state[j] = work_.last[j] - work_.held[j];
@@ -633,10 +674,8 @@ private:
   void put(WindowWork &of) {
     apply_transposed(of.whitener, panels_, of.before, of.state);
     apply_panels(of.readout, panels_, of.state, of.next);
-    job_.ranks[group_] = shape_.m;
     job_.condition[group_] = of.condition;
     job_.residual[group_] = distance_of(of.next, of.newest, panels_);
-    job_.hindcast[group_] = hindcast_;
     if (job_.operators != nullptr)
       put_operators(of);
     if (job_.horizons.count == 0)
@@ -645,7 +684,7 @@ private:
     std::int64_t at = 1;
     for (int h = 0; h < job_.horizons.count; ++h) {
       const std::int64_t horizon = job_.horizons.ascending[h];
-      advance(of, horizon - at, squarings(farthest(job_.horizons) - 1, shape_.m));
+      advance(of, horizon - at, levels_of(of));
       at = horizon;
       IntVec diverged{};
       for (int j = 0; j < panels_; ++j)

@@ -16,6 +16,7 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/mman.h>
 #endif
 
 namespace koopcore::cpu {
@@ -24,7 +25,7 @@ namespace {
 
 // A thread is worth starting for this much work; starting and joining one took 20 to 40 µs.
 constexpr double kNanosecondsPerThread = 80e3;
-constexpr std::size_t kCacheLine = 64;
+constexpr std::size_t kCacheLine = 64, kLargePage = std::size_t(2) << 20;
 
 std::atomic<int> requested_count{0};
 
@@ -100,10 +101,18 @@ private:
 Scratch::Scratch(std::size_t doubles)
     : bytes_((doubles * sizeof(double) + kCacheLine) / kCacheLine * kCacheLine) {
   memory_ = IdleMemory::take(bytes_);
-  if (memory_ == nullptr)
-    memory_ = std::aligned_alloc(kCacheLine, bytes_);
+  if (memory_ != nullptr)
+    return;
+  const bool large = bytes_ >= 2 * kLargePage;
+  if (large)
+    bytes_ = (bytes_ + kLargePage - 1) / kLargePage * kLargePage;
+  memory_ = std::aligned_alloc(large ? kLargePage : kCacheLine, bytes_);
   if (memory_ == nullptr)
     throw std::bad_alloc();
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (large) // touched for the first time, a small page costs more than what is done with it
+    madvise(memory_, bytes_, MADV_HUGEPAGE);
+#endif
 }
 
 Scratch::~Scratch() { IdleMemory::give(memory_, bytes_); }

@@ -67,6 +67,8 @@ void bind_companion(py::module_ &m) {
   });
   m.def("solve_bytes", &solve_bytes, py::arg("n"),
         "Bytes of shared memory that a block of `solve` takes where a block may have so many.");
+  m.def("deficient_bytes", &deficient_bytes, py::arg("n"),
+        "The same of `roll_deficient`, for the linear model.");
   m.def("solve", [](Address gram, std::int64_t groups, int n, bool affine, int holdout,
                     double noise, const py::tuple &out, Address space, const py::tuple &target) {
     const Target on(target);

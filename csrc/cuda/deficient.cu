@@ -355,6 +355,8 @@ std::int64_t deficient_space(const Device &device, std::int64_t groups, int n, b
   return shape.is_shared ? 0 : shape.blocks * shape.numbers;
 }
 
+std::size_t deficient_bytes(int n) { return std::size_t(8 * Room::numbers(n, n - 1, 0)); }
+
 void roll_deficient(const Device &device, const Window &window, const Groups &groups,
                     const double *gram, const std::int64_t *rank, bool affine, double noise,
                     const Horizons &at, double *weights, double *growth, double *space,

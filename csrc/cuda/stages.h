@@ -62,6 +62,7 @@ void roll_deficient(const Device &device, const Window &window, const Groups &gr
                     Stream stream);
 std::int64_t deficient_space(const Device &device, std::int64_t groups, int n, bool affine,
                              const Horizons &at);
+std::size_t deficient_bytes(int n); // of shared memory of the largest, that of the linear model
 
 // x_n + B (w - 1) at every horizon, from weights (n_horizons, groups.count, n): one read of the
 // snapshots for up to eight horizons.

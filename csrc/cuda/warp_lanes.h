@@ -131,11 +131,14 @@ KOOPCORE_HD inline void subtract_from_column<WarpLanes>(const double *a, const d
 }
 
 template <>
-KOOPCORE_HD inline void pick_column<WarpLanes>(const double *a, int size, const double &pick,
-                                               const double &by, double *out) {
+KOOPCORE_HD inline void pick_columns<WarpLanes>(const double *a, const double *w, int size,
+                                                const double &pick, const double &by, double *v,
+                                                double *u) {
   const int column = int(pick);
-  each<WarpLanes>(size,
-                  [&](int i) { out[i * size] = column < 0 ? 0.0 : a[i * size + column] * by; });
+  each<WarpLanes>(size, [&](int i) {
+    v[i * size] = column < 0 ? 0.0 : a[i * size + column] * by;
+    u[i * size] = column < 0 ? 0.0 : w[i * size + column];
+  });
 }
 
 // A round turns pairs of columns that have none in common, some lanes to a pair; N - 1 rounds, or

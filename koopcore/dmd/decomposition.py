@@ -26,7 +26,8 @@ STATUS = {
     "forward operator was taken",
     DIVERGED: "the last forecast grew past 1e30 times the data: the last state was kept",
     STALLED: "OptimizedDMD: no step makes the error smaller, though the slope is not zero",
-    EXHAUSTED: "OptimizedDMD: still on its way after n_iterations",
+    EXHAUSTED: "OptimizedDMD: still on its way after n_iterations, or at the fastest growth that "
+    "is tried, which noise or too many modes ask for, or a series that grows by more than e^60",
     DEFECTIVE: "nearly defective: some modes, or powers of eigenvalues, nearly depend on each "
     "other, as where a series goes along a straight line. Read none of their amplitudes alone: "
     "they are large and cancel. States keep some six digits",

@@ -123,13 +123,13 @@ class Decomposing(TransformerMixin, BaseEstimator):
         self._diverged = np.zeros(len(fitted.last), dtype=np.bool_)
 
     def _warn_of_rank(self, systems: bool) -> None:
-        """One warning for all systems that have fewer modes than were asked for; not for zeros."""
+        """One warning for all systems that have fewer modes than were asked for; not for none."""
         asked = check_rank(self.rank)
         if not isinstance(asked, int):
             return
         constant = int(getattr(self, "model", "linear") == "affine")
         rank = self._rank - constant
-        fewer = np.flatnonzero((rank < asked) & (self._status != EMPTY))
+        fewer = np.flatnonzero((rank < asked) & (rank > 0))
         if not fewer.size:
             return
         least = int(fewer[np.argmin(rank[fewer])])

@@ -46,9 +46,10 @@ def fixed_point(X: Any, ridge: float = 1e-10, backend: str | None = None) -> Fix
     Raises TypeError or ValueError for what is no series, NaN (with its place), fewer than three
     snapshots, a list of trajectories.
 
-    Cost: one Gram matrix of the steps, n² m, and one read for the combination. Not for a series
-    that oscillates for ever or drifts, whose residual stays near one; nor for noise as large as
-    the steps, where their mean is better.
+    Cost: one Gram matrix of the steps, n² m, and one read for the combination. Of a series that
+    oscillates for ever it is the centre, where the series never comes. Not for one that drifts,
+    whose residual is near one, nor for noise as large as the steps, where their mean is better.
+    Of more steps than features some combination always vanishes: a small residual says nothing.
 
     Source: Smith, Ford, Sidi 1987, eq. 2.16; docs/mathematics.md.
     """

@@ -26,10 +26,10 @@ from koopcore.dmd.dynamics import Dynamics
 from koopcore.dmd.eigen import ComplexArray, eig, leading
 from koopcore.dmd.estimator import Decomposing, in_parts, newest, padded, replaced
 from koopcore.dmd.series import Series
-from koopcore.dmd.variable_projection import fit_exponents, partners
+from koopcore.dmd.variable_projection import HEADROOM, fit_exponents, partners
 from koopcore.types import FloatArray, IntArray
 
-SLOWEST, FASTEST = -60.0, 30.0
+SLOWEST, FASTEST = -60.0, 60.0
 """Re α T of a start: what decays or grows more over the series is not in it."""
 
 
@@ -167,6 +167,10 @@ class OptimizedDMD(Decomposing):
             relative = np.where(total > 0.0, np.sqrt(fit.error / total), 0.0)
         fit = fit._replace(error=relative)
         status = np.array([GOOD, STALLED, EXHAUSTED])[fit.stop]
+        limit = np.maximum(start.real, 0.0) + HEADROOM  # not by max_growth: by too fast a growth
+        with np.errstate(invalid="ignore"):
+            held = ((fit.alpha.real > limit - 1e-6) & (limit < ceiling)).any(axis=1)
+        status[held & (status == GOOD)] = EXHAUSTED
         self._mend_defective(c, start, fit, status, ceiling)
         alpha, deviation = fit.alpha, np.full(fit.alpha.shape, np.nan)
         if self.n_trials:

@@ -66,6 +66,36 @@ def test_projected_endpoints_are_those_of_a_fit(native, affine, way):
     assert (outside == 7.0).all()
 
 
+def test_a_deficient_group_has_the_same_bits_alone_and_beside_others(native):
+    """Whichever warp takes it, and whatever that took before."""
+    part = pieced([70] * 2 * len(PROJECTED))
+    ring = projected_groups(part)
+    beside, alone = (np.full((2, part.size), 7.0) for _ in range(2))
+    native.endpoint_in_stages(Snapshots(ring, np.arange(8)), part, True, [5, 40], beside)
+    for group in range(part.n_groups):
+        one = Partition.groups(part.size, [part.indices(group)])
+        native.endpoint_in_stages(Snapshots(ring, np.arange(8)), one, True, [5, 40], alone)
+    assert np.array_equal(beside, alone)
+
+
+@pytest.mark.parametrize(("n", "affine"), [(3, True), (4, False), (17, False), (50, True)])
+def test_deficient_windows_of_any_length(native, n, affine):
+    """One column, an even and an odd number of them, and more than shared memory has room for."""
+    part = pieced([60, 61, 60])
+    ring = generic(n, part.size).astype(np.float64)
+    ring[n // 2] = ring[n // 2 - 1]
+    ring[:, part.indices(2)] = smooth(n, 60, rates=(0.5, 0.9))
+    out = np.full((2, part.size), 7.0)
+    rank = native.endpoint_in_stages(Snapshots(ring, np.arange(n)), part, affine, [1, 12], out)
+    assert (rank < n - 1 - affine).any()
+    fit = kc.fit(ring, part, "affine" if affine else "linear", backend="reference")
+    for group in range(3):
+        at = part.indices(group)
+        due = fit.predict([1, 12])[:, at]
+        movement = np.abs(due - ring[-1, at]).max()
+        np.testing.assert_allclose(out[:, at], due, rtol=0.0, atol=1e-7 * movement)
+
+
 @pytest.mark.parametrize("way", ["endpoint_in_stages", "endpoint_in_one_pass"])
 @pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
 def test_a_second_pass_finds_what_the_gram_matrix_has_lost(native, affine, way):

@@ -165,6 +165,7 @@ def test_the_hosts_own_time_does_not_grow_with_the_partition(native, runtime, mo
     assert large < 1.5 * small
 
 
-def test_shared_memory_of_the_batched_solve_is_what_the_table_of_occupancy_takes(kernels):
+def test_shared_memory_of_kernels_is_what_the_tables_of_occupancy_take(kernels):
     for n in (3, 8, 16, 24, 32):
         assert kernels.solve_bytes(n) == cuda_registers.solve_bytes(n)
+        assert kernels.deficient_bytes(n) == cuda_registers.deficient_bytes(n)

@@ -197,7 +197,7 @@ def test_a_parameter_that_runs_away_keeps_its_last_value():
 @pytest.mark.parametrize("model", ["linear", "affine"])
 @pytest.mark.parametrize("spread", [0.0, 4.0], ids=["one pass", "two passes"])
 def test_large_groups_alone(spread, model, dtype):
-    """By BLAS; columns of very different sizes, mixed, need the second pass in float64."""
+    """Columns of very different sizes, mixed, need the second pass in float64."""
     rng = np.random.default_rng(5)
     x = pulled(rng, 300, 70) * 10.0 ** np.linspace(-spread / 2, spread / 2, 70)
     x = x @ np.linalg.qr(rng.normal(size=(70, 70)))[0]
@@ -208,7 +208,7 @@ def test_large_groups_alone(spread, model, dtype):
 
 
 def test_a_few_large_groups():
-    """Fewer than lanes are worth it for: each by BLAS, like one alone."""
+    """One after the other, like one alone."""
     x = pulled(np.random.default_rng(8), 230, 4 * 90)
     got, due = agree(x, equal_groups(4, 90), "linear")
     np.testing.assert_allclose(got.operator(3), due.operator(3), atol=1e-9)
@@ -219,3 +219,43 @@ def test_a_large_group_of_deficient_rank_is_fitted_as_any_other():
     x[:, 9] = x[:, 3] + x[:, 4]
     got, _ = agree(x, equal_groups(1, 70), "linear")
     assert got.rank.tolist() == [69]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("model", ["linear", "affine"])
+def test_large_groups_of_scattered_parameters(model, dtype):
+    """Several windows' spans; no register of parameters that stand side by side, and a last one."""
+    x = pulled(np.random.default_rng(3), 600, 4 * 37).astype(dtype)
+    groups = [np.arange(g, 4 * 37, 4) for g in range(4)]
+    got, due = agree(x, kc.Partition.groups(4 * 37, groups), model)
+    np.testing.assert_allclose(got.operator(2), due.operator(2), atol=1e-9)
+    np.testing.assert_allclose(got.growth(9), due.growth(9), rtol=1e-7)
+
+
+@pytest.mark.parametrize("spread", [0.0, 5.0], ids=["one pass", "two passes"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_large_group_has_the_same_bits_alone_and_beside_others(spread, threads, monkeypatch):
+    """Whether threads share its sums or take a group each; one beside it is deficient."""
+    monkeypatch.setenv("KOOPCORE_NUM_THREADS", str(threads))
+    x = pulled(np.random.default_rng(9), 900, 5 * 40) * np.geomspace(1.0, 10.0**spread, 200)
+    x[:, 7] = x[:, 8]
+    horizons = [1, 7, 60]
+    beside = kc.fit(x, equal_groups(5, 40), "linear", backend="native_cpu", horizon=horizons)
+    alone = kc.fit(
+        x[:, 80:120], equal_groups(1, 40), "linear", backend="native_cpu", horizon=horizons
+    )
+    assert beside.rank.tolist() == [39, 40, 40, 40, 40]
+    np.testing.assert_array_equal(beside.predict(horizons)[:, 80:120], alone.predict(horizons))
+    assert beside.residual[2] == alone.residual[0]
+    assert beside.hindcast_error[2] == alone.hindcast_error[0]
+    assert beside.condition[2] == alone.condition[0]
+
+
+def test_squarings_of_a_very_large_group_are_divided():
+    """Into tasks of some panels, of which the last has fewer; long horizons square the most."""
+    x = pulled(np.random.default_rng(2), 700, 260)
+    agree(x, equal_groups(1, 260), "affine")
+    far = [400, 3000]
+    got = kc.fit(x, equal_groups(1, 260), "affine", backend="native_cpu", horizon=far).predict(far)
+    due = kc.fit(x, equal_groups(1, 260), "affine", backend="reference").predict(far)
+    np.testing.assert_allclose(got, due, rtol=1e-8, atol=1e-8)
