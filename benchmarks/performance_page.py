@@ -249,7 +249,8 @@ SHAPES = """## Shapes
 A map of groups of 1 to 10,000 parameters in windows of 3 to 20,000 snapshots, float32 and float64,
 linear and affine, as many groups as have 16 MiB of snapshots, and one. Each cell is timed beside
 NumPy group by group, stacked NumPy, torch's batched Cholesky in blocks on threads, and JAX, and
-each answer checked. A cell in which a peer was faster was measured once more.
+each answer checked. Cells in which a peer was faster were measured once more, on a
+machine that did nothing else, unless they take seconds a call.
 
 ```sh
 pip install -c constraints.txt ".[bench]"
@@ -268,12 +269,20 @@ def _shapes(studies: dict[str, Any]) -> list[str]:
     """The map, the cells in which a peer is faster, and the goals."""
     behind = [cell for cell in shapes.standings(rows_of(studies["shapes"])) if cell.times < 1.0]
     behind.sort(key=lambda cell: cell.times)
-    cells = [(cell.text, cell.peer, f"{cell.times:.2f}") for cell in behind]
+    rows = [row for row in rows_of(studies["shapes"]) if row.engine]
+    twice = {row.race for row in rows if "again" in row.figures}
+    earlier = sum("earlier" in row.figures for row in rows)
+    cells = [
+        (cell.text, cell.peer, f"{cell.times:.2f}", "twice" if cell.text in twice else "once")
+        for cell in behind
+    ]
     counted = next(note for note in studies["shapes"]["notes"] if "cells:" in note)
     lost = f"{len(cells)} are lost to a peer:\n\n" if cells else "None is lost to a peer.\n"
+    if earlier:
+        lost = f"{earlier} of them are of an earlier run, with the kernels of then. {lost}"
     parts = [SHAPES, f"{_load({'studies': studies})} {counted}. {lost}"]
     if cells:
-        parts.append(_table(("cell", "the fastest", "its time / koopcore's"), cells))
+        parts.append(_table(("cell", "the fastest", "its time / koopcore's", "measured"), cells))
     goals = {"goals": studies["goals"]}
     parts += ["## Goals\n", f"{studies['goals']['question']}\n", _claims(goals)]
     return [*parts, _list(studies["goals"]["notes"])]
