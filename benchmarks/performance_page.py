@@ -250,7 +250,7 @@ A map of groups of 1 to 10,000 parameters in windows of 3 to 20,000 snapshots, f
 linear and affine, as many groups as have 16 MiB of snapshots, and one. Each cell is timed beside
 NumPy group by group, stacked NumPy, torch's batched Cholesky in blocks on threads, and JAX, and
 each answer checked. Cells in which a peer was faster were measured once more, on a
-machine that did nothing else, unless they take seconds a call.
+machine that did nothing else; the table says which.
 
 ```sh
 pip install -c constraints.txt ".[bench]"

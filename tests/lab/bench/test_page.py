@@ -115,7 +115,7 @@ def test_a_peer_has_its_time_its_ratio_and_its_error(contents, counted, mapped):
 
 
 def test_the_instructions_are_on_the_page(contents, counted, mapped):
-    text = performance_page.page(contents, {**counted, "instructions": 987654321})
+    text = performance_page.page(contents, {**counted, "instructions": 987654321}, mapped)
     assert "987,654,321 instructions" in text
 
 
