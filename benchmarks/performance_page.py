@@ -2,13 +2,17 @@
 
 koopcore bench --output benchmarks/results      # about eight minutes; --only NAME for a part
 python benchmarks/instructions.py > benchmarks/results/instructions.json
-python benchmarks/performance_page.py           # docs/performance.md and docs/performance.png
+python benchmarks/performance_page.py           # docs/performance.md and its two pictures
+
+The map of shapes and the goals have a file of their own; how it is made, says the page.
 """
 
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from koopcore.lab.bench.powers import Power
 from koopcore.lab.bench.report import (
@@ -24,7 +28,7 @@ from koopcore.lab.bench.report import (
 from koopcore.lab.bench.results import load, rows_of
 from koopcore.lab.bench.roofs import READS, fastest
 from koopcore.lab.bench.study import Row, races_of, seconds_of
-from koopcore.lab.studies import backpropagation, roofline
+from koopcore.lab.studies import backpropagation, roofline, shapes
 from koopcore.lab.studies.catalogue import studies
 from koopcore.lab.studies.peers.study import LOADS, PEERS
 from koopcore.lab.studies.workloads import WORKLOADS
@@ -32,6 +36,7 @@ from koopcore.lab.studies.workloads import WORKLOADS
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, PICTURE = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.png"
+MAP = ROOT / "docs" / "shapes.png"
 
 INTRODUCTION = """\
 # Performance
@@ -78,9 +83,12 @@ same studies run under pytest-benchmark: `pytest benchmarks/bench_studies.py -k 
 
 
 def main() -> None:
-    contents = load(RESULTS / "bench.json")
-    PAGE.write_text(page(contents, instructions()), encoding="utf-8")
+    contents, mapped = load(RESULTS / "bench.json"), load(RESULTS / "shapes.json")
+    PAGE.write_text(page(contents, instructions(), mapped), encoding="utf-8")
     picture(contents, studies()).savefig(PICTURE, dpi=70)
+    drawn = Figure(figsize=(10, 5), layout="constrained")
+    shapes.draw(drawn.add_subplot(), rows_of(mapped["studies"]["shapes"]))
+    drawn.savefig(MAP, dpi=90)
 
 
 def instructions() -> dict[str, Any]:
@@ -95,8 +103,8 @@ read were beyond what arithmetic allows. `koopcore bench` measures all of it ane
 """
 
 
-def page(contents: dict[str, Any], counted: dict[str, Any]) -> str:
-    """The whole page from the contents of both files."""
+def page(contents: dict[str, Any], counted: dict[str, Any], mapped: dict[str, Any]) -> str:
+    """The whole page from the contents of the three files."""
     names = [study.name for study in studies() if study.name in contents["studies"]]
     outcomes = {name: contents["studies"][name] for name in names}
     parts = [INTRODUCTION, _machine(contents)]
@@ -112,6 +120,7 @@ def page(contents: dict[str, Any], counted: dict[str, Any]) -> str:
             parts.append(_list(study["notes"]))
         powers = [f"{label}: {Power(**power)}" for label, power in study["powers"].items()]
         parts.append(_list([*powers, *troubles(study)]))
+    parts += _shapes(mapped["studies"])
     parts.append(_instructions(counted))
     return "\n".join(part for part in parts if part).rstrip() + "\n"
 
@@ -233,6 +242,50 @@ def _instructions(counted: dict[str, Any]) -> str:
         "snapshots. A count repeats where a time does not, so a change of the kernels is compared "
         "by it.\n"
     )
+
+
+SHAPES = """## Shapes
+
+A map of groups of 1 to 10,000 parameters in windows of 3 to 20,000 snapshots, float32 and float64,
+linear and affine, as many groups as have 16 MiB of snapshots, and one. Each cell is timed beside
+NumPy group by group, stacked NumPy, torch's batched Cholesky in blocks on threads, and JAX, and
+each answer checked. Cells in which a peer was faster were measured once more, on a
+machine that did nothing else; the table says which.
+
+```sh
+pip install -c constraints.txt ".[bench]"
+koopcore bench --only shapes --output map        # half an hour; if stopped, it goes on where it was
+koopcore bench --only goals --output map         # three minutes
+cp map/bench.json benchmarks/results/shapes.json
+python benchmarks/shapes_again.py benchmarks/results/shapes.json
+python benchmarks/performance_page.py
+```
+
+![Times faster than the fastest peer, and share of the roof](shapes.png)
+"""
+
+
+def _shapes(studies: dict[str, Any]) -> list[str]:
+    """The map, the cells in which a peer is faster, and the goals."""
+    behind = [cell for cell in shapes.standings(rows_of(studies["shapes"])) if cell.times < 1.0]
+    behind.sort(key=lambda cell: cell.times)
+    rows = [row for row in rows_of(studies["shapes"]) if row.engine]
+    twice = {row.race for row in rows if "again" in row.figures}
+    earlier = sum("earlier" in row.figures for row in rows)
+    cells = [
+        (cell.text, cell.peer, f"{cell.times:.2f}", "twice" if cell.text in twice else "once")
+        for cell in behind
+    ]
+    counted = next(note for note in studies["shapes"]["notes"] if "cells:" in note)
+    lost = f"{len(cells)} are lost to a peer:\n\n" if cells else "None is lost to a peer.\n"
+    if earlier:
+        lost = f"{earlier} of them are of an earlier run, with the kernels of then. {lost}"
+    parts = [SHAPES, f"{_load({'studies': studies})} {counted}. {lost}"]
+    if cells:
+        parts.append(_table(("cell", "the fastest", "its time / koopcore's", "measured"), cells))
+    goals = {"goals": studies["goals"]}
+    parts += ["## Goals\n", f"{studies['goals']['question']}\n", _claims(goals)]
+    return [*parts, _list(studies["goals"]["notes"])]
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -48,9 +48,10 @@ def fit(
         snapshots: (n_snapshots, n_parameters) NumPy, torch or CuPy array of float32 or float64,
             any strides, one snapshot a row and the oldest first (papers and PyDMD use columns).
             It is neither copied nor written to, and predictions read it again: keep it
-            unchanged until then. Without ``part`` also (n_snapshots, n_groups, m), an operator
-            for each group of m; results then end in (n_groups, m). It is copied unless its last
-            two axes are contiguous.
+            unchanged until then. A memory map that memory cannot hold is read as a stream.
+            Without ``part`` also (n_snapshots, n_groups, m), an operator for each group of m;
+            results then end in (n_groups, m). It is copied unless its last two axes are
+            contiguous.
         part: which parameters share an operator. Parameters in no group keep their last value.
             None: one operator for all, or for each group of a 3-D array.
         rank: keep the leading ``rank`` singular values of F (as in dynamic mode decomposition);

@@ -15,12 +15,14 @@ import numpy as np
 from koopcore.backends.numba.combine import clip_number
 from koopcore.backends.numba.lanes import add_multiple, add_tile, copy, dot, lane_array
 from koopcore.backends.numba.runtime import inner, kernel, making
-from koopcore.backends.numba.simd import WIDTH, constant, gather, load, store
+from koopcore.backends.numba.simd import WIDTH, constant, fetch, gather, load, store
 from koopcore.backends.numba.views import Target, Window
 from koopcore.partition.segments import Segments
 
 CHUNK = 16  # snapshots held at a time: few enough for the first cache
 IN_A_ROW = 128  # columns summed before they are added to the others: see csrc/cpu/accumulate.h
+AHEAD = 12  # snapshots, in long windows: as many as come before memory answers
+LINE = 8  # numbers at most of a cache line
 FRAME = 5  # parts of a frame, each of ``wide`` vectors
 
 
@@ -189,6 +191,16 @@ def take_column(w, k, x, at):
 
 
 @inner
+def fetch_snapshot(w, k, x):
+    """Ask for snapshot k of all lanes; nothing where the window ends before."""
+    if k < len(w.rows):
+        for lane in range(WIDTH):
+            for i in range(lane, x.m * WIDTH, LINE * WIDTH):
+                fetch(w.memory, w.rows[k] + x.places[i])
+            fetch(w.memory, w.rows[k] + x.places[(x.m - 1) * WIDTH + lane])
+
+
+@inner
 def accumulate(w, done, stop, x):
     """Add the columns done .. stop - 1 to the sums; column ``stop`` comes to stand first in ``f``.
 
@@ -204,6 +216,8 @@ def accumulate(w, done, stop, x):
         if in_blocks:
             count = min(count, IN_A_ROW - done % IN_A_ROW)
         for k in range(count):
+            if in_blocks:
+                fetch_snapshot(w, done + k + AHEAD, x)
             at = k * wide
             take_column(w, done + k + 1, x, at + wide)
             for i in range(at, at + x.m):

@@ -133,6 +133,22 @@ def gather(typingctx: Any, array: Any, base: Any, places: Any, at: Any) -> Any:
 
 
 @intrinsic
+def fetch(typingctx: Any, array: Any, at: Any) -> Any:
+    """Ask for the cache line of array[at], which will be read soon."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
+        byte = ir.IntType(8).as_pointer()
+        address = builder.bitcast(_address(context, builder, sig.args[0], *args), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        to_read, in_all_caches, data = (ir.Constant(_I32, number) for number in (0, 3, 1))
+        builder.call(call, [address, to_read, in_all_caches, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), lower
+
+
+@intrinsic
 def constant(typingctx: Any, value: Any) -> Any:
     """The number in every lane."""
 
