@@ -249,8 +249,9 @@ SHAPES = """## Shapes
 A map of groups of 1 to 10,000 parameters in windows of 3 to 20,000 snapshots, float32 and float64,
 linear and affine, as many groups as have 16 MiB of snapshots, and one. Each cell is timed beside
 NumPy group by group, stacked NumPy, torch's batched Cholesky in blocks on threads, and JAX, and
-each answer checked. Cells in which a peer was faster were measured once more, on a
-machine that did nothing else; the table says which.
+each answer checked. The map was made beside other work, at load averages of 9 to 15; most cells in
+which a peer was faster were then measured once more, on a machine that did nothing else, and with
+them the load average below: the table says which.
 
 ```sh
 pip install -c constraints.txt ".[bench]"
