@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from point_by_point import simultaneous_step_by_points
 
-from koopcore.lab.experiments.stopwatch import in_turns
 from koopcore.lab.problems import glycolysis, van_der_pol
+from koopcore.lab.stopwatch import in_turns
 from koopcore.learning import (
     AlternatingLearner,
     Blocks,

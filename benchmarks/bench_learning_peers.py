@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from koopcore.lab.experiments.glycolysis import BLOCK
-from koopcore.lab.experiments.stopwatch import in_turns
 from koopcore.lab.problems import glycolysis, van_der_pol
 from koopcore.lab.problems.van_der_pol import Split
+from koopcore.lab.stopwatch import in_turns
 from koopcore.learning import AlternatingLearner, Blocks, Monomials, OneLayer, StateInclusive
 
 Step = Callable[[np.ndarray, int], np.ndarray]  # (x_0, n) to the n states after it

@@ -199,7 +199,7 @@ Iterations = Annotated[
 
 
 def _run(experiment: str, data: Path | None = None, **options: Any) -> None:
-    from koopcore.lab.experiments.experiment import run
+    from koopcore.lab.experiment import run
 
     if data is not None:
         options["data"] = str(data)

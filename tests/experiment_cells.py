@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from koopcore.lab.experiments.experiment import Context, Experiment
+from koopcore.lab.experiment import Context, Experiment
 
 
 def computed(

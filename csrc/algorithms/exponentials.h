@@ -1,7 +1,8 @@
 // Exponentials fitted to series by variable projection on their exponents, one series per lane.
 //
-// Mirrors koopcore/dmd/variable_projection.py: Levenberg-Marquardt with Kaufman's Gauss-Newton
-// matrix, for real series at equal steps in time. Powers of exp(α/(n - 1)) make the exponentials.
+// Mirrors koopcore/dmd/algebra/variable_projection.py: Levenberg-Marquardt with Kaufman's
+// Gauss-Newton matrix, for real series at equal steps in time. Powers of exp(α/(n - 1)) make the
+// exponentials.
 #pragma once
 
 #include "algorithms/modal.h"

@@ -1,7 +1,8 @@
 // From products of snapshots to eigenvalues and amplitudes: the small algebra of dynamic mode
 // decomposition, one system per lane.
 //
-// Mirrors koopcore/dmd/decomposition.py and dynamics.py: K = Pᵀ H P with P = V Σ⁻¹ of A = V Σ² Vᵀ.
+// Mirrors koopcore/dmd/algebra/decomposition.py and dynamics.py:
+// K = Pᵀ H P with P = V Σ⁻¹ of A = V Σ² Vᵀ.
 #pragma once
 
 #include "algorithms/product.h"
@@ -57,7 +58,7 @@ KOOPCORE_HD typename L::Real modal_rank(typename L::Real *squares, int n, const 
 }
 
 // The least squared sine between a column of unit length and those before it that normal equations
-// bear: STEEP of koopcore/dmd/dynamics.py.
+// bear: STEEP of koopcore/dmd/algebra/dynamics.py.
 KOOPCORE_HD static constexpr double modal_steep() { return 1e-7; }
 
 // Solutions b (r) of gram b = right, gram (r × r) Hermitian: equilibrated, with one step of

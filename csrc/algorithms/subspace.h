@@ -1,7 +1,7 @@
 // The leading eigenvectors of symmetric matrices of which few are wanted, one matrix per lane.
 //
-// Mirrors koopcore/dmd/eigen.py: subspace iteration with Rayleigh-Ritz (Golub & Van Loan, section
-// 8.2.4), with some vectors beside those that are wanted.
+// Mirrors koopcore/dmd/algebra/eigen.py: subspace iteration with Rayleigh-Ritz (Golub & Van Loan,
+// section 8.2.4), with some vectors beside those that are wanted.
 #pragma once
 
 #include "algorithms/product.h"

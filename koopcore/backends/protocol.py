@@ -354,8 +354,8 @@ class Backend(ABC):
     ) -> ExponentFit | None:
         """Exponentials fitted to real series ``c`` (series, n, k) at equal steps of [0, 1].
 
-        As `koopcore.dmd.variable_projection.fit_exponents`, which is the definition. Returns None
-        where the backend does not do it. Cost: n r (r + k) multiply-adds an iteration.
+        As `koopcore.dmd.algebra.variable_projection.fit_exponents`, its definition. Returns
+        None where the backend does not do it. Cost: n r (r + k) multiply-adds an iteration.
         """
         return None
 

@@ -3,7 +3,7 @@
 scikit-learn's conventions (rows are time), PyDMD's words; docs/dmd.md translates them.
 """
 
-from koopcore.dmd.decomposition import STATUS
+from koopcore.dmd.algebra.decomposition import STATUS
 from koopcore.dmd.estimator import DMD, LowerRankWarning, UnstableForecastWarning
 from koopcore.dmd.fixed_points import FixedPoint, fixed_point
 from koopcore.dmd.optimized import OptimizedDMD

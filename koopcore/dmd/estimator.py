@@ -16,7 +16,18 @@ from sklearn.utils.validation import _check_feature_names, _check_n_features, ch
 from koopcore import arrays, checks, spectrum
 from koopcore.backends import backend_for
 from koopcore.backends.threads import thread_count
-from koopcore.dmd import dynamics
+from koopcore.dmd.algebra import dynamics
+from koopcore.dmd.algebra.columns import Columns, columns_of, columns_of_moments, without_noise
+from koopcore.dmd.algebra.decomposition import (
+    DIVERGED,
+    EMPTY,
+    GOOD,
+    Decomposition,
+    decompose,
+    rank_rule,
+)
+from koopcore.dmd.algebra.dynamics import Dynamics
+from koopcore.dmd.algebra.eigen import ComplexArray
 from koopcore.dmd.checks import (
     Rank,
     check_choice,
@@ -25,17 +36,6 @@ from koopcore.dmd.checks import (
     check_rank,
     check_whole,
 )
-from koopcore.dmd.columns import Columns, columns_of, columns_of_moments, without_noise
-from koopcore.dmd.decomposition import (
-    DIVERGED,
-    EMPTY,
-    GOOD,
-    Decomposition,
-    decompose,
-    rank_rule,
-)
-from koopcore.dmd.dynamics import Dynamics
-from koopcore.dmd.eigen import ComplexArray
 from koopcore.dmd.series import Kind, Series, read
 from koopcore.dmd.streaming import Stream
 from koopcore.types import FloatArray, IntArray

@@ -8,9 +8,9 @@ import numpy as np
 
 from koopcore import arrays
 from koopcore.backends import backend_for
+from koopcore.dmd.algebra.columns import gram, lift
+from koopcore.dmd.algebra.eigen import eigh
 from koopcore.dmd.checks import check_number
-from koopcore.dmd.columns import gram, lift
-from koopcore.dmd.eigen import eigh
 from koopcore.dmd.estimator import in_parts, padded
 from koopcore.dmd.series import Series, read
 from koopcore.types import FloatArray

@@ -10,10 +10,9 @@ import numpy.typing as npt
 from koopcore import arrays
 from koopcore.backends import backend_for
 from koopcore.backends.protocol import Backend, ExponentFit
-from koopcore.dmd import dynamics
-from koopcore.dmd.checks import Rank, check_number, check_rank, check_whole
-from koopcore.dmd.columns import gram
-from koopcore.dmd.decomposition import (
+from koopcore.dmd.algebra import dynamics
+from koopcore.dmd.algebra.columns import gram
+from koopcore.dmd.algebra.decomposition import (
     DEFECTIVE,
     EMPTY,
     EXHAUSTED,
@@ -22,11 +21,12 @@ from koopcore.dmd.decomposition import (
     ranks,
     singular,
 )
-from koopcore.dmd.dynamics import Dynamics
-from koopcore.dmd.eigen import ComplexArray, eig, leading
+from koopcore.dmd.algebra.dynamics import Dynamics
+from koopcore.dmd.algebra.eigen import ComplexArray, eig, leading
+from koopcore.dmd.algebra.variable_projection import HEADROOM, fit_exponents, partners
+from koopcore.dmd.checks import Rank, check_number, check_rank, check_whole
 from koopcore.dmd.estimator import Decomposing, in_parts, newest, padded, replaced
 from koopcore.dmd.series import Series
-from koopcore.dmd.variable_projection import HEADROOM, fit_exponents, partners
 from koopcore.types import FloatArray, IntArray
 
 SLOWEST, FASTEST = -60.0, 60.0

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore import arrays
-from koopcore.dmd.dynamics import Dynamics
+from koopcore.dmd.algebra.dynamics import Dynamics
 from koopcore.dmd.estimator import DMD, Decomposing
 from koopcore.dmd.optimized import OptimizedDMD
 from koopcore.dmd.series import Kind

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from koopcore.dmd.columns import moments_of
-from koopcore.dmd.eigen import eigh
+from koopcore.dmd.algebra.columns import moments_of
+from koopcore.dmd.algebra.eigen import eigh
 from koopcore.types import FloatArray
 
 Numbers = npt.NDArray[Any]

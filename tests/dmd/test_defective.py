@@ -5,7 +5,7 @@ import pytest
 from dmd_cases import waves
 
 from koopcore.dmd import DMD, STATUS, OptimizedDMD
-from koopcore.dmd.eigen import eigh, leading
+from koopcore.dmd.algebra.eigen import eigh, leading
 
 N, AHEAD = 40, 10
 T = np.arange(N + AHEAD)[:, None].astype(float)

@@ -6,7 +6,7 @@ from dmd_cases import DT, TOY, damped, farthest, toy, waves
 from scipy.linalg import sqrtm
 
 from koopcore.dmd import DMD, LowerRankWarning, fixed_point
-from koopcore.dmd.columns import variances
+from koopcore.dmd.algebra.columns import variances
 
 NOISY = waves(n=50, m=30, noise=0.05)[0][0]
 LONG = waves(n=50, m=8, noise=0.05, seed=3)[0][0]

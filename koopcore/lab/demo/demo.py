@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import koopcore as kc
-from koopcore.lab.experiments.stopwatch import in_turns
 from koopcore.lab.options import ModelName, OptimizerName, PartitionName, check_names
 from koopcore.lab.problems.descent import Descent, Trace, one_thread
 from koopcore.lab.problems.oscillator import PARAMETERS, OscillatorBatch, batched_partition
 from koopcore.lab.problems.scores import Floats, equivalent_steps, error_ratio
+from koopcore.lab.stopwatch import in_turns
 
 HORIZONS: dict[OptimizerName, int] = {"adagrad": 80, "adadelta": 80, "adam": 32}
 """Snapshots ahead: 2.5 windows; Adam's weights alone are no autonomous system, so 1 window."""

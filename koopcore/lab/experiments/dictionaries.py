@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import RenderableType
 
-from koopcore.lab.experiments.experiment import Cell, Context, Results, annotated, sheet
+from koopcore.lab.experiment import Cell, Context, Results, annotated, sheet
 from koopcore.lab.experiments.learning import FIRST_SEED, delayed
 from koopcore.lab.problems import flows, glycolysis, van_der_pol
 from koopcore.learning import (

@@ -18,7 +18,7 @@ import torch
 from rich.console import RenderableType
 from torch import Tensor, nn
 
-from koopcore.lab.experiments.experiment import Cell, Context, Results, annotated, sheet, spread
+from koopcore.lab.experiment import Cell, Context, Results, annotated, sheet, spread
 from koopcore.lab.problems.descent import OPTIMIZERS, Descent, Pace, one_thread
 from koopcore.lab.problems.oscillator import OscillatorBatch
 from koopcore.lab.problems.scores import Floats

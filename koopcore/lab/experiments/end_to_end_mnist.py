@@ -21,7 +21,7 @@ from rich.console import RenderableType
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from koopcore.lab.experiments.experiment import (
+from koopcore.lab.experiment import (
     Cell,
     Context,
     Results,

@@ -16,6 +16,7 @@ import torch
 from rich.console import RenderableType
 from torch import nn
 
+from koopcore.lab.experiment import Cell, Context, Results
 from koopcore.lab.experiments.end_to_end import (
     METHODS,
     Networks,
@@ -28,7 +29,6 @@ from koopcore.lab.experiments.end_to_end import (
     paces,
     quasi_newton,
 )
-from koopcore.lab.experiments.experiment import Cell, Context, Results
 from koopcore.lab.problems.descent import OPTIMIZERS, Pace, one_thread
 from koopcore.lab.problems.full_batch import (
     Factorization,

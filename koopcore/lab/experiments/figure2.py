@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import RenderableType
 
 import koopcore as kc
-from koopcore.lab.experiments.experiment import Cell, Context, Results, sheet
+from koopcore.lab.experiment import Cell, Context, Results, sheet
 from koopcore.lab.problems.descent import Descent, one_thread
 from koopcore.lab.problems.oscillator import OscillatorBatch, batched_partition
 

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import RenderableType
 
+from koopcore.lab.experiment import Cell, Results
 from koopcore.lab.experiments import table2
-from koopcore.lab.experiments.experiment import Cell, Results
 
 _MARKED = {
     "koopcore, quasi-node": ("o", "#e0662c"),

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import RenderableType
 
-from koopcore.lab.experiments.experiment import Cell, Context, Results, packed, sheet, unpacked
+from koopcore.lab.experiment import Cell, Context, Results, packed, sheet, unpacked
 from koopcore.lab.experiments.learning import (
     ERRORS,
     FIRST_SEED,

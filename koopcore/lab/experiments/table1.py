@@ -13,11 +13,11 @@ from rich.console import RenderableType
 from torch import Tensor
 
 import koopcore as kc
-from koopcore.lab.experiments.experiment import Cell, Context, Results, annotated, sheet
-from koopcore.lab.experiments.stopwatch import in_turns
+from koopcore.lab.experiment import Cell, Context, Results, annotated, sheet
 from koopcore.lab.problems.descent import Descent, one_thread
 from koopcore.lab.problems.oscillator import PAPER, PARAMETERS, OscillatorBatch, batched_partition
 from koopcore.lab.problems.scores import Floats, equivalent_steps, error_ratio
+from koopcore.lab.stopwatch import in_turns
 
 ROWS = ("koopcore", "koopcore, float32", "paper, stride", "paper, each step")
 """koopcore: network-wide affine operator, horizon by loss check (also with the snapshots rounded

@@ -22,13 +22,13 @@ from rich.text import Text
 
 import koopcore as kc
 from koopcore.files import write_whole
-from koopcore.lab.experiments.experiment import Cell, Context, Results, packed, sheet, unpacked
-from koopcore.lab.experiments.stopwatch import in_turns
+from koopcore.lab.experiment import Cell, Context, Results, packed, sheet, unpacked
 from koopcore.lab.experiments.table1 import pinv_nodes
 from koopcore.lab.options import PartitionName
 from koopcore.lab.problems.descent import Descent, one_thread
 from koopcore.lab.problems.oscillator import PAPER, OscillatorBatch, batched_partition
 from koopcore.lab.problems.scores import Floats, equivalent_steps, error_ratio
+from koopcore.lab.stopwatch import in_turns
 
 COMMAND = "table1 --schedule paper"
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import koopcore as kc
-from koopcore.lab.experiments.experiment import Cell, Context, Results, annotated, sheet
-from koopcore.lab.experiments.stopwatch import in_turns
+from koopcore.lab.experiment import Cell, Context, Results, annotated, sheet
 from koopcore.lab.problems import mnist
 from koopcore.lab.problems.descent import one_thread
 from koopcore.lab.problems.scores import Floats, equivalent_steps
+from koopcore.lab.stopwatch import in_turns
 from koopcore.training.jumping.bounds import GroupBounds
 
 PAPER_SPEEDUP = 15

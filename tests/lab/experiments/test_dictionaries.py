@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from koopcore.lab.experiment import run
 from koopcore.lab.experiments import dictionaries
-from koopcore.lab.experiments.experiment import run
 
 SETTINGS = dictionaries.settings(quick=True)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from koopcore.lab.experiment import Context
 from koopcore.lab.experiments import end_to_end_mnist as experiment
-from koopcore.lab.experiments.experiment import Context
 from koopcore.lab.problems import mnist
 
 

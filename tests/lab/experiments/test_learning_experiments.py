@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from koopcore.lab.experiment import run, unpacked
 from koopcore.lab.experiments import glycolysis, van_der_pol
-from koopcore.lab.experiments.experiment import run, unpacked
 from koopcore.lab.experiments.learning import fitted_slope
 from koopcore.lab.problems.glycolysis import paper_split
 from koopcore.lab.problems.van_der_pol import paper_split as van_der_pol_split

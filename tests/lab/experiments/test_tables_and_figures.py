@@ -8,8 +8,8 @@ import torch
 from experiment_cells import computed
 
 import koopcore as kc
+from koopcore.lab.experiment import Context
 from koopcore.lab.experiments import figure2, table1, table1_paper, table2
-from koopcore.lab.experiments.experiment import Context
 from koopcore.lab.problems.descent import Descent
 from koopcore.lab.problems.oscillator import OscillatorBatch, batched_partition
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore import arrays
-from koopcore.dmd.columns import contract
-from koopcore.dmd.eigen import ComplexArray
+from koopcore.dmd.algebra.columns import contract
+from koopcore.dmd.algebra.eigen import ComplexArray
 from koopcore.types import FloatArray
 
 LIMIT = 1e30

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from koopcore import arrays
 from koopcore.backends.protocol import Backend, Snapshots, unpack
-from koopcore.dmd.eigen import eigh
+from koopcore.dmd.algebra.eigen import eigh
 from koopcore.dmd.series import Series, strided
 from koopcore.partition.partition import Partition
 from koopcore.types import FloatArray, IntArray

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore.backends.protocol import RankRule
+from koopcore.dmd.algebra.columns import Columns, Numbers, omega
+from koopcore.dmd.algebra.dynamics import PARALLEL, independence
+from koopcore.dmd.algebra.eigen import ComplexArray, eig, eigh
 from koopcore.dmd.checks import Rank
-from koopcore.dmd.columns import Columns, Numbers, omega
-from koopcore.dmd.dynamics import PARALLEL, independence
-from koopcore.dmd.eigen import ComplexArray, eig, eigh
 from koopcore.types import FloatArray, IntArray
 
 GOOD, EMPTY, BACKWARD, DIVERGED, STALLED, EXHAUSTED, DEFECTIVE = range(7)

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from koopcore.backends.protocol import Backend, ExponentFit
-from koopcore.dmd.dynamics import solve
-from koopcore.dmd.eigen import ComplexArray
+from koopcore.dmd.algebra.dynamics import solve
+from koopcore.dmd.algebra.eigen import ComplexArray
 from koopcore.types import FloatArray, IntArray
 
 CONVERGED, STALLED, EXHAUSTED = 0, 1, 2

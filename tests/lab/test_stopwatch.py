@@ -2,7 +2,7 @@
 
 import pytest
 
-from koopcore.lab.experiments import stopwatch
+from koopcore.lab import stopwatch
 
 
 class Clock:

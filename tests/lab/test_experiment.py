@@ -9,8 +9,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from koopcore import cli
-from koopcore.lab.experiments import experiment, glycolysis
-from koopcore.lab.experiments.experiment import Cell, packed, unpacked
+from koopcore.lab import experiment
+from koopcore.lab.experiment import Cell, packed, unpacked
+from koopcore.lab.experiments import glycolysis
 
 MNIST = ("table2", "figure3", "end-to-end-mnist")
 COMMANDS = (

@@ -1,0 +1,1 @@
+"""Products of snapshots, eigenvalues, modes, amplitudes and exponents: arrays, no options."""
